@@ -1,0 +1,57 @@
+"""ModelCard: all the engine must know about a classifier and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where one set of weights comes from and what is known about it."""
+
+    source: str
+    """`bundled`, `torchvision`, `timm`, `file` or `random`."""
+    file: str | None = None
+    """Bundled weights: file name below models/weights/; weights from a file: its path."""
+    sha256: str | None = None
+    licence: str | None = None
+    trained_on: str | None = None
+    accuracy: float | None = None
+    """Top-1 in [0, 1] on the test set that `trained_on` names."""
+    command: str | None = None
+    """What reproduces the weights."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A network's input convention, label space and weights.
+
+    `mean` and `std` are per channel, for RGB in [0, 1]: the network sees (rgb - mean) / std.
+    `label_space` names what the logits mean; teachers of one run must share it. An empty name means
+    that nobody knows (a network of a user's own that does not say): such teachers agree with any
+    other that has as many classes.
+    """
+
+    name: str
+    family: str
+    input_size: int
+    num_classes: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    class_names: tuple[str, ...] = ()
+    label_space: str = ""
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    default_weights: str | None = None
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
+            )
+        if self.default_weights is not None and self.default_weights not in self.weights:
+            raise ValueError(f"{self.name}: default weights {self.default_weights!r} are not on the card")

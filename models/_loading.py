@@ -1,0 +1,201 @@
+"""Weights files: reading them without running anything they hold, and fitting them to a network strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from models._card import ModelCard
+
+_WRAPPERS = ("state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel / DDP and by torch.compile
+_COUNTER = "num_batches_tracked"  # of no use in eval mode, and absent from old files
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """`tensors` by parameter name; `card`: what the file says about itself (safetensors metadata only)."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """The tensors of a .safetensors file or of a file of torch.save, on the CPU, in the file's dtypes.
+
+    Understands a dictionary below `state_dict`, `model` or `net`, and keys that all begin with `module.` or
+    `_orig_mod.`. Nothing in the file is executed: safetensors, or torch.load(weights_only=True).
+    Raises ValueError where the file is missing, is no weights file, or would need pickled code.
+    """
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    if path.suffix == ".safetensors":
+        tensors, card = _read_safetensors(path)
+    else:
+        tensors, card = _state_dict(_read_torch(path), path), {}
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return WeightsFile(path, tensors, card)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    try:
+        card = json.loads(metadata.get("card", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: the metadata `card` is not JSON ({error})") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: the metadata `card` is not a JSON object")
+    return tensors, card
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error")[2]
+        code = re.search(r"(?:GLOBAL|global:?|class)\s+([\w.]+\.\w+)", reason)
+        if code is None:
+            raise ValueError(
+                f"{path} is not a weights file that can be read without running pickled code"
+            ) from None
+        raise ValueError(
+            f"{path} needs pickled code to be read ({code[1]}), which is refused; save only its state dict"
+        ) from None
+    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+        reason = str(error).partition(". ")[0].partition("\n")[0]
+        raise ValueError(f"{path} is not a weights file ({type(error).__name__}: {reason})") from None
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping):
+        for key in _WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                return _state_dict(content[key], path)
+        if content and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
+            return dict(content)
+    raise ValueError(
+        f"{path} holds no state dict (a dictionary of tensors, or one below {', '.join(_WRAPPERS)})"
+    )
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ValueError where the file is missing or its SHA-256 (hex) is not `expected`."""
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist; reinstall the package")
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…; reinstall the package"
+        )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file's bytes, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fit(net: nn.Module, tensors: Mapping[str, torch.Tensor], card: ModelCard, source: str) -> None:
+    """Copies `tensors` into `net` (converted to its dtypes); BatchNorm's batch counters are left out of it.
+
+    Raises ValueError that names the first missing, unexpected and differently shaped keys, with their counts.
+    """
+    state = net.state_dict()  # keeps the modules' version numbers, which some networks check
+    wanted = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
+    given = {key: value for key, value in tensors.items() if not key.endswith(_COUNTER)}
+    missing = [key for key in wanted if key not in given]
+    unexpected = [key for key in given if key not in wanted]
+    shaped = {
+        key: (tuple(given[key].shape), shape)
+        for key, shape in wanted.items()
+        if key in given and tuple(given[key].shape) != shape
+    }
+    if missing or unexpected or shaped:
+        problems = [
+            _first(f"{len(missing)} missing", missing),
+            _first(f"{len(unexpected)} unexpected", unexpected),
+        ]
+        texts = [f"{key} {list(file)} for {list(wanted)}" for key, (file, wanted) in shaped.items()]
+        problems.append(_first(f"{len(shaped)} of another shape", texts))
+        text = f"{source} does not fit {card.name}: " + "; ".join(filter(None, problems))
+        raise ValueError(text + _hint(card, shaped))
+    state.update(given)
+    net.load_state_dict(state)
+
+
+def _first(title: str, keys: list[str], limit: int = 3) -> str:
+    return f"{title} ({', '.join(keys[:limit])}{', …' if len(keys) > limit else ''})" if keys else ""
+
+
+def _hint(card: ModelCard, shaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Says `:num_classes=N` where all that differs is as many rows as there are classes."""
+    rows = {file[0] if file and len(file) == len(wanted) else -1 for file, wanted in shaped.values()}
+    only_rows = all(
+        file[1:] == wanted[1:] and wanted[:1] == (card.num_classes,) for file, wanted in shaped.values()
+    )
+    if len(rows) == 1 and only_rows and min(rows) > 0:
+        return f"; for its {min(rows)} classes ask for {card.name}:num_classes={min(rows)}"
+    return ""
+
+
+def described(card: ModelCard, weights: WeightsFile) -> ModelCard:
+    """`card` with what the weights file says instead: mean, std, class_names, label_space.
+
+    Class names without a label space (and the reverse) clear the other where they differ from the card's.
+    Raises ValueError for unknown or malformed entries, and for another `num_classes` than the card's.
+    """
+    said = dict(weights.card)
+    classes = said.pop("num_classes", card.num_classes)
+    if classes != card.num_classes:
+        raise ValueError(
+            f"{weights.path} is for {classes} classes, {card.name} has {card.num_classes};"
+            f" ask for {card.name}:num_classes={classes}"
+        )
+    changes: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        if key in said:
+            changes[key] = _channels(said.pop(key), f"{weights.path}: card.{key}", positive=key == "std")
+    if "class_names" in said:
+        changes["class_names"] = _names(said.pop("class_names"), f"{weights.path}: card.class_names")
+    if "label_space" in said:
+        changes["label_space"] = str(said.pop("label_space"))
+    if said:
+        raise ValueError(f"{weights.path}: its card holds unknown entries: {', '.join(map(str, said))}")
+    if changes.get("class_names", card.class_names) != card.class_names:
+        changes.setdefault("label_space", "")
+    if changes.get("label_space", card.label_space) != card.label_space:
+        changes.setdefault("class_names", ())
+    return replace(card, **changes)
+
+
+def _channels(value: Any, where: str, positive: bool) -> tuple[float, ...]:
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    if not numbers or len(value) != 3 or (positive and min(value) <= 0):
+        raise ValueError(f"{where} must be three {'positive ' if positive else ''}numbers, got {value!r}")
+    return tuple(float(v) for v in value)
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"{where} must be a list of names")
+    return tuple(value)
