@@ -92,6 +92,14 @@ def test_keys_that_do_not_fit(state, tmp_path: Path) -> None:
     assert "num_classes" not in text and "\n" not in text
 
 
+def test_missing_keys_alone_and_unexpected_keys_alone(state, tmp_path: Path) -> None:
+    torch.save({key: value for key, value in state.items() if key != "bn1.bias"}, tmp_path / "less.pth")
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "more.pth")
+    for name, message in (("less", "cifar: 1 missing"), ("more", "cifar: 1 unexpected")):
+        with pytest.raises(ValueError, match=message):
+            create_model(f"resnet20_cifar@{tmp_path}/{name}.pth")
+
+
 def test_another_number_of_classes_suggests_the_option(state, tmp_path: Path) -> None:
     five = state | {"linear.weight": torch.zeros(5, 64), "linear.bias": torch.zeros(5)}
     torch.save(five, tmp_path / "net.pth")
