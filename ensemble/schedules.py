@@ -1,0 +1,121 @@
+"""Values over time: multipliers as functions of the step, and two state machines that follow the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+def constant(step: int, steps: int) -> float:
+    """1 at every step in [0, steps]."""
+    assert 0 <= step <= steps
+    return 1.0
+
+
+def linear(step: int, steps: int, start: float, end: float) -> float:
+    """start + (end - start) step / steps: `start` at step 0, `end` at step `steps`, one past the last."""
+    assert 0 <= step <= steps
+    return start + (end - start) * step / max(steps, 1)
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """A multiplier in [0, 1]: (step + 1) / warmup while step < warmup, then half a cosine from 1 to 0:
+
+        (1 + cos(pi (step - warmup) / (steps - warmup))) / 2
+
+    It is 0 at step `steps`, one past the last. Raises ValueError unless 0 <= warmup <= steps.
+    """
+    if not 0 <= warmup <= steps:
+        raise ValueError(f"schedule: warmup must lie between 0 and the {steps} steps, not {warmup}")
+    assert 0 <= step <= steps
+    if step == steps:
+        return 0.0
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass
+class Plateau:
+    """A multiplier that shrinks by `factor` once more than `patience` updates in a row bring no improvement.
+
+    A loss improves if it is below the best so far by more than threshold x |best|. As PyTorch's
+    ReduceLROnPlateau without cool-down, but |best| keeps the threshold's sense where losses are negative. A
+    loss that is not a number is no improvement.
+
+    Raises ValueError unless 0 < factor < 1, patience >= 0 and threshold >= 0.
+    """
+
+    factor: float
+    patience: int
+    threshold: float = 1e-4
+    multiplier: float = field(default=1.0, init=False)
+    best: float = field(default=math.inf, init=False)
+    waited: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < 1:
+            raise ValueError(f"plateau: factor must lie between 0 and 1, not {self.factor}")
+        _check_patience("plateau", self.patience, self.threshold)
+
+    def update(self, loss: float) -> float:
+        """The multiplier after this loss."""
+        if _improves(loss, self.best, self.threshold):
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self.waited > self.patience:
+            self.multiplier *= self.factor
+            self.waited = 0
+        return self.multiplier
+
+    def state(self) -> dict[str, float]:
+        """All that changes, for a checkpoint."""
+        return {"multiplier": self.multiplier, "best": self.best, "waited": float(self.waited)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        self.multiplier, self.best, self.waited = state["multiplier"], state["best"], int(state["waited"])
+
+
+@dataclass
+class EarlyStopping:
+    """Says stop once more than `patience` updates in a row bring no improvement, as `Plateau` counts them.
+
+    Raises ValueError unless patience >= 0 and threshold >= 0.
+    """
+
+    patience: int
+    threshold: float = 1e-4
+    best: float = field(default=math.inf, init=False)
+    waited: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        _check_patience("early stopping", self.patience, self.threshold)
+
+    def update(self, loss: float) -> bool:
+        """True once it is time to stop."""
+        if _improves(loss, self.best, self.threshold):
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        return self.waited > self.patience
+
+    def state(self) -> dict[str, float]:
+        """All that changes, for a checkpoint."""
+        return {"best": self.best, "waited": float(self.waited)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        self.best, self.waited = state["best"], int(state["waited"])
+
+
+def _improves(loss: float, best: float, threshold: float) -> bool:
+    # inf - threshold * inf is not a number, so the first loss is compared with inf itself.
+    return loss < (best if math.isinf(best) else best - threshold * abs(best))
+
+
+def _check_patience(name: str, patience: int, threshold: float) -> None:
+    if patience < 0 or not threshold >= 0:
+        raise ValueError(f"{name}: patience and threshold must be >= 0, not {patience} and {threshold}")
