@@ -1,0 +1,99 @@
+"""Who computes what: teachers x ranks -> shares. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Share:
+    """Images [start, stop) of the batch, as seen by one teacher."""
+
+    teacher: int
+    start: int
+    stop: int
+
+    @property
+    def images(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`shares[rank]`: what each rank computes. Every teacher sees every image exactly once."""
+
+    images: int
+    shares: tuple[tuple[Share, ...], ...]
+
+    @property
+    def world_size(self) -> int:
+        return len(self.shares)
+
+    def teachers_of(self, rank: int) -> tuple[int, ...]:
+        return tuple(sorted({share.teacher for share in self.shares[rank]}))
+
+    def load(self, costs: Sequence[float]) -> tuple[float, ...]:
+        """Each rank's cost, given each teacher's cost per image."""
+        return tuple(sum(costs[s.teacher] * s.images for s in shares) for shares in self.shares)
+
+
+def place(
+    costs: Sequence[float], images: int, world_size: int, ranks: Sequence[int | None] | None = None
+) -> Placement:
+    """A balanced placement of teachers with `costs` per image over `world_size` ranks.
+
+    With at least as many teachers as ranks, teachers stay whole: the costliest first, each to the least loaded
+    rank. With more ranks than teachers, each teacher gets one rank and each further rank goes to the teacher
+    whose cost per rank is highest; a teacher's batch is cut into slices that differ by at most one image.
+    `ranks[t]` fixes the number of ranks of teacher t (their sum must then fit the world size).
+
+    Raises ValueError where the numbers do not fit.
+    """
+    teachers = len(costs)
+    assert teachers and images > 0 and world_size > 0
+    fixed = list(ranks or [None] * teachers)
+    if any(count is not None for count in fixed) or world_size > teachers:
+        return _split(_ranks_per_teacher(costs, images, world_size, fixed), images)
+    bins: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [0.0] * world_size
+    for teacher in sorted(range(teachers), key=lambda t: (-costs[t], t)):
+        rank = min(range(world_size), key=lambda r: (loads[r], len(bins[r]), r))
+        bins[rank].append(teacher)
+        loads[rank] += costs[teacher]
+    return Placement(images, tuple(tuple(Share(t, 0, images) for t in sorted(b)) for b in bins))
+
+
+def _ranks_per_teacher(
+    costs: Sequence[float], images: int, world_size: int, fixed: Sequence[int | None]
+) -> list[int]:
+    counts = [1 if count is None else count for count in fixed]
+    if any(count < 1 or count > images for count in counts):
+        raise ValueError(f"placement: a teacher's ranks must lie between 1 and the {images} images of the batch")
+    free = [t for t, count in enumerate(fixed) if count is None]
+    if sum(counts) > world_size or (not free and sum(counts) != world_size):
+        raise ValueError(
+            f"placement: {len(costs)} teachers on {counts} ranks do not fit {world_size} processes; "
+            f"start {sum(counts)} or change 'ranks'"
+        )
+    for _ in range(world_size - sum(counts)):
+        open_to_more = [t for t in free if counts[t] < images]
+        if not open_to_more:
+            raise ValueError(f"placement: {world_size} processes are more than {len(costs)} teachers x {images} images")
+        counts[max(open_to_more, key=lambda t: (costs[t] / counts[t], -t))] += 1
+    return counts
+
+
+def _split(counts: Sequence[int], images: int) -> Placement:
+    shares = []
+    for teacher, count in enumerate(counts):
+        bounds = [images * i // count for i in range(count + 1)]
+        shares += [(Share(teacher, a, b),) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return Placement(images, tuple(shares))
+
+
+def slices(share: Share, size: int | None) -> list[Share]:
+    """The share in micro-batches of at most `size` images, as even as possible."""
+    count = 1 if size is None else -(-share.images // size)
+    bounds = [share.start + share.images * i // count for i in range(count + 1)]
+    return [Share(share.teacher, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -1,0 +1,86 @@
+"""A frozen classifier that observes a view: logits and the moments its BatchNorm layers saw."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ensemble.statistics import probe, replace_batch_norm
+from models import ModelCard
+
+
+class Observation(NamedTuple):
+    """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 without BN layers."""
+
+    logits: torch.Tensor
+    moments: torch.Tensor
+
+
+class Teacher:
+    """A network in eval mode, frozen, with its card, its own normalisation and its BN statistics.
+
+    `dtype` is the dtype of activations and of convolution and linear weights, cast once; moments, logits and the
+    affine maps of the BN layers are at least fp32. The network passed in is copied and left as it was.
+
+    `idle` names the BN layers that never run in eval mode. `statistics` is None for a network without BN layers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        card: ModelCard,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name = name
+        self.card = card
+        self.dtype = dtype
+        self.gradient_scale = 1024.0 if dtype == torch.float16 else 1.0
+        """Cotangents are multiplied by it on the way in, so that fp16 gradients do not underflow."""
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.device = torch.device(device)
+        self._sink: list[torch.Tensor] = []
+        net = copy.deepcopy(net).eval().requires_grad_(False)
+        modules = replace_batch_norm(net, dtype, self._sink)
+        for module in net.modules():
+            if module not in modules.values():
+                for key, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[key] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+                for key, buffer in module._buffers.items():
+                    if buffer is not None and buffer.is_floating_point() and type(module) is not nn.Module:
+                        module._buffers[key] = buffer.to(self.wide if "running" in key else dtype)
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self._mean = torch.tensor(card.mean, dtype=self.wide, device=self.device)[:, None, None]
+        self._std = torch.tensor(card.std, dtype=self.wide, device=self.device)[:, None, None]
+        blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
+        with torch.no_grad():
+            self.statistics, self.idle = probe(lambda: self._forward(blank), modules)
+        self.channels = 0 if self.statistics is None else len(self.statistics.mean)
+        self._run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._forward
+
+    def compile(self) -> None:
+        """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant."""
+        self._run = torch.compile(self._forward, dynamic=False)
+
+    def observe(self, view: torch.Tensor) -> Observation:
+        """What the teacher makes of `view` (n, 3, H, W), RGB in [0, 1], resized to the card's input size."""
+        return Observation(*self._run(view))
+
+    def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = self.card.input_size
+        if view.shape[2] != size or view.shape[3] != size:
+            view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        x = ((view.to(self.wide) - self._mean) / self._std).to(self.dtype)
+        self._sink.clear()
+        logits = self.net(x.contiguous(memory_format=torch.channels_last)).to(self.wide)
+        moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
+        self._sink.clear()
+        return logits, moments

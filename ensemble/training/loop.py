@@ -1,0 +1,249 @@
+"""The one training loop: bundled teachers, students and subnets are all trained here."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ensemble.data import LabelledImages
+from ensemble.rng import generator
+from ensemble.training.augment import MixedLabels, crop_and_flip, cutmix, cutout, mixup
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training batch; every part is off at 0."""
+
+    crop_padding: int = 4
+    cutout: int = 0
+    """Side of the square, pixels."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution."""
+    cutmix: float = 0.0
+    """Alpha of the Beta distribution."""
+    mix_probability: float = 1.0
+    """Share of the batches that mixup or CutMix acts on."""
+
+    def __post_init__(self) -> None:
+        if self.mixup and self.cutmix:
+            raise ValueError("augmentation: mixup and cutmix exclude each other; set one of them to 0")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with Nesterov momentum under a one-cycle schedule."""
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.2
+    """Peak learning rate, for a loss averaged over the batch."""
+    warmup: float = 0.15
+    """Share of the steps over which lr rises linearly from 0; then it falls along a cosine to 0."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    """Acts on tensors with more than one dimension."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """What convolutions compute in; depthwise ones are slow in bf16 on a CPU."""
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    """Decay per step of the averaged weights that are returned; 0 returns the last ones."""
+    recalibrate_bn: bool = True
+    """Replace the running statistics, at the end, by those of the whole training set without augmentation."""
+
+    def lr_at(self, step: int, steps: int) -> float:
+        rise = max(1, round(self.warmup * steps))
+        if step < rise:
+            return self.lr * (step + 1) / rise
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+@dataclass
+class Progress:
+    """What the loop tells its observer after each epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass
+class _Run:
+    net: nn.Module
+    ema: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[Progress] = field(default_factory=list)
+
+
+def train(
+    net: nn.Module,
+    train_set: LabelledImages,
+    test_set: LabelledImages,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    schedule: Schedule,
+    augmentation: Augmentation,
+    seed: int,
+    device: torch.device,
+    compile_net: bool,
+    checkpoint: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> nn.Module:
+    """The trained network in eval mode (the averaged one where `schedule.ema` is set).
+
+    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. With `checkpoint`, the state is saved there after every epoch and a run that finds
+    it goes on from it.
+    """
+    net = net.to(device, memory_format=torch.channels_last)
+    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        nesterov=True,
+    )
+    run = _Run(net, copy.deepcopy(net) if schedule.ema else None, optimizer)
+    if checkpoint is not None and checkpoint.exists():
+        _restore(run, checkpoint)
+    forward = torch.compile(net) if compile_net else net
+    inputs = _normalised(train_set.images, mean, std).to(device, memory_format=torch.channels_last)
+    labels = train_set.labels.to(device)
+    steps_per_epoch = len(labels) // schedule.batch_size
+    if not steps_per_epoch:
+        raise ValueError(f"training: {len(labels)} images are fewer than one batch of {schedule.batch_size}")
+    for epoch in range(run.epoch, schedule.epochs):
+        started = time.perf_counter()
+        net.train()
+        rng = generator(seed, "epoch", epoch)
+        order = torch.randperm(len(labels), generator=rng)
+        total = torch.zeros((), device=device)
+        for i in range(steps_per_epoch):
+            index = order[i * schedule.batch_size : (i + 1) * schedule.batch_size].to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, schedule.epochs * steps_per_epoch)
+            batch, mixed = _augmented(inputs[index], labels[index], augmentation, rng)
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+                logits = forward(batch)
+            loss = _mixed_cross_entropy(logits.float(), mixed, schedule.label_smoothing)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach()
+            if run.ema is not None:
+                _average(run.ema, net, schedule.ema)
+        run.epoch = epoch + 1
+        shown = run.ema if run.ema is not None else net
+        accuracy = evaluate(shown, test_set, mean=mean, std=std, device=device)
+        if not math.isfinite(float(total)):
+            raise ValueError(f"training: the loss is not finite in epoch {epoch}; lower the learning rate")
+        if checkpoint is not None:
+            _save(run, checkpoint)
+        seconds = time.perf_counter() - started
+        report(Progress(epoch + 1, schedule.epochs, float(total) / steps_per_epoch, accuracy, seconds))
+    result = run.ema if run.ema is not None else net
+    if schedule.recalibrate_bn:
+        recalibrate_bn(result, inputs)
+    return result.eval()
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module, data: LabelledImages, *, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> float:
+    """Top-1 accuracy in [0, 1], in fp32."""
+    net.eval()
+    correct = 0
+    for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
+        batch = _normalised(images, mean, std).to(device, memory_format=torch.channels_last)
+        correct += int((net(batch).argmax(1).cpu() == labels).sum())
+    return correct / len(data)
+
+
+@torch.no_grad()
+def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) -> None:
+    """Set the running statistics of every BatchNorm to those of `inputs` (N, 3, H, W), already normalised.
+
+    The mean is that of the batches' means, the variance that of their unbiased variances: with equal batches
+    the first is exact and the second differs from the whole set's by the variance between batch means.
+    """
+    layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+    net.train()
+    for batch in inputs.split(batch_size):
+        if len(batch) == batch_size or len(inputs) < batch_size:
+            net(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    net.eval()
+
+
+def _normalised(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    return (images.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _augmented(
+    images: torch.Tensor, labels: torch.Tensor, augmentation: Augmentation, rng: torch.Generator
+) -> tuple[torch.Tensor, MixedLabels]:
+    images = crop_and_flip(images, augmentation.crop_padding, rng)
+    if augmentation.cutout:
+        images = cutout(images, augmentation.cutout, rng)
+    mixed: MixedLabels = (labels, labels, 1.0)
+    if (augmentation.mixup or augmentation.cutmix) and torch.rand(1, generator=rng) < augmentation.mix_probability:
+        if augmentation.mixup:
+            images, mixed = mixup(images, labels, augmentation.mixup, rng)
+        else:
+            images, mixed = cutmix(images, labels, augmentation.cutmix, rng)
+    return images.contiguous(memory_format=torch.channels_last), mixed
+
+
+def _mixed_cross_entropy(logits: torch.Tensor, mixed: MixedLabels, smoothing: float) -> torch.Tensor:
+    first, second, share = mixed
+    loss = F.cross_entropy(logits, first, label_smoothing=smoothing)
+    if share == 1.0:
+        return loss
+    return share * loss + (1 - share) * F.cross_entropy(logits, second, label_smoothing=smoothing)
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, net: nn.Module, decay: float) -> None:
+    for averaged, current in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(current, 1 - decay)
+        else:
+            averaged.copy_(current)
+
+
+def _save(run: _Run, path: Path) -> None:
+    state = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "epoch": run.epoch}
+    if run.ema is not None:
+        state["ema"] = run.ema.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _restore(run: _Run, path: Path) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    run.net.load_state_dict(state["net"])
+    if run.ema is not None:
+        run.ema.load_state_dict(state["ema"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.epoch = state["epoch"]
