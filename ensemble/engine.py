@@ -34,6 +34,8 @@ class EnsembleMember:
     name: str
     weight: float
     statistics: BNStatistics | None
+    targets: torch.Tensor
+    """(N,) the batch's targets as indices of this teacher's own classes."""
     teacher: Teacher | None = None
 
 
@@ -106,7 +108,6 @@ class Inversion:
     def __init__(
         self,
         parameterization: ImageParameterization,
-        targets: torch.Tensor,
         members: Sequence[EnsembleMember],
         formulation: Formulation,
         stages: Sequence[StagePlan],
@@ -127,7 +128,6 @@ class Inversion:
         Flags and finiteness are read from the device every `poll_every` steps.
         """
         self.parameterization = parameterization
-        self.targets = targets
         self.members = tuple(members)
         self.formulation = formulation
         self.stages = tuple(stages)
@@ -140,6 +140,7 @@ class Inversion:
         self.reduction: Reduction = reduction or FloatSum()
         self.reduce = reduce
         self.poll_every = poll_every
+        targets = self.members[0].targets
         self.images = len(targets)
         statistics = [None if m.statistics is None else (m.statistics.positions, m.statistics.var) for m in members]
         self.exchange = Exchange(statistics, formulation.logits_terms, self.images, targets.device)
@@ -179,7 +180,7 @@ class Inversion:
             leaf = view[cell.start : cell.stop].clone().requires_grad_(not self.recompute)
             with torch.set_grad_enabled(not self.recompute):
                 observation = self._observe(cell, leaf)
-            self.exchange.add(cell.teacher, observation, self.targets[cell.start : cell.stop])
+            self.exchange.add(cell.teacher, observation, self._targets(cell))
             held.append((cell, leaf, None if self.recompute else observation))
         totals = self.exchange.close(self.reduce)
         record, cotangents = self._teacher_losses(totals, weights)
@@ -196,15 +197,18 @@ class Inversion:
         return record, total_gradient + prior_gradient, totals
 
     @torch.no_grad()
-    def loss(self, view: torch.Tensor) -> torch.Tensor:
-        """L at `view` with all teachers: no gradient, one sum over the ranks."""
+    def measure(self, view: torch.Tensor) -> Record:
+        """The losses at `view` with all teachers acting: no gradient, one sum over the ranks."""
         weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
         self.exchange.open(self.reduction, {})
         for cell in self.cells:
             observation = self._observe(cell, view[cell.start : cell.stop])
-            self.exchange.add(cell.teacher, observation, self.targets[cell.start : cell.stop])
+            self.exchange.add(cell.teacher, observation, self._targets(cell))
         record, _ = self._teacher_losses(self.exchange.close(self.reduce), weights)
-        return record.total + self.formulation.prior_loss(view).double()
+        return self._with_prior(record, self.formulation.prior_loss(view))
+
+    def _targets(self, cell: Share) -> torch.Tensor:
+        return self.members[cell.teacher].targets[cell.start : cell.stop]
 
     def _observe(self, cell: Share, images: torch.Tensor) -> Observation:
         teacher = self.members[cell.teacher].teacher
@@ -244,7 +248,7 @@ class Inversion:
         outputs, cotangents = [], []
         if self.formulation.logits_terms:
             logits = observation.logits.detach().requires_grad_()
-            targets = self.targets[cell.start : cell.stop]
+            targets = self._targets(cell)
             terms = [share * term.weight * term.share(logits, targets, self.images) for term in self.formulation.logits_terms]
             (dlogits,) = torch.autograd.grad(torch.stack(terms).sum(), logits)
             outputs.append(observation.logits)
@@ -374,7 +378,7 @@ class Inversion:
 
     @torch.no_grad()
     def _keep_best(self) -> None:
-        loss = float(self.loss(self.parameterization()))
+        loss = float(self.measure(self.parameterization()).total)
         if loss < self.best.loss:
             tensors = {k: v.detach().clone() for k, v in self.parameterization.state_dict().items()}
             self.best = _Best(loss, self.step, tensors)

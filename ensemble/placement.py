@@ -92,6 +92,21 @@ def _split(counts: Sequence[int], images: int) -> Placement:
     return Placement(images, tuple(shares))
 
 
+def place_cells(costs: Sequence[float], images: int, world_size: int, cell_size: int) -> Placement:
+    """Cells of at most `cell_size` images, fixed by the arguments but `world_size`, dealt out whole.
+
+    The costliest first, each to the least loaded rank. A rank may get none.
+    """
+    cells = [cell for t in range(len(costs)) for cell in slices(Share(t, 0, images), cell_size)]
+    bins: list[list[Share]] = [[] for _ in range(world_size)]
+    loads = [0.0] * world_size
+    for cell in sorted(cells, key=lambda c: (-costs[c.teacher] * c.images, c.teacher, c.start)):
+        rank = min(range(world_size), key=lambda r: (loads[r], r))
+        bins[rank].append(cell)
+        loads[rank] += costs[cell.teacher] * cell.images
+    return Placement(images, tuple(tuple(sorted(b, key=lambda c: (c.teacher, c.start))) for b in bins))
+
+
 def slices(share: Share, size: int | None) -> list[Share]:
     """The share in micro-batches of at most `size` images, as even as possible."""
     count = 1 if size is None else -(-share.images // size)

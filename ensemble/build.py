@@ -1,0 +1,276 @@
+"""Turns a recipe into live objects: teachers, placement, formulation, and the inversion of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ensemble import recipe as spec
+from ensemble.distributed import ProcessContext
+from ensemble.engine import EnsembleMember, Inversion, StagePlan
+from ensemble.hardware import PRECISIONS, resolve_compile, resolve_precision
+from ensemble.initial import initialise
+from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.optimizers import Adam
+from ensemble.parameterization import FourierImage, ImageParameterization, PixelImage
+from ensemble.placement import Placement, Share, place, place_cells, slices
+from ensemble.reduction import FixedPointSum, FloatSum
+from ensemble.rng import generator
+from ensemble.schedules import EarlyStopping
+from ensemble.targets import batch_targets, parse_targets
+from ensemble.teacher import Teacher
+from ensemble.transforms import Compose, Flip, Jitter, Resize
+from models import ModelCard, create_model, model_card
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a recipe before any weights are loaded."""
+
+    recipe: spec.Recipe
+    """With every `auto` resolved."""
+    cards: tuple[ModelCard, ...]
+    names: tuple[str, ...]
+    """The teachers' display names, unique."""
+    size: int
+    classes: tuple[int, ...] | None
+    """Target classes; None draws them."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.cards[0].class_names
+
+    def targets(self, trial: int) -> torch.Tensor:
+        """The targets of one trial's batch, int64 (N,)."""
+        r = self.recipe
+        return batch_targets(
+            self.classes, self.cards[0].num_classes, r.images_per_class, r.image.batch_size, r.seed + trial
+        )
+
+
+def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
+    """Check the recipe against the models' cards, and resolve what is `auto`.
+
+    Raises ValueError for unknown models, label spaces that differ, and targets that are none of the classes.
+    """
+    cards = tuple(model_card(entry.model) for entry in recipe.teachers)
+    _check_label_spaces(recipe, cards)
+    classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names)
+    size = recipe.image.size or max(card.input_size for card in cards)
+    passes = recipe.iterations * recipe.trials * len(cards)
+    runtime = replace(
+        recipe.runtime,
+        precision=resolve_precision(recipe.runtime.precision, device),
+        compile="on" if resolve_compile(recipe.runtime.compile, device, passes) else "off",
+    )
+    resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
+    for stage in resolved.stages:
+        if stage.jitter >= (stage.size or size):
+            raise ValueError(f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels")
+    return Plan(resolved, cards, _unique_names(recipe.teachers), size, classes)
+
+
+def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None:
+    first = cards[0]
+    if recipe.teachers[0].classes is not None:
+        raise ValueError("teachers[0].classes: the first teacher defines the classes; map the others onto it")
+    for i, (entry, card) in enumerate(zip(recipe.teachers, cards, strict=True)):
+        if entry.classes is not None:
+            unknown = [name for name in entry.classes if name not in first.class_names]
+            outside = [index for index in entry.classes.values() if not 0 <= index < card.num_classes]
+            if unknown or outside:
+                what = f"no class {unknown[0]!r} in {first.name}" if unknown else f"index {outside[0]} is out of range"
+                raise ValueError(f"teachers[{i}].classes: {what}")
+            continue
+        named = card.label_space and first.label_space
+        if card.num_classes != first.num_classes or (named and card.label_space != first.label_space):
+            raise ValueError(
+                f"teachers: {first.name} and {card.name} have different classes "
+                f"({first.label_space or first.num_classes} and {card.label_space or card.num_classes}); "
+                f"give a mapping in teachers[{i}].classes"
+            )
+
+
+def _unique_names(entries: Sequence[spec.TeacherEntry]) -> tuple[str, ...]:
+    short = [entry.model.partition("@")[0] for entry in entries]
+    return tuple(name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short))
+
+
+def _own_targets(targets: torch.Tensor, entry: spec.TeacherEntry, first: ModelCard) -> torch.Tensor:
+    if entry.classes is None:
+        return targets
+    table = torch.full((first.num_classes,), -1)
+    for name, index in entry.classes.items():
+        table[first.class_names.index(name)] = index
+    mapped = table[targets]
+    if (mapped < 0).any():
+        missing = first.class_names[int(targets[mapped < 0][0])]
+        raise ValueError(f"teachers: the mapping of {entry.model} lacks the target class {missing!r}")
+    return mapped
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The teachers of a run on this rank, and who computes what."""
+
+    members: tuple[tuple[str, float, Any, Teacher | None], ...]
+    """(name, weight, BN statistics, the teacher where this rank owns a share of it)."""
+    placement: Placement
+    costs: tuple[float, ...]
+    """FLOPs of one image, forward and gradient, by teacher."""
+    memory: tuple[int, ...]
+    """Bytes kept for the gradient per image, by teacher."""
+
+
+def count_cost(teacher: Teacher) -> tuple[float, int]:
+    """(FLOPs of one image forward and back to the input, bytes of activations kept for it)."""
+    size = teacher.card.input_size
+    view = torch.full((1, 3, size, size), 0.5, dtype=teacher.wide, device=teacher.device, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and tensor.shape[0] == 1 and not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), FlopCounterMode(display=False) as counter:
+        logits, moments = teacher.observe(view)
+        torch.autograd.grad(logits.sum() + moments.sum(), view)
+    return float(counter.get_total_flops()), sum(kept.values())
+
+
+def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None = None) -> Ensemble:
+    """Load the teachers, place them, and keep on this rank those that it owns a share of.
+
+    `world_size` overrides the context's, for a dry run. Raises ValueError where weights cannot be had or do not
+    fit, BN matching finds no BN layer, or the placement does not work out.
+    """
+    recipe = plan.recipe
+    dtype = PRECISIONS[recipe.runtime.precision]
+    matches = any(isinstance(o, spec.BNMatchingSpec) for o in recipe.objectives)
+    teachers, costs, memory = [], [], []
+    for name, entry in zip(plan.names, recipe.teachers, strict=True):
+        net, card = create_model(entry.model)
+        teacher = Teacher(name, net, card, dtype=dtype, device=context.device)
+        if matches and teacher.statistics is None:
+            raise ValueError(
+                f"teachers: {entry.model} has no BatchNorm layers that run, but bn_matching needs them; "
+                "drop the teacher or the objective"
+            )
+        flops, kept = count_cost(teacher)
+        teachers.append(teacher)
+        costs.append(flops)
+        memory.append(kept)
+    images = len(plan.targets(0))
+    world = world_size or context.world_size
+    if recipe.runtime.reproducible == "ranks":
+        placement = place_cells(costs, images, world, recipe.runtime.cell_size)
+    else:
+        placement = place(costs, images, world, [entry.ranks for entry in recipe.teachers])
+    owned = placement.teachers_of(context.rank)
+    members = []
+    for t, (teacher, entry) in enumerate(zip(teachers, recipe.teachers, strict=True)):
+        if t in owned and recipe.runtime.compile == "on":
+            teacher.compile()
+        members.append((teacher.name, entry.weight, teacher.statistics, teacher if t in owned else None))
+    return Ensemble(tuple(members), placement, tuple(costs), tuple(memory))
+
+
+def check_placement(plan: Plan, world_size: int) -> None:
+    """Raises ValueError where the teachers cannot be placed on so many ranks; needs no weights."""
+    if plan.recipe.runtime.reproducible == "placement":
+        ranks = [entry.ranks for entry in plan.recipe.teachers]
+        place([1.0] * len(plan.cards), len(plan.targets(0)), world_size, ranks)
+
+
+def build_formulation(plan: Plan) -> Formulation:
+    """The recipe's objectives as live terms."""
+    logits_terms: list[Any] = []
+    bn_terms, priors = [], []
+    for o in plan.recipe.objectives:
+        match o:
+            case spec.CrossEntropySpec():
+                logits_terms.append(CrossEntropy(o.weight, o.temperature))
+            case spec.ClassScoreSpec():
+                logits_terms.append(ClassScore(o.weight))
+            case spec.BNMatchingSpec():
+                bn_terms.append(BNMatching(o.weight, o.convention, o.first, dict(o.layers)))
+            case spec.TotalVariationSpec():
+                priors.append(TotalVariation(o.weight, o.order, o.over))
+            case spec.L2Spec():
+                priors.append(L2Prior(o.weight, o.over))
+    card = plan.cards[0]
+    space = (card.mean, card.std) if plan.recipe.prior_space == "normalised" else (None, None)
+    return Formulation(tuple(logits_terms), tuple(bn_terms), tuple(priors), *space)
+
+
+def build_inversion(
+    plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int, micro_batch: int | None
+) -> Inversion:
+    """The inversion of one trial's batch, at its start."""
+    recipe, device = plan.recipe, context.device
+    targets = plan.targets(trial).to(device)
+    seed = recipe.seed + trial
+    members = [
+        EnsembleMember(name, weight, statistics, _own_targets(targets.cpu(), entry, plan.cards[0]).to(device), teacher)
+        for (name, weight, statistics, teacher), entry in zip(ensemble.members, recipe.teachers, strict=True)
+    ]
+    invariant = recipe.runtime.reproducible == "ranks"
+    cells: list[Share] = []
+    for share in ensemble.placement.shares[context.rank]:
+        cells += slices(share, None if invariant else micro_batch)
+    return Inversion(
+        _parameterization(plan, len(targets), device, seed),
+        members,
+        build_formulation(plan),
+        [_stage(recipe, stage, plan.size) for stage in recipe.stages],
+        cells=cells,
+        seed=seed,
+        acting=recipe.ensemble.acting,
+        acting_count=recipe.ensemble.count,
+        best_every=recipe.best_every,
+        early_stopping=EarlyStopping(recipe.optimizer.early_stopping) if recipe.optimizer.early_stopping else None,
+        recompute=micro_batch is not None,
+        reduction=FixedPointSum() if invariant else FloatSum(),
+        reduce=context.sum_,
+        poll_every=recipe.record_every if context.backend == "nccl" else 1,
+    )
+
+
+def _parameterization(plan: Plan, images: int, device: torch.device, seed: int) -> ImageParameterization:
+    recipe, card = plan.recipe, plan.cards[0]
+    dtype = torch.promote_types(PRECISIONS[recipe.runtime.precision], torch.float32)
+    image: ImageParameterization
+    match recipe.image.parameterization:
+        case spec.FourierSpec(decay=decay, decorrelate=decorrelate):
+            image = FourierImage(images, plan.size, decay=decay, decorrelate=decorrelate, dtype=dtype, device=device)
+        case spec.PixelSpec(space=space, clip=clip):
+            image = PixelImage(
+                images, plan.size, space=space, mean=card.mean, std=card.std, clip=clip, dtype=dtype, device=device
+            )
+    start = recipe.image.start
+    initialise(image, start.kind, scale=start.scale, path=start.path, rng=generator(seed, "start"))
+    return image
+
+
+def _stage(recipe: spec.Recipe, stage: spec.StageSpec, size: int) -> StagePlan:
+    optimizer = recipe.optimizer
+    transform = Compose(
+        (
+            Resize(stage.size or size),
+            Jitter(stage.jitter, stage.jitter_mode, stage.jitter_per_image),
+            Flip(stage.flip, stage.flip_per_image),
+        )
+    )
+    return StagePlan(
+        stage.iterations,
+        transform,
+        Adam(stage.lr or optimizer.lr, optimizer.betas, optimizer.eps),
+        min(optimizer.warmup, stage.iterations),
+        optimizer.schedule,
+        (optimizer.plateau_factor, optimizer.plateau_patience),
+    )

@@ -1,0 +1,1 @@
+"""What finished images are judged by: verifiers' accuracy, distances between feature sets, neighbours."""

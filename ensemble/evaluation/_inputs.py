@@ -1,0 +1,60 @@
+"""How images reach a network under evaluation: checked, resized, normalised, in batches, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models._card import ModelCard
+
+_RANGE_TOLERANCE = 1e-4
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_images(card: ModelCard, images: torch.Tensor) -> None:
+    """Raises ValueError unless `images` is a non-empty float (N, C, H, W) in [0, 1] with the card's channels."""
+    channels = len(card.mean)
+    if images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise ValueError(f"{card.name}: expected images of shape (N, {channels}, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"{card.name}: expected float images in [0, 1], got {images.dtype}; divide by 255")
+    low, high = images.amin().item(), images.amax().item()
+    if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):  # written so that NaN fails too
+        raise ValueError(
+            f"{card.name}: expected RGB in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            "give images before normalisation"
+        )
+
+
+def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """Slices of `images` as `net` takes them: (B, C, S, S) with S the card's input size, (rgb - mean) / std.
+
+    Resizing is bilinear with antialiasing and acts on both sides, so an image that is not square is
+    squeezed. The slices are on the network's device and in its dtype.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    mean, std = (torch.tensor(v, device=weight.device).view(1, -1, 1, 1) for v in (card.mean, card.std))
+    size = (card.input_size, card.input_size)
+    for batch in images.split(batch_size):
+        view = batch.to(device=weight.device, dtype=torch.float32)
+        if view.shape[-2:] != size:
+            view = F.interpolate(view, size, mode="bilinear", align_corners=False, antialias=True)
+        yield ((view - mean) / std).to(weight.dtype)

@@ -1,0 +1,93 @@
+"""How well a network recognises images: the verifier's and the student's score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ensemble.evaluation._inputs import batches, check_images, evaluating
+from models._card import ModelCard
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions in [0, 1] over `n` images."""
+
+    top1: float
+    top5: float
+    n: int
+    interval: tuple[float, float]
+    """Wilson 95 % interval of `top1`."""
+    per_class: tuple[float, ...]
+    """Top-1 among the images of each class; NaN for a class without images."""
+    confidence: float
+    """Mean of the largest softmax probability, whether or not it is the target's."""
+
+
+def accuracy(
+    net: nn.Module, card: ModelCard, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256
+) -> Accuracy:
+    """How often `net` gives the images their targets.
+
+    `images` float (N, 3, H, W), RGB in [0, 1], are resized (bilinear, antialiased) to the card's input size
+    and normalised with its mean and std; `targets` int64 (N,). The network runs in eval mode without
+    gradients and keeps the mode it was in. With fewer than five classes `top5` counts them all.
+
+    Raises ValueError where images, targets or logits do not fit the card, or logits are not finite.
+    """
+    check_images(card, images)
+    if targets.shape != images.shape[:1]:
+        raise ValueError(f"{card.name}: {len(images)} images need as many targets, got shape {tuple(targets.shape)}")
+    targets = targets.detach().cpu().long()
+    if targets.min() < 0 or targets.max() >= card.num_classes:
+        raise ValueError(
+            f"{card.name}: targets must be in 0..{card.num_classes - 1}, "
+            f"got {targets.min().item()}..{targets.max().item()}"
+        )
+    best, confidence = [], []
+    with evaluating(net):
+        for batch in batches(net, card, images, batch_size):
+            logits = net(batch)
+            if logits.shape != (len(batch), card.num_classes):
+                raise ValueError(
+                    f"{card.name}: the card says {card.num_classes} classes, the network's output "
+                    f"has shape {tuple(logits.shape)}"
+                )
+            if not logits.isfinite().all():
+                raise ValueError(f"{card.name}: the logits are not finite; check the weights")
+            best.append(logits.topk(min(5, card.num_classes)).indices.cpu())
+            confidence.append(logits.float().softmax(1).amax(1).cpu())
+    hits = torch.cat(best) == targets[:, None]
+    first = hits[:, 0]
+    n = len(targets)
+    right = torch.bincount(targets[first], minlength=card.num_classes).tolist()
+    total = torch.bincount(targets, minlength=card.num_classes).tolist()
+    return Accuracy(
+        top1=first.sum().item() / n,
+        top5=hits.any(1).sum().item() / n,
+        n=n,
+        interval=wilson_interval(int(first.sum()), n),
+        per_class=tuple(r / t if t else math.nan for r, t in zip(right, total, strict=True)),
+        confidence=torch.cat(confidence).double().mean().item(),
+    )
+
+
+def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; 95 % at the default z.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with p = successes / n.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -1,0 +1,64 @@
+"""What this machine computes well: every `auto` of the runtime is resolved here, once."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+"""The dtype of activations and convolution weights under each name."""
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 arithmetic: CUDA capability >= 8.0, or a CPU with AMX-BF16 or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_in_bf16(device) else "fp32"
+
+
+def resolve_compile(mode: str, device: torch.device, passes: int) -> bool:
+    """Whether to compile the teachers: `auto` does where `passes` (steps times teachers) repay it.
+
+    On a CPU the C++ kernel already gives the eager form most of the speed, and a compilation costs as much as
+    some hundred steps.
+    """
+    if mode != "auto":
+        return mode == "on"
+    return passes >= (2000 if device.type == "cuda" else 20000)
+
+
+def set_up(precision: str, device: torch.device) -> None:
+    """Process-wide settings: deterministic kernels where they exist, TF32 only where it was asked for."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most this process has used, bytes: on the GPU where there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

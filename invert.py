@@ -1,0 +1,189 @@
+"""Invert an ensemble of frozen classifiers: optimise images until all of them agree."""
+
+from __future__ import annotations
+
+import time
+
+_BEGAN = time.perf_counter()
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from datetime import timedelta  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
+
+_EPILOG = """examples:
+  python invert.py --recipe recipes/quickstart.yaml --output results/quickstart
+  python invert.py --models resnet20_cifar vgg16_bn_slim_cifar --targets cat dog --images-per-class 8
+  python invert.py --nproc 2 --models resnet50@IMAGENET1K_V2 vgg19_bn --targets 0-9 --device cpu
+  torchrun --nproc-per-node 4 invert.py --models resnet50 vgg19_bn
+  python invert.py --list-models '*cifar*'
+
+A model is NAME[:option=value][@WEIGHTS]; WEIGHTS is a tag, a file, `random` or, left out, the model's default.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see invert.py --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = _Parser(
+        prog="invert.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = p.add_argument_group("what to invert")
+    what.add_argument("--recipe", metavar="FILE", help="a YAML recipe; the options below win over it")
+    what.add_argument("--models", nargs="+", metavar="MODEL", help="the teachers")
+    what.add_argument("--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all")
+    what.add_argument("--images-per-class", type=int, metavar="N")
+    what.add_argument("--iterations", type=int, metavar="N", help="steps in all; the recipe's stages keep their proportions")
+    what.add_argument("--trials", type=int, metavar="K", help="make K batches, with seeds SEED, SEED + 1, ...")
+    what.add_argument("--seed", type=int)
+    what.add_argument("--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers")
+    what.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any field, e.g. image.batch_size=40")
+    where = p.add_argument_group("results")
+    where.add_argument("--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)")
+    where.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
+    how = p.add_argument_group("how to compute")
+    how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
+    how.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "tf32", "fp64"))
+    how.add_argument("--compile", choices=("auto", "on", "off"))
+    how.add_argument("--micro-batch", metavar="N", help="images through a teacher at once; auto halves when out of memory")
+    how.add_argument("--reproducible", choices=("placement", "ranks"), help="ranks: the same bits on any number of ranks")
+    how.add_argument("--dry-run", action="store_true", help="print formulation, placement and estimates; run nothing")
+    look = p.add_argument_group("models")
+    look.add_argument("--list-models", nargs="?", const="*", metavar="PATTERN", help="print the known models and leave")
+    look.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers models")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done (or stopped and saved), 1 a failure of the machine, 2 a mistake of the user."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as error:
+        if os.environ.get("RANK", "0") == "0":
+            text = str(error)
+            print(f"invert.py: {text}" if "\n" not in text else f"invert.py: {len(text.splitlines())} mistakes\n{text}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    from models import load_plugin
+
+    for plugin in options.plugin:
+        load_plugin(plugin)
+    if options.list_models is not None:
+        from ensemble.reports import print_models
+
+        print_models(options.list_models)
+        return 0
+    from ensemble.build import plan
+    from ensemble.distributed import choose_device, launched_ranks, process_context
+    from ensemble.recording import check_output
+    from ensemble.run import Interrupted, run
+
+    recipe = _recipe(options)
+    output = Path(options.output).expanduser()
+    resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if options.nproc is not None and launched_ranks() > 1:
+        raise ValueError("--nproc starts ranks itself; under torchrun leave it out")
+    device = choose_device(recipe.runtime.device)
+    planned = plan(recipe, device)
+    if options.dry_run:
+        from ensemble.reports import print_dry_run
+
+        print_dry_run(planned, device, options.nproc or launched_ranks())
+        return 0
+    if not resume:
+        check_output(output, options.overwrite)
+    if options.nproc is not None:
+        return _launch(options, arguments, planned)
+    with process_context(device, timedelta(seconds=recipe.runtime.timeout)) as context:
+        try:
+            summary = run(planned, output, context, resume=resume, overwrite=options.overwrite, began=_BEGAN)
+        except Interrupted as stop:
+            if context.is_main:
+                print(f"invert.py: {stop}", file=sys.stderr)
+            return 0
+        if context.is_main:
+            from ensemble.reports import print_summary
+
+            print_summary(summary, output)
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> Any:
+    """The recipe file or the defaults of --models, with the command line's options laid over it."""
+    from ensemble.config import apply_override, load_yaml
+    from ensemble.recipe import default_recipe, parse_recipe
+    from models import model_card
+
+    if options.recipe is None and not options.models:
+        raise ValueError("name teachers with --models, or a recipe with --recipe; see invert.py --help")
+    if options.recipe is not None:
+        data = load_yaml(options.recipe)
+        if options.models:
+            data["teachers"] = [{"model": name} for name in options.models]
+    else:
+        data = default_recipe(options.models, max(model_card(name).input_size for name in options.models))
+    direct = {
+        "targets": options.targets if options.targets is None or len(options.targets) > 1 else options.targets[0],
+        "images_per_class": options.images_per_class,
+        "trials": options.trials,
+        "seed": options.seed,
+        "verifiers": options.verifier,
+    }
+    data |= {key: value for key, value in direct.items() if value is not None}
+    runtime = {
+        "device": options.device,
+        "precision": options.precision,
+        "compile": options.compile,
+        "reproducible": options.reproducible,
+        "micro_batch": int(options.micro_batch) if str(options.micro_batch).isdigit() else options.micro_batch,
+    }
+    runtime = {key: value for key, value in runtime.items() if value is not None}
+    if runtime:
+        data["runtime"] = {**(data.get("runtime") or {}), **runtime}
+    for assignment in options.set:
+        data = apply_override(data, assignment)
+    recipe = parse_recipe(data)
+    return recipe if options.iterations is None else recipe.with_iterations(options.iterations)
+
+
+def _launch(options: argparse.Namespace, arguments: list[str], planned: Any) -> int:
+    """Check the placement here, then run the same command as ranks of torch's own launcher."""
+    import subprocess
+
+    from ensemble.build import check_placement
+
+    if options.nproc < 1:
+        raise ValueError(f"--nproc must be at least 1, not {options.nproc}")
+    check_placement(planned, options.nproc)
+    rest = _without_nproc(arguments)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.nproc)]
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
+    return subprocess.run([*command, os.path.abspath(__file__), *rest], env=environment).returncode
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    rest, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        elif not argument.startswith("--nproc="):
+            rest.append(argument)
+    return rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())
