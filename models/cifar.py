@@ -166,15 +166,16 @@ class _InvertedResidual(nn.Module):
 
 
 class CifarMobileNetV2(nn.Module):
-    """MobileNetV2 (Sandler et al. 2018) for 32 x 32 images: strides of the stem and first stages are 1."""
+    """MobileNetV2 (Sandler et al. 2018) with the strides changed for 32 x 32 images: 8 in all, not 32."""
 
+    # (expansion, channels, blocks, stride of the first block); expanded maps never have the full 32 x 32
     _STAGES = (
-        (1, 16, 1, 1),
+        (1, 16, 1, 2),
         (6, 24, 2, 1),
         (6, 32, 3, 2),
         (6, 64, 4, 2),
         (6, 96, 3, 1),
-        (6, 160, 3, 2),
+        (6, 160, 3, 1),
         (6, 320, 1, 1),
     )
 
