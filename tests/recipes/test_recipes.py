@@ -1,0 +1,171 @@
+"""Every recipe parses, says where it comes from, and takes two steps with small untrained networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import invert
+from ensemble.config import load_yaml
+from ensemble.recipe import Recipe, parse_recipe
+from models import model_card
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+EXPECTED = {
+    "begin_eight_teachers",
+    "bn_only",
+    "classification_only",
+    "in_turn",
+    "nvlabs_cifar10",
+    "nvlabs_setting0",
+    "nvlabs_setting1",
+    "nvlabs_setting2",
+    "pixels",
+    "quickstart",
+    "rafi_cohen_resnet50",
+}
+each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def read(name: str) -> Recipe:
+    return parse_recipe(load_yaml(FOLDER / f"{name}.yaml"))
+
+
+def models_of(recipe: Recipe) -> list[str]:
+    return [entry.model for entry in recipe.teachers] + list(recipe.verifiers)
+
+
+def stand_ins(recipe: Recipe) -> list[str]:
+    """Options that swap in untrained networks and a tiny batch; everything else stays the recipe's."""
+    if model_card(recipe.teachers[0].model).num_classes == 10:
+        teachers = ["resnet20_cifar@random", "vgg16_bn_slim_cifar@random"]
+        verifier = "mobilenetv2_slim_cifar@random"
+        sizes = ["image.batch_size=4"]
+    else:
+        teachers, verifier = ["resnet18@random"], "resnet18@random"
+        sizes = ["image.batch_size=2", "image.size=64"]
+        # a view larger than the image would be enlarged, where the recipe reduces or keeps it
+        sizes += [
+            f"stages[{i}].size={64 * stage.size // (recipe.image.size or 224)}"
+            for i, stage in enumerate(recipe.stages)
+            if stage.size is not None
+        ]
+    line = ["--models", *teachers[: len(recipe.teachers)], "--device", "cpu", "--precision", "fp32"]
+    line += ["--verifier", verifier] if recipe.verifiers else []
+    return line + [part for size in sizes for part in ("--set", size)]
+
+
+def test_all_recipes_are_here() -> None:
+    assert {path.stem for path in FILES} == EXPECTED
+
+
+@each_recipe
+def test_header_says_source_and_deviations(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    for word in ("Source:", "Reproduces:", "Deviations:"):
+        assert sum(line.startswith(f"# {word}") for line in header) == 1, word
+    assert max(len(line) for line in lines) <= 110
+
+
+@each_recipe
+def test_models_are_known_with_their_weights(path: Path) -> None:
+    for name in models_of(read(path.stem)):
+        tag = name.partition("@")[2]
+        card = model_card(name)
+        assert not tag or tag in card.weights, f"{name}: known weights are {list(card.weights)}"
+
+
+@each_recipe
+def test_verifiers_are_no_teachers(path: Path) -> None:
+    recipe = read(path.stem)
+    assert not {entry.model for entry in recipe.teachers} & set(recipe.verifiers)
+
+
+@each_recipe
+def test_takes_two_steps(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = read(path.stem)
+    line = ["--recipe", str(path), *stand_ins(recipe), "--iterations", "2", "--output", str(tmp_path / "out")]
+    assert invert.main(line) == 0, capsys.readouterr().err
+    written = parse_recipe(load_yaml(tmp_path / "out" / "recipe.yaml"))
+    assert written.objectives == recipe.objectives
+    assert written.iterations == 2
+    saved = load_file(tmp_path / "out" / "images.safetensors")
+    expected = 4 if saved["images"].shape[-1] == 32 else 2
+    assert saved["images"].shape[:2] == (expected, 3)
+    assert saved["images"].isfinite().all() and saved["images"].min() >= 0 and saved["images"].max() <= 1
+
+
+def test_the_written_recipe_gives_the_same_images(tmp_path: Path) -> None:
+    line = ["--recipe", str(FOLDER / "quickstart.yaml"), *stand_ins(read("quickstart")), "--iterations", "3"]
+    again = ["--recipe", str(tmp_path / "first" / "recipe.yaml")]
+    assert invert.main([*line, "--output", str(tmp_path / "first")]) == 0
+    assert invert.main([*again, "--output", str(tmp_path / "same")]) == 0
+    assert invert.main([*again, "--seed", "1", "--output", str(tmp_path / "other")]) == 0
+    first, same, other = (
+        (tmp_path / run / "images.safetensors").read_bytes() for run in ("first", "same", "other")
+    )
+    assert first == same
+    assert first != other
+
+
+def test_quickstart_writes_out_every_field() -> None:
+    """It is the documented example, so a field that recipes gain has to appear in it."""
+    text = (FOLDER / "quickstart.yaml").read_text(encoding="utf-8")
+    written = set(re.findall(r"^[ -]*(\w+):", text, re.MULTILINE))
+    assert set(field_names(read("quickstart"))) <= written
+
+
+def field_names(value: Any) -> Iterator[str]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from field_names(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield field.name
+            yield from field_names(getattr(value, field.name))
+
+
+def test_quickstart_states_the_defaults() -> None:
+    """It writes out the defaults as they are: without those lines the recipe is the same."""
+    quickstart = read("quickstart")
+    shortened = {
+        "teachers": [{"model": entry.model} for entry in quickstart.teachers],
+        "images_per_class": 10,
+        "verifiers": ["mobilenetv2_slim_cifar"],
+        "stages": [{"iterations": 300, "jitter": 4, "flip": 0.5}],
+    }
+    assert parse_recipe(shortened) == quickstart
+
+
+def test_variants_differ_from_quickstart_only_in_what_they_are_about() -> None:
+    quickstart = read("quickstart")
+    about = {
+        "pixels": {"image"},
+        "in_turn": {"ensemble", "stages"},
+        "bn_only": {"objectives", "verifiers"},
+        "classification_only": {"objectives"},
+    }
+    for name, fields in about.items():
+        other = read(name)
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        assert {n for n in names if getattr(other, n) != getattr(quickstart, n)} == fields, name
+    passes = quickstart.iterations * len(quickstart.teachers)
+    assert read("in_turn").iterations == passes
+
+
+def test_nvlabs_batches() -> None:
+    """84 images are 42 classes twice, as the script has it."""
+    for name in ("nvlabs_setting0", "nvlabs_setting1"):
+        recipe = read(name)
+        assert len(set(recipe.targets)) == 42 and recipe.images_per_class * len(recipe.targets) == 84
+        assert recipe.targets == read("nvlabs_setting2").targets
+    assert read("nvlabs_setting2").image.batch_size == 152
+    assert read("nvlabs_cifar10").image.batch_size == 256
