@@ -9,9 +9,10 @@ _BEGAN = time.perf_counter()
 import argparse  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from datetime import timedelta  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
+
+from ensemble.errors import MachineFailure  # noqa: E402
 
 _EPILOG = """examples:
   python invert.py --recipe recipes/quickstart.yaml --output results/quickstart
@@ -20,7 +21,7 @@ _EPILOG = """examples:
   torchrun --nproc-per-node 4 invert.py --models resnet50 vgg19_bn
   python invert.py --list-models '*cifar*'
 
-A model is NAME[:option=value][@WEIGHTS]; WEIGHTS is a tag, a file, `random` or, left out, the model's default.
+A model is NAME[:option=value][@WEIGHTS]; WEIGHTS is a tag, a file, `random` or, left out, the default.
 """
 
 
@@ -32,45 +33,104 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = _Parser(
-        prog="invert.py", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="invert.py",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     what = p.add_argument_group("what to invert")
     what.add_argument("--recipe", metavar="FILE", help="a YAML recipe; the options below win over it")
     what.add_argument("--models", nargs="+", metavar="MODEL", help="the teachers")
-    what.add_argument("--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all")
+    what.add_argument(
+        "--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all"
+    )
     what.add_argument("--images-per-class", type=int, metavar="N")
-    what.add_argument("--iterations", type=int, metavar="N", help="steps in all; the recipe's stages keep their proportions")
-    what.add_argument("--trials", type=int, metavar="K", help="make K batches, with seeds SEED, SEED + 1, ...")
+    what.add_argument(
+        "--iterations", type=int, metavar="N", help="steps in all; the recipe's stages keep their proportions"
+    )
+    what.add_argument(
+        "--trials", type=int, metavar="K", help="make K batches, with seeds SEED, SEED + 1, ..."
+    )
     what.add_argument("--seed", type=int)
-    what.add_argument("--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers")
-    what.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any field, e.g. image.batch_size=40")
+    what.add_argument(
+        "--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers"
+    )
+    what.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="any field, e.g. image.batch_size=40"
+    )
     where = p.add_argument_group("results")
-    where.add_argument("--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)")
+    where.add_argument(
+        "--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)"
+    )
     where.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
-    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
+    where.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin"
+    )
     how = p.add_argument_group("how to compute")
-    how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
+    how.add_argument(
+        "--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine"
+    )
     how.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "tf32", "fp64"))
     how.add_argument("--compile", choices=("auto", "on", "off"))
-    how.add_argument("--micro-batch", metavar="N", help="images through a teacher at once; auto halves when out of memory")
-    how.add_argument("--reproducible", choices=("placement", "ranks"), help="ranks: the same bits on any number of ranks")
-    how.add_argument("--dry-run", action="store_true", help="print formulation, placement and estimates; run nothing")
+    how.add_argument(
+        "--micro-batch", metavar="N", help="images through a teacher at once; auto halves when out of memory"
+    )
+    how.add_argument(
+        "--reproducible", choices=("placement", "ranks"), help="ranks: the same bits on any number of ranks"
+    )
+    how.add_argument(
+        "--dry-run", action="store_true", help="print formulation, placement and estimates; run nothing"
+    )
     look = p.add_argument_group("models")
-    look.add_argument("--list-models", nargs="?", const="*", metavar="PATTERN", help="print the known models and leave")
-    look.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers models")
+    look.add_argument(
+        "--list-models", nargs="?", const="*", metavar="PATTERN", help="print the known models and leave"
+    )
+    look.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers models"
+    )
     return p
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done (or stopped and saved), 1 a failure of the machine, 2 a mistake of the user."""
+    """Exit code: 0 done (or stopped and saved), 1 a failure of the machine, 2 a mistake of the user.
+
+    Failures are told in one line each, by one rank; what is neither keeps its traceback.
+    """
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            text = str(error)
-            print(f"invert.py: {text}" if "\n" not in text else f"invert.py: {len(text.splitlines())} mistakes\n{text}", file=sys.stderr)
+        _tell(error)
         return 2
+    except (MachineFailure, OSError) as error:
+        _tell(error)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+        if not named and "can't allocate memory" not in str(error):
+            raise
+        _tell(MachineFailure("out of memory; pass --micro-batch auto, or make fewer images at once"), error)
+        return 1
+    except KeyboardInterrupt as error:
+        _tell(MachineFailure("interrupted; nothing was saved since the last checkpoint"), error)
+        return 130
+
+
+def _tell(error: BaseException, cause: BaseException | None = None) -> None:
+    """One line on stderr: from the rank at fault if only one is, from the one to `report`, or from rank 0."""
+    rank = getattr(cause or error, "failing_rank", None)
+    if not getattr(error, "report", rank is not None or os.environ.get("RANK", "0") == "0"):
+        return
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename or 'the disk'}: {error.strerror or error}"
+    problems = getattr(error, "problems", [text])
+    where = f"rank {rank}: " if rank else ""
+    if len(problems) > 1:
+        print("\n".join([f"invert.py: {where}{len(problems)} mistakes", *problems]), file=sys.stderr)
+    else:
+        print(f"invert.py: {where}{' '.join(problems[0].split())}", file=sys.stderr)
 
 
 def _main(arguments: list[str]) -> int:
@@ -84,16 +144,18 @@ def _main(arguments: list[str]) -> int:
 
         print_models(options.list_models)
         return 0
-    from ensemble.build import plan
-    from ensemble.distributed import choose_device, launched_ranks, process_context
+    from ensemble.build import check_placement, plan
+    from ensemble.distributed import choose_device, launch_ranks, launched_ranks, process_context
     from ensemble.recording import check_output
     from ensemble.run import Interrupted, run
 
     recipe = _recipe(options)
     output = Path(options.output).expanduser()
     resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if options.nproc is not None and launched_ranks() > 1:
+    if options.nproc is not None and "RANK" in os.environ:
         raise ValueError("--nproc starts ranks itself; under torchrun leave it out")
+    if options.nproc is not None and options.nproc < 1:
+        raise ValueError(f"--nproc must be at least 1, not {options.nproc}")
     device = choose_device(recipe.runtime.device)
     planned = plan(recipe, device)
     if options.dry_run:
@@ -101,11 +163,13 @@ def _main(arguments: list[str]) -> int:
 
         print_dry_run(planned, device, options.nproc or launched_ranks())
         return 0
-    if not resume:
-        check_output(output, options.overwrite)
+    check_output(output, options.overwrite or resume)
+    _check_writable(output)
+    check_placement(planned, options.nproc or launched_ranks())
     if options.nproc is not None:
-        return _launch(options, arguments, planned)
-    with process_context(device, timedelta(seconds=recipe.runtime.timeout)) as context:
+        command = [sys.executable, os.path.abspath(__file__), *_without_nproc(arguments)]
+        return launch_ranks(command, options.nproc)
+    with process_context(device) as context:
         try:
             summary = run(planned, output, context, resume=resume, overwrite=options.overwrite, began=_BEGAN)
         except Interrupted as stop:
@@ -134,7 +198,9 @@ def _recipe(options: argparse.Namespace) -> Any:
     else:
         data = default_recipe(options.models, max(model_card(name).input_size for name in options.models))
     direct = {
-        "targets": options.targets if options.targets is None or len(options.targets) > 1 else options.targets[0],
+        "targets": options.targets
+        if options.targets is None or len(options.targets) > 1
+        else options.targets[0],
         "images_per_class": options.images_per_class,
         "trials": options.trials,
         "seed": options.seed,
@@ -146,7 +212,9 @@ def _recipe(options: argparse.Namespace) -> Any:
         "precision": options.precision,
         "compile": options.compile,
         "reproducible": options.reproducible,
-        "micro_batch": int(options.micro_batch) if str(options.micro_batch).isdigit() else options.micro_batch,
+        "micro_batch": int(options.micro_batch)
+        if str(options.micro_batch).isdigit()
+        else options.micro_batch,
     }
     runtime = {key: value for key, value in runtime.items() if value is not None}
     if runtime:
@@ -157,20 +225,11 @@ def _recipe(options: argparse.Namespace) -> Any:
     return recipe if options.iterations is None else recipe.with_iterations(options.iterations)
 
 
-def _launch(options: argparse.Namespace, arguments: list[str], planned: Any) -> int:
-    """Check the placement here, then run the same command as ranks of torch's own launcher."""
-    import subprocess
-
-    from ensemble.build import check_placement
-
-    if options.nproc < 1:
-        raise ValueError(f"--nproc must be at least 1, not {options.nproc}")
-    check_placement(planned, options.nproc)
-    rest = _without_nproc(arguments)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.nproc)]
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.nproc)))
-    return subprocess.run([*command, os.path.abspath(__file__), *rest], env=environment).returncode
+def _check_writable(output: Path) -> None:
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is a file"
+        raise ValueError(f"output: {output} cannot be made, {there} {why}; give another folder")
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

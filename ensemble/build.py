@@ -13,7 +13,7 @@ from ensemble import recipe as spec
 from ensemble.distributed import ProcessContext
 from ensemble.engine import EnsembleMember, Inversion, StagePlan
 from ensemble.hardware import PRECISIONS, resolve_compile, resolve_precision
-from ensemble.initial import initialise
+from ensemble.initial import initialise, list_images, read_image
 from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
 from ensemble.optimizers import Adam
 from ensemble.parameterization import FourierImage, ImageParameterization, PixelImage
@@ -55,11 +55,15 @@ class Plan:
 def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
     """Check the recipe against the models' cards, and resolve what is `auto`.
 
-    Raises ValueError for unknown models, label spaces that differ, and targets that are none of the classes.
+    Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
+    are none of the classes or lack a mapping, and an initial image that is not there.
     """
     cards = tuple(model_card(entry.model) for entry in recipe.teachers)
     _check_label_spaces(recipe, cards)
+    _check_verifiers(recipe.verifiers, cards[0])
     classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names)
+    for entry in recipe.teachers:
+        _own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
     passes = recipe.iterations * recipe.trials * len(cards)
     runtime = replace(
@@ -71,7 +75,30 @@ def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
     for stage in resolved.stages:
         if stage.jitter >= (stage.size or size):
             raise ValueError(f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels")
-    return Plan(resolved, cards, _unique_names(recipe.teachers), size, classes)
+    _check_start(recipe.image.start, size)
+    return Plan(resolved, cards, unique_names([entry.model for entry in recipe.teachers]), size, classes)
+
+
+def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
+    for name in verifiers:
+        card = model_card(name)
+        named = card.label_space and first.label_space
+        if card.num_classes != first.num_classes or (named and card.label_space != first.label_space):
+            raise ValueError(
+                f"verifiers: {name} judges other classes ({card.label_space or card.num_classes}) than the "
+                f"teachers' ({first.label_space or first.num_classes}); give a network of the same classes"
+            )
+
+
+def _check_start(start: spec.Start, size: int) -> None:
+    """What `initialise` would refuse, before anything is loaded or written."""
+    if start.kind == "image" and start.path is not None:
+        read_image(start.path, size)
+    elif start.kind == "folder" and start.path is not None:
+        list_images(start.path)
+    elif start.path is not None or start.kind in ("image", "folder"):
+        wrong = "takes no path" if start.path is not None else "needs a path"
+        raise ValueError(f"image.start: kind {start.kind!r} {wrong}")
 
 
 def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None:
@@ -95,8 +122,9 @@ def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None
             )
 
 
-def _unique_names(entries: Sequence[spec.TeacherEntry]) -> tuple[str, ...]:
-    short = [entry.model.partition("@")[0] for entry in entries]
+def unique_names(models: Sequence[str]) -> tuple[str, ...]:
+    """NAME of each NAME@WEIGHTS, numbered (`NAME#1`, `NAME#2`) where it comes more than once."""
+    short = [model.partition("@")[0] for model in models]
     return tuple(name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short))
 
 

@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from ensemble.errors import CollectiveFailure
+
 KEPT = 2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(CollectiveFailure):
     """A checkpoint cannot be written, or none can be read."""
 
 
@@ -35,13 +37,13 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, prefix: str, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
 ) -> Path:
-    """Write `<prefix>-<step>.safetensors`, then `.json` with its SHA-256; keep the newest two of the prefix.
+    """Write `<prefix>-<step>.safetensors`, then `.json` with a checksum of both; keep the newest two.
 
     Each file is written beside its place, synced and renamed; the JSON comes last, so what it names is whole.
     Raises CheckpointError where the disk refuses; earlier checkpoints stay.
     """
     data = save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    record = {"step": step, "sha256": hashlib.sha256(data).hexdigest(), "meta": dict(meta)}
+    record = {"step": step, "sha256": _digest(step, meta, data), "meta": dict(meta)}
     target = folder / f"{prefix}-{step:08d}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,19 +54,20 @@ def save_checkpoint(
             f"checkpoint: step {step} could not be written to {folder} ({error.strerror or error}); "
             "the last good checkpoint is intact"
         ) from None
-    for old in _newest_first(folder, prefix)[KEPT:]:
-        for file in (old, old.with_suffix(".safetensors")):
+    kept = {file.stem for file in _newest_first(folder, prefix)[:KEPT]}
+    for file in folder.glob(f"{prefix}-*"):  # a process that was killed may have left half a checkpoint
+        if file.stem not in kept and file.suffix in (".json", ".safetensors", ".tmp"):
             file.unlink(missing_ok=True)
     return target
 
 
 def load_checkpoint(folder: Path, prefix: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of the prefix (None: there is none), and a warning for each damaged one."""
-    warnings = []
+    warnings: list[str] = []
     for file in _newest_first(folder, prefix):
         try:
             return _read(file), warnings
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warnings.append(f"checkpoint {file.name} is damaged ({error}); falling back to the one before")
     return None, warnings
 
@@ -72,9 +75,15 @@ def load_checkpoint(folder: Path, prefix: str) -> tuple[Checkpoint | None, list[
 def _read(file: Path) -> Checkpoint:
     record = json.loads(file.read_text())
     data = file.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+    if _digest(record["step"], record["meta"], data) != record["sha256"]:
         raise ValueError("its checksum does not match")
     return Checkpoint(record["step"], load_tensors(data), record["meta"])
+
+
+def _digest(step: int, meta: Mapping[str, Any], data: bytes) -> str:
+    """SHA-256 of the tensors' bytes and of step and meta, which a flipped bit could change as quietly."""
+    text = json.dumps([step, meta], sort_keys=True)
+    return hashlib.sha256(data + json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
 
 def _newest_first(folder: Path, prefix: str) -> list[Path]:
@@ -83,7 +92,7 @@ def _newest_first(folder: Path, prefix: str) -> list[Path]:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + ".tmp")
     try:
         with open(partial, "wb") as stream:
             stream.write(data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -24,7 +25,10 @@ Acting = Literal["all", "turn", "random"]
 
 
 class NotFiniteError(ValueError):
-    """A loss became NaN or infinite; the image parameters are the last good ones."""
+    """A loss became NaN or infinite; the image parameters are the last ones with a finite loss."""
+
+    collective = True
+    """Every rank raises it at the same step."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Observer:
     on_step: Callable[[int], None] = lambda step: None
     on_save: Callable[[int], None] = lambda step: None
     """Called on every rank after a step at which some rank asked for it (`wants_save`)."""
+    save_every: int = 0
+    """Save after every so many steps, whatever `wants_save` says; 0 never."""
     wants_save: Callable[[int], bool] = lambda step: False
     wants_stop: Callable[[], bool] = lambda: False
 
@@ -283,30 +289,34 @@ class Inversion:
 
         Raises NotFiniteError with the step and the teacher at fault.
         """
+        self._last_good = self._parameters()
         while self.step < self.iterations:
             index, local = self._locate(self.step)
             self._enter_stage(index, local)
             step = self.step
+            last = step + 1 == self.iterations
+            due = observer.save_every > 0 and (step + 1) % observer.save_every == 0
+            polled = due or last or (step + 1) % self.poll_every == 0
+            before = self._parameters() if polled else {}
             flags = {"stop": observer.wants_stop(), "save": observer.wants_save(step + 1)}
             record, totals = self._take_step(index, local, flags)
             self.step += 1
-            last = self.step == self.iterations
-            polled = self.step % self.poll_every == 0 or last
             if polled:
-                self._check_finite()
+                self._check_finite(before)
             if last or step % observer.every == 0:
                 observer.on_record(record)
             if self._measure_best(index, local):
                 self._keep_best()
             observer.on_step(step)
-            stop = polled and totals.flag("stop")
-            if stop or (polled and totals.flag("save")):
-                observer.on_save(self.step)
-            if stop and not last:
-                return "stopped"
             if self.early_stopping is not None and index == len(self.stages) - 1:
                 if self.early_stopping.update(float(record.total)):
                     return "converged"
+            stop = polled and totals.flag("stop")
+            if stop or due or (polled and totals.flag("save")):
+                observer.on_save(self.step)
+            if stop and not last:
+                return "stopped"
+        self._check_image()
         return "finished"
 
     def _take_step(self, index: int, local: int, flags: dict[str, bool]) -> tuple[Record, Totals]:
@@ -359,17 +369,29 @@ class Inversion:
         bad = torch.stack([b.to(self._bad_step.device) for b in (*teacher_bad, ~torch.isfinite(record.total))])
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
 
-    def _check_finite(self) -> None:
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {k: v.detach().clone() for k, v in self.parameterization.state_dict().items()}
+
+    def _check_finite(self, before: dict[str, torch.Tensor]) -> None:
+        """`before` the step that was just taken: its loss is known now, that of the new parameters is not."""
         bad = self._bad_step.tolist()
         if max(bad) < 0:
-            self._last_good = {k: v.detach().clone() for k, v in self.parameterization.state_dict().items()}
+            self._last_good = before
             return
         first = min(step for step in bad if step >= 0)
-        culprits = [m.name for m, step in zip(self.members, bad, strict=False) if step == first]
-        if self._last_good:
-            self.parameterization.load_state_dict(self._last_good)
+        self._not_finite([m.name for m, step in zip(self.members, bad, strict=False) if step == first], first)
+
+    def _check_image(self) -> None:
+        """No loss has seen the parameters after the last step, where the best images are not measured."""
+        if not self.best.tensors and not bool(torch.isfinite(self.parameterization()).all()):
+            self._not_finite([], self.step)
+
+    def _not_finite(self, culprits: Sequence[str], step: int) -> NoReturn:
+        self.parameterization.load_state_dict(self._last_good)
         who = f"of teacher {', '.join(culprits)} " if culprits else ""
-        raise NotFiniteError(f"the loss {who}is not finite at step {first}; lower the learning rate or the weights")
+        raise NotFiniteError(
+            f"the loss {who}is not finite at step {step}; lower the learning rate or the weights"
+        )
 
     def _measure_best(self, index: int, local: int) -> bool:
         if not self.best_every or index != len(self.stages) - 1:
@@ -378,16 +400,20 @@ class Inversion:
 
     @torch.no_grad()
     def _keep_best(self) -> None:
-        loss = float(self.measure(self.parameterization()).total)
+        record = self.measure(self.parameterization())
+        loss = float(record.total)
+        if not math.isfinite(loss):
+            fine = torch.isfinite(record.per_teacher).all(dim=1).tolist()
+            culprits = [name for name, good in zip(record.names, fine, strict=True) if not good]
+            self._not_finite(culprits, self.step)
         if loss < self.best.loss:
-            tensors = {k: v.detach().clone() for k, v in self.parameterization.state_dict().items()}
-            self.best = _Best(loss, self.step, tensors)
+            self.best = _Best(loss, self.step, self._parameters())
 
     @torch.no_grad()
     def result(self) -> torch.Tensor:
         """The best images measured, or the last where none was: (N, 3, H, W), RGB clipped to [0, 1]."""
         if self.best.tensors:
-            current = {k: v.detach().clone() for k, v in self.parameterization.state_dict().items()}
+            current = self._parameters()
             self.parameterization.load_state_dict(self.best.tensors)
             images = self.parameterization()
             self.parameterization.load_state_dict(current)

@@ -45,14 +45,18 @@ def parse_targets(
             hint = f"; did you mean {class_names[names[near[0]]]!r}?" if near else ""
             problems.append(f"no class is called {text!r}{hint}")
             continue
-        outside = [i for i in found if not 0 <= i < num_classes]
+        ends = (found[0], found[-1]) if found else ()
+        outside = [i for i in ends if not 0 <= i < num_classes]  # the ends only: a range can be very long
         if outside:
             problems.append(f"class {outside[0]} is out of range 0..{num_classes - 1}")
-        indices += found
+        else:
+            indices += found
     if problems:
         raise ValueError("targets: " + "; ".join(problems))
     if not indices:
-        raise ValueError("targets: none given; use 'all', 'random', indices, ranges such as 0-15, or class names")
+        raise ValueError(
+            "targets: none given; use 'all', 'random', indices, ranges such as 0-15, or class names"
+        )
     return tuple(indices)
 
 
@@ -61,9 +65,9 @@ def batch_targets(
 ) -> torch.Tensor:
     """The targets of one batch, int64 (N,).
 
-    N = batch_size, or len(classes) * per_class. Classes repeat in turn (0, 1, .., 0, 1, ..), so that every slice
-    of the batch is as balanced as can be. `classes` None draws each target uniformly (without a batch size:
-    num_classes * per_class of them).
+    N = batch_size, or len(classes) * per_class. Classes repeat in turn (0, 1, .., 0, 1, ..), so that every
+    slice of the batch is as balanced as can be. `classes` None draws each target uniformly (without a batch
+    size: num_classes * per_class of them).
     """
     if classes is None:
         size = batch_size or num_classes * per_class

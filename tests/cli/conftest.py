@@ -1,0 +1,79 @@
+"""Runs of invert.py, in this process and as ranks of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import invert  # noqa: E402
+
+PLUGIN = ["--plugin", str(Path(__file__).with_name("tiny.py")), "--device", "cpu", "--precision", "fp32"]
+ONE = [*PLUGIN, "--models", "tiny_a@random"]
+TWO = [*PLUGIN, "--models", "tiny_a@random", "tiny_b@random"]
+
+
+class Ended(NamedTuple):
+    """How a run ended: exit code, the lines on stderr, the text on stdout."""
+
+    code: int
+    errors: list[str]
+    output: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """invert.main in this process."""
+
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = invert.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Ended(code, captured.err.splitlines(), captured.out)
+
+    return call
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MISFORTUNE")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **changes}
+
+
+def start(*arguments: object, torchrun: list[str] | None = None, **changes: str) -> subprocess.Popen[str]:
+    """invert.py as a process, under torchrun with these options where they are given."""
+    launcher = ["-m", "torch.distributed.run", *torchrun] if torchrun is not None else []
+    command = [sys.executable, *launcher, str(ROOT / "invert.py"), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment(**changes), stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process: subprocess.Popen[str], timeout: float = 60) -> Ended:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ended(process.returncode, err.splitlines(), out)
+
+
+def told(ended: Ended) -> list[str]:
+    """The lines that invert.py itself wrote to stderr."""
+    return [line for line in ended.errors if line.startswith("invert.py: ")]
+
+
+def images(folder: Path) -> torch.Tensor:
+    return load_file(folder / "images.safetensors")["images"]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}

@@ -1,0 +1,72 @@
+"""A plugin of tiny networks for 8x8 images, and misfortunes that strike them on request.
+
+MISFORTUNE=WHAT:RANK:CALL lets one happen to a rank at its CALL-th forward pass of several images: `kill` (SIGKILL),
+`term` (SIGTERM to itself), `hang`. With MISFORTUNE_MARKER=FILE it happens only as long as FILE does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import ModelCard, register_model
+
+NAMES = ("circle", "square", "star")
+
+
+def _strike(call: int) -> None:
+    what, rank, when = os.environ.get("MISFORTUNE", "none:0:0").split(":")
+    if what == "none" or os.environ.get("RANK", "0") != rank or call != int(when):
+        return
+    marker = os.environ.get("MISFORTUNE_MARKER")
+    if marker is not None:
+        if Path(marker).exists():
+            return
+        Path(marker).touch()
+    if what == "hang":
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
+
+
+class Tiny(nn.Module):
+    """Convolution, optional BatchNorm, pooling, linear classifier."""
+
+    def __init__(self, channels: int, classes: int, norm: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.fc = nn.Linear(channels, classes)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            self.calls += 1
+            _strike(self.calls)
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@register_model(ModelCard("tiny_a", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+def tiny_a(num_classes: int = 3) -> nn.Module:
+    return Tiny(8, num_classes)
+
+
+@register_model(ModelCard("tiny_b", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+def tiny_b(num_classes: int = 3) -> nn.Module:
+    return Tiny(12, num_classes)
+
+
+@register_model(ModelCard("tiny_plain", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+def tiny_plain(num_classes: int = 3) -> nn.Module:
+    return Tiny(8, num_classes, norm=False)
+
+
+@register_model(ModelCard("tiny_inf", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+def tiny_inf(num_classes: int = 3) -> nn.Module:
+    net = Tiny(8, num_classes)
+    nn.init.constant_(net.fc.bias, float("inf"))
+    return net
