@@ -177,7 +177,6 @@ def test_without_a_compiler_plain_operations_take_over(
     assert torch.equal(plain[1], channel_moments_plain(x, mean))
 
 
-@pytest.mark.slow
 def test_compiled_equals_eager() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,0 +1,197 @@
+"""The small inversion that every rank of the tests runs: teachers, cells and what is reported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from ensemble.distributed import ProcessContext
+from ensemble.engine import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.objectives import BNMatching, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.optimizers import Adam
+from ensemble.parameterization import FourierImage
+from ensemble.placement import Share, place, slices
+from ensemble.reduction import FixedPointSum
+from ensemble.rng import generator
+from ensemble.teacher import Teacher
+from ensemble.transforms import Compose, Flip, Jitter
+from models import ModelCard
+
+IMAGES = 7
+TARGETS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+COSTS = (1.0, 2.0, 1.5)
+TEACHERS = (1, 2, 3)
+MICRO_BATCHES = (None, 3)
+STEPS = 50
+FIXED_STEPS = 20
+CARD = ModelCard("tiny", "test", 8, 5, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
+FORMULATION = Formulation(
+    (CrossEntropy(weight=0.5),), (BNMatching(first=3.0),), (TotalVariation(weight=0.01), L2Prior(weight=0.01))
+)
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(self.norm(self.conv(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block1 = Block(3, width)
+        self.block2 = Block(width, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block2(F.avg_pool2d(self.block1(x), 2)).mean((2, 3)))
+
+
+def network(index: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(index)
+        net = Net(4 + index)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.5)
+                module.running_var.uniform_(0.3, 2)
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias, 0, 0.3)
+    return net
+
+
+@functools.cache
+def teacher(index: int, dtype: torch.dtype) -> Teacher:
+    return Teacher(f"t{index}", network(index), CARD, dtype=dtype)
+
+
+def placed(context: ProcessContext, teachers: int, micro_batch: int | None) -> list[Share]:
+    shares = place(COSTS[:teachers], IMAGES, context.world_size).shares[context.rank]
+    return [cell for share in shares for cell in slices(share, micro_batch)]
+
+
+def scattered(context: ProcessContext, teachers: int) -> list[Share]:
+    """Cells of at most two images, the same on any number of ranks, dealt out with no respect for balance."""
+    cells = [Share(t, a, min(a + 2, IMAGES)) for t in range(teachers) for a in range(0, IMAGES, 2)]
+    return [cell for i, cell in enumerate(cells) if (i * i + 1) % context.world_size == context.rank]
+
+
+def inversion(
+    context: ProcessContext, teachers: int, cells: list[Share], dtype: torch.dtype, steps: int, **options: Any
+) -> Inversion:
+    """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns."""
+    owned = {cell.teacher for cell in cells}
+    members = []
+    for t in range(teachers):
+        full = teacher(t, dtype)
+        members.append(
+            EnsembleMember(full.name, 1.0 + t, full.statistics, TARGETS, full if t in owned else None)
+        )
+    image = FourierImage(IMAGES, 8, dtype=dtype)
+    image.randomize(0.5, generator(1))
+    stage = StagePlan(steps, Compose((Jitter(1), Flip())), Adam(lr=0.05))
+    return Inversion(
+        image, members, FORMULATION, [stage], cells=cells, seed=5, reduce=context.sum_, **options
+    )
+
+
+def gradient(run: Inversion, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """L and its gradient at a fixed view."""
+    view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
+        dtype
+    )
+    record, slope, _ = run.loss_and_gradient(view, run.weights_at(0))
+    return record.total, slope
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """While open, the list grows by the size of each tensor that is summed over the ranks."""
+    sizes: list[int] = []
+    original = dist.all_reduce
+
+    def all_reduce(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(tensor.numel())
+        return original(tensor, *args, **options)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = original
+
+
+def work(context: ProcessContext) -> dict[str, Any]:
+    """Everything the tests compare between ranks and world sizes."""
+    results: dict[str, Any] = {"gathered": context.gather(f"rank {context.rank}")}
+    for teachers in TEACHERS:
+        for micro_batch in MICRO_BATCHES:
+            case = f"{teachers}/{micro_batch}"
+            cells = placed(context, teachers, micro_batch)
+            options = {"recompute": micro_batch is not None}
+            run = inversion(context, teachers, cells, torch.float64, STEPS, **options)
+            results[f"loss/{case}"], results[f"gradient/{case}"] = gradient(run, torch.float64)
+            with counted() as sizes:
+                run.run(Observer())
+            results[f"images/{case}"], results[f"sums/{case}"] = run.result(), sizes
+            single = inversion(context, teachers, cells, torch.float32, STEPS, **options)
+            results[f"gradient32/{case}"] = gradient(single, torch.float32)[1]
+        cells = scattered(context, teachers)
+        fixed = inversion(
+            context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7
+        )
+        fixed.run(Observer())
+        results[f"fixed/{teachers}"], results[f"fixed_best/{teachers}"] = (
+            fixed.parameterization().detach(),
+            fixed.result(),
+        )
+    results |= stopped_by_one(context) | broken_on_one(context)
+    return results
+
+
+def stopped_by_one(context: ProcessContext) -> dict[str, Any]:
+    """The last rank alone asks to save after step 2 and to stop during step 4."""
+    run = inversion(context, 2, placed(context, 2, None), torch.float64, STEPS)
+    last = context.rank == context.world_size - 1
+    saved: list[int] = []
+    observer = Observer(
+        wants_save=lambda step: last and step == 2,
+        wants_stop=lambda: last and run.step == 3,
+        on_save=saved.append,
+    )
+    outcome = run.run(observer)
+    return {"stop/outcome": outcome, "stop/step": run.step, "stop/saved": saved}
+
+
+def broken_on_one(context: ProcessContext) -> dict[str, Any]:
+    """The rank that computes the first image for teacher 1 computes NaN."""
+    cells = placed(context, 2, None)
+    run = inversion(context, 2, cells, torch.float64, STEPS)
+    if Share(1, 0, 0) in [Share(c.teacher, c.start, c.start) for c in cells]:
+        net = network(1)
+        nn.init.constant_(net.block1.conv.weight, float("nan"))
+        broken = Teacher("t1", net, CARD, dtype=torch.float64)
+        members = [
+            m if m.name != "t1" else EnsembleMember("t1", 2.0, m.statistics, TARGETS, broken)
+            for m in run.members
+        ]
+        run.members = tuple(members)
+    start = run.parameterization().detach().clone()
+    try:
+        run.run(Observer())
+    except NotFiniteError as error:
+        untouched = torch.equal(run.parameterization(), start)
+        return {"broken/message": str(error), "broken/untouched": untouched}
+    return {"broken/message": "", "broken/untouched": False}

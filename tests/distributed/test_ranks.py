@@ -1,0 +1,117 @@
+"""One, two, three and four real processes: the same gradient, the same images, two sums a step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from launch import launch
+from problem import IMAGES, MICRO_BATCHES, STEPS, TEACHERS, teacher, work
+
+WORLDS = (1, 2, 3, 4)
+CASES = [f"{teachers}/{micro_batch}" for teachers, micro_batch in itertools.product(TEACHERS, MICRO_BATCHES)]
+
+Runs = Callable[[int], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """By world size, what each rank reports."""
+
+    done: dict[int, list[dict[str, Any]] | Exception] = {}
+
+    def at(world_size: int) -> list[dict[str, Any]]:
+        if world_size not in done:
+            try:
+                done[world_size] = launch(work, world_size, tmp_path_factory.mktemp("ranks"))
+            except RuntimeError as error:  # remembered: what hangs once is not waited for again
+                done[world_size] = error
+        result = done[world_size]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return at
+
+
+def error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative, in the l2 norm."""
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+def reference(case: str) -> str:
+    """The same teachers on one rank, each batch whole."""
+    return f"{case.split('/')[0]}/None"
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradient_is_that_of_one_process(runs: Runs, world: int, case: str) -> None:
+    one = runs(1)[0]
+    for rank in runs(world):
+        expected = one[f"gradient/{reference(case)}"]
+        assert error(rank[f"gradient/{case}"], expected) < 1e-12
+        assert error(rank[f"loss/{case}"], one[f"loss/{reference(case)}"]) < 1e-12
+        assert error(rank[f"gradient32/{case}"], expected) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_images_are_those_of_one_process(runs: Runs, world: int, case: str) -> None:
+    expected = runs(1)[0][f"images/{reference(case)}"]
+    for rank in runs(world):
+        assert float((rank[f"images/{case}"] - expected).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_rank_holds_the_same_bits(runs: Runs, world: int) -> None:
+    first, *others = runs(world)
+    for other in others:
+        assert first.keys() == other.keys()
+        for name in first:
+            if isinstance(first[name], torch.Tensor):
+                assert torch.equal(first[name], other[name]), name
+
+
+@pytest.mark.parametrize("teachers", TEACHERS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_fixed_point_images_are_the_same_bits_on_any_number_of_ranks(
+    runs: Runs, world: int, teachers: int
+) -> None:
+    for rank in runs(world):
+        for name in (f"fixed/{teachers}", f"fixed_best/{teachers}"):
+            assert torch.equal(rank[name], runs(1)[0][name])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_two_sums_a_step(runs: Runs, world: int, case: str) -> None:
+    """The exchange (moments, a loss, accuracy and a flag per teacher; two flags), then the gradient."""
+    teachers = int(case.split("/")[0])
+    exchange = sum(2 * teacher(t, torch.float64).channels + 3 for t in range(teachers)) + 2
+    for rank in runs(world):
+        assert rank[f"sums/{case}"] == [exchange, IMAGES * 3 * 8 * 8] * STEPS
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_one_rank_asks_and_all_save_and_stop(runs: Runs, world: int) -> None:
+    for rank in runs(world):
+        assert rank["stop/outcome"] == "stopped"
+        assert rank["stop/step"] == 4
+        assert rank["stop/saved"] == [2, 4]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_one_rank_breaks_and_all_say_so(runs: Runs, world: int) -> None:
+    for rank in runs(world):
+        assert "of teacher t1 is not finite at step 0" in rank["broken/message"]
+        assert rank["broken/untouched"]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_gather_keeps_the_order_of_ranks(runs: Runs, world: int) -> None:
+    for rank in runs(world):
+        assert rank["gathered"] == [f"rank {i}" for i in range(world)]
