@@ -38,6 +38,8 @@ class BNStatistics:
     """
 
     def __init__(self, layers: tuple[BNLayer, ...], mean: torch.Tensor, var: torch.Tensor) -> None:
+        self.resized: dict[int, BNStatistics] = {}
+        """The same layers where the network sees views of another size: only the positions differ."""
         self.layers = layers
         self.mean = mean
         self.var = var
@@ -46,6 +48,10 @@ class BNStatistics:
         self._members = torch.zeros(len(layers), len(mean), dtype=mean.dtype)
         self._members[torch.repeat_interleave(sizes), torch.arange(len(mean))] = 1
         self._members = self._members.to(mean.device)
+
+    def at(self, view_size: int) -> BNStatistics:
+        """What holds for views of that size."""
+        return self.resized.get(view_size, self)
 
     def batch_statistics(self, moments: torch.Tensor, images: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean offset (C,) from the running mean and biased variance (C,) of a batch with those `moments` (2, C)."""

@@ -47,8 +47,9 @@ class Teacher:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.device = torch.device(device)
         self._sink: list[torch.Tensor] = []
+        self._input_sizes: dict[int, int] = {}
         net = copy.deepcopy(net).eval().requires_grad_(False)
-        modules = replace_batch_norm(net, dtype, self._sink)
+        self._modules = modules = replace_batch_norm(net, dtype, self._sink)
         for module in net.modules():
             if module not in modules.values():
                 for key, parameter in module._parameters.items():
@@ -66,16 +67,36 @@ class Teacher:
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
         self._run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._forward
 
+    def admit(self, view_size: int, image_size: int) -> None:
+        """Let the network see views of `view_size`, of an image of `image_size`, in the image's own proportion.
+
+        A stage at half resolution then costs a quarter, as in Yin et al. (2020). A network that takes its own
+        input size alone sees such views enlarged to it.
+        """
+        size = max(1, round(self.card.input_size * view_size / image_size))
+        if size == self.card.input_size or self.statistics is None:
+            return
+        self._input_sizes[view_size] = size
+        blank = torch.full((1, 3, view_size, view_size), 0.5, dtype=self.wide, device=self.device)
+        try:
+            with torch.no_grad():
+                statistics, _ = probe(lambda: self._forward(blank), self._modules)
+        except (RuntimeError, AssertionError, ValueError):
+            del self._input_sizes[view_size]
+            return
+        assert statistics is not None
+        self.statistics.resized[view_size] = statistics
+
     def compile(self) -> None:
         """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant."""
         self._run = torch.compile(self._forward, dynamic=False)
 
     def observe(self, view: torch.Tensor) -> Observation:
-        """What the teacher makes of `view` (n, 3, H, W), RGB in [0, 1], resized to the card's input size."""
+        """What the teacher makes of `view` (n, 3, H, H), RGB in [0, 1], resized to the input size for views of H."""
         return Observation(*self._run(view))
 
     def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        size = self.card.input_size
+        size = self._input_sizes.get(view.shape[2], self.card.input_size)
         if view.shape[2] != size or view.shape[3] != size:
             view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
         x = ((view.to(self.wide) - self._mean) / self._std).to(self.dtype)

@@ -1,0 +1,113 @@
+"""What does the ensemble gain over its members, and by which choice? One table.
+
+    python demos/ensemble_gain.py --data cifar10.tar.xz --judge NAME@FILE --output results/ensemble_gain
+
+Every case is the quickstart recipe with one thing changed, once per seed; a case that is finished is not run again.
+A teacher pass is one teacher seeing the whole batch once. Intervals are 95 % over seeds (Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from safetensors.torch import load_file
+
+from ensemble.config import load_yaml
+from ensemble.data import load_images
+from ensemble.evaluation.judge import Judge
+from ensemble.recording import write_json
+from models import create_model
+
+ROOT = Path(__file__).resolve().parents[1]
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def cases(recipe: dict, steps: int) -> dict[str, list[str]]:
+    """Name -> arguments of invert.py."""
+    members = [entry["model"] for entry in recipe["teachers"]]
+    count = len(members)
+    table = {"ensemble, summed": ["--iterations", str(steps)]}
+    for name in members:
+        table[f"{name} alone, as many steps"] = ["--models", name, "--iterations", str(steps)]
+    for name in members:
+        table[f"{name} alone, as many passes"] = ["--models", name, "--iterations", str(count * steps)]
+    turn = ["--set", "ensemble.acting=turn"]
+    table["ensemble, in turn, as many steps"] = [*turn, "--iterations", str(steps)]
+    table["ensemble, in turn, as many passes"] = [*turn, "--iterations", str(count * steps)]
+    pixels = "image={parameterization: {kind: pixels}, start: {kind: noise, scale: 0.3}}"
+    table["ensemble, summed, pixels"] = ["--set", pixels, "--iterations", str(steps)]
+    bn = next(i for i, o in enumerate(recipe["objectives"]) if o["kind"] == "bn_matching")
+    paper = ["--set", f"objectives[{bn}].convention=paper", "--set", f"objectives[{bn}].weight=1"]
+    table["ensemble, summed, paper convention"] = [*paper, "--iterations", str(steps)]
+    return table
+
+
+def run_case(recipe_file: Path, folder: Path, seed: int, arguments: list[str]) -> None:
+    """Run invert.py into `folder` unless it is finished there."""
+    if (folder / "summary.json").exists():
+        return
+    command = [sys.executable, str(ROOT / "invert.py"), "--recipe", str(recipe_file), "--output", str(folder)]
+    subprocess.run([*command, "--seed", str(seed), "--resume", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def interval(values: list[float]) -> str:
+    """mean ± half-width of the 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    return f"{mean(values):.3f} ± {T95[len(values)] * stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--judge", required=True, metavar="MODEL")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    net, card = create_model(options.judge)
+    judge = Judge(net, card, load_images(options.data, "test", card.input_size))
+    table = cases(load_yaml(options.recipe), options.steps)
+    for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
+        for name, arguments in table.items():
+            folder = options.output / f"seed{seed}" / name.replace(", ", "_").replace(" ", "-")
+            run_case(options.recipe, folder, seed, arguments)
+            if not (folder / "judged.json").exists():
+                tensors = load_file(folder / "images.safetensors")
+                write_json(folder / "judged.json", judge(tensors["images"], tensors["targets"]))
+            print(f"seed {seed}: {name}", flush=True)
+    print_table(options, table, judge)
+
+
+def print_table(options: argparse.Namespace, table: dict[str, list[str]], judge: Judge) -> None:
+    """Markdown, also written to table.md."""
+    lines = ["| case | judge reads | Fréchet distance | coverage | seconds |", "|---|---|---|---|---|"]
+    n = 0
+    for name in table:
+        folders = [options.output / f"seed{s}" / name.replace(", ", "_").replace(" ", "-") for s in range(options.seeds)]
+        judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
+        seconds = [json.loads((folder / "summary.json").read_text())["wall_seconds"] for folder in folders]
+        n = judged[0]["n"]
+        figures = [
+            interval([j["accuracy"]["top1"] for j in judged]),
+            interval([j["frechet"] for j in judged]),
+            interval([j["coverage"] for j in judged]),
+        ]
+        lines.append(f"| {name} | {' | '.join(figures)} | {mean(seconds):.0f} |")
+    train = load_images(options.data, "train", judge.card.input_size)
+    real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
+    figures = [interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
+    lines.append(f"| {n} real training images | {interval([r.accuracy.top1 for r in real])} | {' | '.join(figures)} | |")
+    (options.output / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

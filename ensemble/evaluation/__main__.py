@@ -1,0 +1,79 @@
+"""python -m ensemble.evaluation: judge a results folder against real images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+from ensemble.data import load_images
+from ensemble.evaluation.judge import Judge, Judgement
+from ensemble.recording import write_json
+from models import create_model, load_plugin
+
+
+def main() -> int:
+    """Exit code 0, or 2 with one line for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m ensemble.evaluation", description=__doc__)
+    parser.add_argument("results", nargs="+", help="results folders of invert.py")
+    parser.add_argument("--judge", required=True, metavar="MODEL", help="a network that was no teacher")
+    parser.add_argument("--data", required=True, help="folder or archive with <split>/<class>/<file>")
+    parser.add_argument("--train-split", default="train")
+    parser.add_argument("--test-split", default="test")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    try:
+        for plugin in options.plugin:
+            load_plugin(plugin)
+        rows = judge_folders(options)
+    except ValueError as error:
+        print(f"ensemble.evaluation: {error}", file=sys.stderr)
+        return 2
+    print_rows(rows)
+    if options.json:
+        write_json(options.json, rows)
+    return 0
+
+
+def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
+    """Each folder's judgement, and that of as many real training images as the scale beside the largest."""
+    net, card = create_model(options.judge)
+    test = load_images(options.data, options.test_split, card.input_size)
+    judge = Judge(net, card, test)
+    rows = {}
+    for folder in options.results:
+        file = Path(folder) / "images.safetensors"
+        if not file.exists():
+            raise ValueError(f"{file} does not exist; give a results folder of invert.py")
+        tensors = load_file(file)
+        rows[folder] = judge(tensors["images"], tensors["targets"])
+    n = max(row.n for row in rows.values())
+    rows[f"{n} real training images"] = judge.scale(load_images(options.data, options.train_split, card.input_size), n)
+    return rows
+
+
+def print_rows(rows: dict[str, Judgement]) -> None:
+    """The judgements as a table."""
+    columns = ("accuracy", "Frechet", "kernel x 1000", "precision", "recall", "density", "coverage", "diversity")
+    table = Table("images", "n", *columns, box=None, pad_edge=False)
+    for name, row in rows.items():
+        values = (row.precision, row.recall, row.density, row.coverage, row.diversity)
+        table.add_row(
+            name,
+            str(row.n),
+            f"{row.accuracy.top1:.1%}",
+            f"{row.frechet:.3f}",
+            f"{row.kernel * 1000:.2f}",
+            *(f"{value:.3f}" for value in values),
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
