@@ -28,7 +28,7 @@ def launch(work: Work, world_size: int, folder: Path, seconds: float = 120) -> l
     library()  # built once here, not by every rank at the same time
     # Forked from a process that has imported torch but computed nothing: neither slow to start nor unsafe.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])  # the last for optimisers
     port = _free_port()
     ranks = [
         context.Process(target=_rank, args=(work, rank, world_size, port, folder, seconds))
