@@ -189,6 +189,8 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
                 f"teachers: {entry.model} has no BatchNorm layers that run, but bn_matching needs them; "
                 "drop the teacher or the objective"
             )
+        for stage in recipe.stages:
+            teacher.admit(stage.size or plan.size, plan.size)
         flops, kept = count_cost(teacher)
         teachers.append(teacher)
         costs.append(flops)
@@ -277,8 +279,9 @@ def _parameterization(plan: Plan, images: int, device: torch.device, seed: int) 
         case spec.FourierSpec(decay=decay, decorrelate=decorrelate):
             image = FourierImage(images, plan.size, decay=decay, decorrelate=decorrelate, dtype=dtype, device=device)
         case spec.PixelSpec(space=space, clip=clip):
+            mean, std = (card.mean, card.std) if space == "normalised" else (None, None)
             image = PixelImage(
-                images, plan.size, space=space, mean=card.mean, std=card.std, clip=clip, dtype=dtype, device=device
+                images, plan.size, space=space, mean=mean, std=std, clip=clip, dtype=dtype, device=device
             )
     start = recipe.image.start
     initialise(image, start.kind, scale=start.scale, path=start.path, rng=generator(seed, "start"))

@@ -148,8 +148,8 @@ class Inversion:
         self.poll_every = poll_every
         targets = self.members[0].targets
         self.images = len(targets)
-        statistics = [None if m.statistics is None else (m.statistics.positions, m.statistics.var) for m in members]
-        self.exchange = Exchange(statistics, formulation.logits_terms, self.images, targets.device)
+        self._device = targets.device
+        self._exchanges: dict[int, Exchange] = {}
         self.step = 0
         self.best = _Best()
         self.plateau: Plateau | None = None
@@ -178,7 +178,8 @@ class Inversion:
     ) -> tuple[Record, torch.Tensor, Totals]:
         """L, its gradient with respect to `view` (N, 3, H, W), and the exchanged totals; the same on every rank."""
         view = view.detach()
-        self.exchange.open(self.reduction, flags or {})
+        exchange = self._exchange(view.shape[2])
+        exchange.open(self.reduction, flags or {})
         held: list[tuple[Share, torch.Tensor, Observation | None]] = []
         for cell in self.cells:
             if cell.teacher not in weights:
@@ -186,10 +187,10 @@ class Inversion:
             leaf = view[cell.start : cell.stop].clone().requires_grad_(not self.recompute)
             with torch.set_grad_enabled(not self.recompute):
                 observation = self._observe(cell, leaf)
-            self.exchange.add(cell.teacher, observation, self._targets(cell))
+            exchange.add(cell.teacher, observation, self._targets(cell))
             held.append((cell, leaf, None if self.recompute else observation))
-        totals = self.exchange.close(self.reduce)
-        record, cotangents = self._teacher_losses(totals, weights)
+        totals = exchange.close(self.reduce)
+        record, cotangents = self._teacher_losses(totals, weights, view.shape[2])
         gradient = self.reduction.zeros(view.shape, view.dtype, view.device)
         while held:
             cell, leaf, kept = held.pop(0)
@@ -206,11 +207,12 @@ class Inversion:
     def measure(self, view: torch.Tensor) -> Record:
         """The losses at `view` with all teachers acting: no gradient, one sum over the ranks."""
         weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
-        self.exchange.open(self.reduction, {})
+        exchange = self._exchange(view.shape[2])
+        exchange.open(self.reduction, {})
         for cell in self.cells:
             observation = self._observe(cell, view[cell.start : cell.stop])
-            self.exchange.add(cell.teacher, observation, self._targets(cell))
-        record, _ = self._teacher_losses(self.exchange.close(self.reduce), weights)
+            exchange.add(cell.teacher, observation, self._targets(cell))
+        record, _ = self._teacher_losses(exchange.close(self.reduce), weights, view.shape[2])
         return self._with_prior(record, self.formulation.prior_loss(view))
 
     def _targets(self, cell: Share) -> torch.Tensor:
@@ -221,8 +223,15 @@ class Inversion:
         assert teacher is not None, "a cell was placed on a rank that does not hold its teacher"
         return teacher.observe(images)
 
+    def _exchange(self, view_size: int) -> Exchange:
+        if view_size not in self._exchanges:
+            at = [None if m.statistics is None else m.statistics.at(view_size) for m in self.members]
+            units = [None if statistics is None else (statistics.positions, statistics.var) for statistics in at]
+            self._exchanges[view_size] = Exchange(units, self.formulation.logits_terms, self.images, self._device)
+        return self._exchanges[view_size]
+
     def _teacher_losses(
-        self, totals: Totals, weights: Mapping[int, float]
+        self, totals: Totals, weights: Mapping[int, float], view_size: int
     ) -> tuple[Record, dict[int, torch.Tensor | None]]:
         """The teachers' part of L, and w_t dL_t/d(moments) for each acting teacher."""
         total = torch.zeros((), dtype=torch.float64, device=totals.flat.device)
@@ -236,7 +245,8 @@ class Inversion:
             if member.statistics is not None and self.formulation.bn_terms:
                 with torch.enable_grad():
                     moments = totals.moments(t).requires_grad_()
-                    bn_values = [b(moments, member.statistics, self.images) for b in self.formulation.bn_terms]
+                    statistics = member.statistics.at(view_size)
+                    bn_values = [b(moments, statistics, self.images) for b in self.formulation.bn_terms]
                     weighted = torch.stack([share * b.weight * v for b, v in zip(self.formulation.bn_terms, bn_values, strict=True)])
                     (cotangents[t],) = torch.autograd.grad(weighted.sum(), moments)
                 total = total + weighted.detach().sum()
