@@ -57,7 +57,7 @@ def start(*arguments: object, torchrun: list[str] | None = None, **changes: str)
     return subprocess.Popen(command, env=environment(**changes), stdout=pipe, stderr=pipe, text=True)
 
 
-def end(process: subprocess.Popen[str], timeout: float = 60) -> Ended:
+def end(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

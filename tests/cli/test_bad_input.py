@@ -173,7 +173,7 @@ def test_mistakes_under_overwrite_lose_nothing(run, tmp_path):
         ["--verifier", "tiny_q"],
         ["--verifier", "tiny_b@nowhere.pt"],
         ["--set", "image.start={kind: image, path: nowhere.png}"],
-        ["--set", "objectives[1].layers={nowhere: 2.0}"],
+        ["--set", "objectives=[{kind: bn_matching, layers: {nowhere: 2.0}}]"],
     ):
         check_refusal(run(*ONE, *mistake, "--output", out, "--overwrite"))
         assert tree(out) == before, mistake

@@ -1,7 +1,8 @@
 """A plugin of tiny networks for 8x8 images, and misfortunes that strike them on request.
 
-MISFORTUNE=WHAT:RANK:CALL lets one happen to a rank at its CALL-th forward pass of several images: `kill` (SIGKILL),
-`term` (SIGTERM to itself), `hang`. With MISFORTUNE_MARKER=FILE it happens only as long as FILE does not exist.
+MISFORTUNE=WHAT:RANK:CALL lets one happen to a rank at its CALL-th forward pass of several images: `kill`
+(SIGKILL), `term` (SIGTERM to itself), `hang`. With MISFORTUNE_MARKER=FILE it happens only while FILE does not
+exist.
 """
 
 from __future__ import annotations
