@@ -142,6 +142,15 @@ def test_nan_and_inf_propagate(built: None, dtype: torch.dtype, channels: int) -
     assert torch.equal(y_bad[untouched], y[untouched]) and torch.equal(dx_bad[untouched], dx[untouched])
 
 
+def test_every_nan_survives_rounding_to_bf16(built: None) -> None:
+    """The NaN of all ones would be rounded up to zero."""
+    x, scale, shift, mean, dy, dm = draw(20, (2, 5, 5), torch.bfloat16)
+    scale[3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    y, _, dx = run(x, scale, shift, mean, dy, dm)
+    assert y[:, 3].isnan().all() and dx[:, 3].isnan().all()
+    assert int(y.isnan().sum()) == y[:, 3].numel()
+
+
 def test_variance_far_from_zero_does_not_cancel(built: None) -> None:
     rng = torch.Generator().manual_seed(0)
     x = (1000 + torch.randn(8, 16, 16, 16, generator=rng)).to(memory_format=torch.channels_last)
