@@ -42,16 +42,12 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group("what to invert")
     what.add_argument("--recipe", metavar="FILE", help="a YAML recipe; the options below win over it")
     what.add_argument("--models", nargs="+", metavar="MODEL", help="the teachers")
-    what.add_argument(
-        "--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all"
-    )
+    what.add_argument("--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all")
     what.add_argument("--images-per-class", type=int, metavar="N")
     what.add_argument(
         "--iterations", type=int, metavar="N", help="steps in all; the recipe's stages keep their proportions"
     )
-    what.add_argument(
-        "--trials", type=int, metavar="K", help="make K batches, with seeds SEED, SEED + 1, ..."
-    )
+    what.add_argument("--trials", type=int, metavar="K", help="make K batches, with seeds SEED, SEED + 1, ...")
     what.add_argument("--seed", type=int)
     what.add_argument(
         "--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers"
@@ -60,17 +56,11 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="any field, e.g. image.batch_size=40"
     )
     where = p.add_argument_group("results")
-    where.add_argument(
-        "--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)"
-    )
+    where.add_argument("--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)")
     where.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
-    where.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin"
-    )
+    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
     how = p.add_argument_group("how to compute")
-    how.add_argument(
-        "--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine"
-    )
+    how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
     how.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "tf32", "fp64"))
     how.add_argument("--compile", choices=("auto", "on", "off"))
@@ -80,13 +70,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--reproducible", choices=("placement", "ranks"), help="ranks: the same bits on any number of ranks"
     )
-    how.add_argument(
-        "--dry-run", action="store_true", help="print formulation, placement and estimates; run nothing"
-    )
+    how.add_argument("--dry-run", action="store_true", help="print formulation, placement and estimates; run nothing")
     look = p.add_argument_group("models")
-    look.add_argument(
-        "--list-models", nargs="?", const="*", metavar="PATTERN", help="print the known models and leave"
-    )
+    look.add_argument("--list-models", nargs="?", const="*", metavar="PATTERN", help="print the known models and leave")
     look.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers models"
     )
@@ -198,9 +184,7 @@ def _recipe(options: argparse.Namespace) -> Any:
     else:
         data = default_recipe(options.models, max(model_card(name).input_size for name in options.models))
     direct = {
-        "targets": options.targets
-        if options.targets is None or len(options.targets) > 1
-        else options.targets[0],
+        "targets": options.targets if options.targets is None or len(options.targets) > 1 else options.targets[0],
         "images_per_class": options.images_per_class,
         "trials": options.trials,
         "seed": options.seed,
@@ -212,9 +196,7 @@ def _recipe(options: argparse.Namespace) -> Any:
         "precision": options.precision,
         "compile": options.compile,
         "reproducible": options.reproducible,
-        "micro_batch": int(options.micro_batch)
-        if str(options.micro_batch).isdigit()
-        else options.micro_batch,
+        "micro_batch": int(options.micro_batch) if str(options.micro_batch).isdigit() else options.micro_batch,
     }
     runtime = {key: value for key, value in runtime.items() if value is not None}
     if runtime:

@@ -91,7 +91,9 @@ def print_table(options: argparse.Namespace, table: dict[str, list[str]], judge:
     lines = ["| case | judge reads | Fréchet distance | coverage | seconds |", "|---|---|---|---|---|"]
     n = 0
     for name in table:
-        folders = [options.output / f"seed{s}" / name.replace(", ", "_").replace(" ", "-") for s in range(options.seeds)]
+        folders = [
+            options.output / f"seed{s}" / name.replace(", ", "_").replace(" ", "-") for s in range(options.seeds)
+        ]
         judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
         seconds = [json.loads((folder / "summary.json").read_text())["wall_seconds"] for folder in folders]
         n = judged[0]["n"]
@@ -104,7 +106,9 @@ def print_table(options: argparse.Namespace, table: dict[str, list[str]], judge:
     train = load_images(options.data, "train", judge.card.input_size)
     real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
     figures = [interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
-    lines.append(f"| {n} real training images | {interval([r.accuracy.top1 for r in real])} | {' | '.join(figures)} | |")
+    lines.append(
+        f"| {n} real training images | {interval([r.accuracy.top1 for r in real])} | {' | '.join(figures)} | |"
+    )
     (options.output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -14,7 +14,15 @@ from ensemble.distributed import ProcessContext
 from ensemble.engine import EnsembleMember, Inversion, StagePlan
 from ensemble.hardware import PRECISIONS, resolve_compile, resolve_precision
 from ensemble.initial import initialise, list_images, read_image
-from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.objectives import (
+    BNMatching,
+    ClassScore,
+    CrossEntropy,
+    Formulation,
+    ImagePrior,
+    L2Prior,
+    TotalVariation,
+)
 from ensemble.optimizers import Adam
 from ensemble.parameterization import FourierImage, ImageParameterization, PixelImage
 from ensemble.placement import Placement, Share, place, place_cells, slices
@@ -68,13 +76,15 @@ def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
     passes = recipe.iterations * recipe.trials * len(cards)
     runtime = replace(
         recipe.runtime,
-        precision=resolve_precision(recipe.runtime.precision, device),
+        precision=resolve_precision(recipe.runtime.precision, device),  # type: ignore[arg-type]
         compile="on" if resolve_compile(recipe.runtime.compile, device, passes) else "off",
     )
     resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
     for stage in resolved.stages:
         if stage.jitter >= (stage.size or size):
-            raise ValueError(f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels")
+            raise ValueError(
+                f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
+            )
     _check_start(recipe.image.start, size)
     return Plan(resolved, cards, unique_names([entry.model for entry in recipe.teachers]), size, classes)
 
@@ -125,7 +135,9 @@ def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None
 def unique_names(models: Sequence[str]) -> tuple[str, ...]:
     """NAME of each NAME@WEIGHTS, numbered (`NAME#1`, `NAME#2`) where it comes more than once."""
     short = [model.partition("@")[0] for model in models]
-    return tuple(name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short))
+    return tuple(
+        name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short)
+    )
 
 
 def _own_targets(targets: torch.Tensor, entry: spec.TeacherEntry, first: ModelCard) -> torch.Tensor:
@@ -165,7 +177,10 @@ def count_cost(teacher: Teacher) -> tuple[float, int]:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), FlopCounterMode(display=False) as counter:
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        FlopCounterMode(display=False) as counter,
+    ):
         logits, moments = teacher.observe(view)
         torch.autograd.grad(logits.sum() + moments.sum(), view)
     return float(counter.get_total_flops()), sum(kept.values())
@@ -220,7 +235,8 @@ def check_placement(plan: Plan, world_size: int) -> None:
 def build_formulation(plan: Plan) -> Formulation:
     """The recipe's objectives as live terms."""
     logits_terms: list[Any] = []
-    bn_terms, priors = [], []
+    bn_terms: list[BNMatching] = []
+    priors: list[ImagePrior] = []
     for o in plan.recipe.objectives:
         match o:
             case spec.CrossEntropySpec():

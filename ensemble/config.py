@@ -103,9 +103,7 @@ def _instance(classes: Sequence[Any], data: object, path: str, problems: list[st
         problems.append(_expected(classes, data, path))
         return _INVALID
     kinds = {_kind(cls): cls for cls in classes}
-    assert len(kinds) == len(classes) and (len(classes) == 1 or None not in kinds), (
-        f"{path}: kinds {list(kinds)}"
-    )
+    assert len(kinds) == len(classes) and (len(classes) == 1 or None not in kinds), f"{path}: kinds {list(kinds)}"
     cls, names = classes[0], []
     if None not in kinds:
         names.append("kind")
@@ -185,9 +183,7 @@ def _dict(hint: Any, data: object, path: str, problems: list[str]) -> Any:
 def _scalar(hint: Any, data: object) -> Any:
     if get_origin(hint) is Literal:
         # by type as well: True == 1 == 1.0
-        return next(
-            (option for option in get_args(hint) if type(option) is type(data) and option == data), _INVALID
-        )
+        return next((option for option in get_args(hint) if type(option) is type(data) and option == data), _INVALID)
     assert hint in _NAMES, f"unsupported annotation {hint}"
     if hint is float:
         return _float(data)
@@ -405,9 +401,7 @@ def _split_override(override: str) -> tuple[list[str | int], str]:
         steps.append(int(index) if index else word or quoted)
         rest = rest[match.end() :]
     if not steps or not rest.startswith("="):
-        raise ConfigError(
-            [f"override {override!r}: expected path=value, such as optimizer.lr=0.1 or terms[0].scale=2"]
-        )
+        raise ConfigError([f"override {override!r}: expected path=value, such as optimizer.lr=0.1 or terms[0].scale=2"])
     return steps, rest[1:]
 
 

@@ -150,9 +150,7 @@ def choose_device(requested: str) -> torch.device:
     if device.type != "cuda":
         raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N")
     if not available:
-        raise ValueError(
-            f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu"
-        )
+        raise ValueError(f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu")
     count = torch.cuda.device_count()
     if device.index is not None:
         if device.index >= count:

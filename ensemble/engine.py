@@ -238,25 +238,40 @@ class Inversion:
         cotangents: dict[int, torch.Tensor | None] = {}
         rows = []
         for t, share in weights.items():
-            member, losses = self.members[t], totals.losses(t)
+            losses = totals.losses(t)
             for term, value in zip(self.formulation.logits_terms, losses, strict=True):
                 total = total + share * term.weight * value
-            bn_values, cotangents[t] = [], None
-            if member.statistics is not None and self.formulation.bn_terms:
-                with torch.enable_grad():
-                    moments = totals.moments(t).requires_grad_()
-                    statistics = member.statistics.at(view_size)
-                    bn_values = [b(moments, statistics, self.images) for b in self.formulation.bn_terms]
-                    weighted = torch.stack([share * b.weight * v for b, v in zip(self.formulation.bn_terms, bn_values, strict=True)])
-                    (cotangents[t],) = torch.autograd.grad(weighted.sum(), moments)
-                total = total + weighted.detach().sum()
-            rows.append(torch.stack([*losses, *(v.detach() for v in bn_values), totals.accuracy(t)]))
-        terms = tuple(term.name for term in (*self.formulation.logits_terms, *self.formulation.bn_terms))
+            bn_losses, cotangents[t] = self._bn_losses(t, totals, share, view_size)
+            for bn_term, value in zip(self.formulation.bn_terms, bn_losses, strict=True):
+                total = total + share * bn_term.weight * value
+            rows.append(torch.stack([*losses, *bn_losses, totals.accuracy(t)]))
+        terms = [term.name for term in self.formulation.logits_terms]
+        terms += [term.name for term in self.formulation.bn_terms]
         names = tuple(self.members[t].name for t in weights)
-        return Record(self.step, total, torch.zeros_like(total), names, terms, torch.stack(rows)), cotangents
+        return Record(self.step, total, torch.zeros_like(total), names, tuple(terms), torch.stack(rows)), cotangents
+
+    @torch.enable_grad()
+    def _bn_losses(
+        self, t: int, totals: Totals, share: float, view_size: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """The unweighted BN terms of teacher t, and the gradient of their weighted sum at its moments."""
+        bn_terms, statistics = self.formulation.bn_terms, self.members[t].statistics
+        if not bn_terms:
+            return [], None
+        assert statistics is not None, "bn_matching needs BN layers; build refuses teachers without"
+        moments = totals.moments(t).requires_grad_()
+        losses = [term(moments, statistics.at(view_size), self.images) for term in bn_terms]
+        weighted = torch.stack([share * b.weight * loss for b, loss in zip(bn_terms, losses, strict=True)])
+        (gradient,) = torch.autograd.grad(weighted.sum(), moments)
+        return [loss.detach() for loss in losses], gradient
 
     def _pull_back(
-        self, cell: Share, leaf: torch.Tensor, observation: Observation, share: float, dmoments: torch.Tensor | None
+        self,
+        cell: Share,
+        leaf: torch.Tensor,
+        observation: Observation,
+        share: float,
+        dmoments: torch.Tensor | None,
     ) -> torch.Tensor:
         teacher = self.members[cell.teacher].teacher
         assert teacher is not None
@@ -265,7 +280,9 @@ class Inversion:
         if self.formulation.logits_terms:
             logits = observation.logits.detach().requires_grad_()
             targets = self._targets(cell)
-            terms = [share * term.weight * term.share(logits, targets, self.images) for term in self.formulation.logits_terms]
+            terms = [
+                share * term.weight * term.share(logits, targets, self.images) for term in self.formulation.logits_terms
+            ]
             (dlogits,) = torch.autograd.grad(torch.stack(terms).sum(), logits)
             outputs.append(observation.logits)
             cotangents.append(dlogits * scale)
@@ -318,9 +335,9 @@ class Inversion:
             if self._measure_best(index, local):
                 self._keep_best()
             observer.on_step(step)
-            if self.early_stopping is not None and index == len(self.stages) - 1:
-                if self.early_stopping.update(float(record.total)):
-                    return "converged"
+            final = index == len(self.stages) - 1
+            if final and self.early_stopping is not None and self.early_stopping.update(float(record.total)):
+                return "converged"
             stop = polled and totals.flag("stop")
             if stop or due or (polled and totals.flag("save")):
                 observer.on_save(self.step)
@@ -375,7 +392,9 @@ class Inversion:
 
     def _note_bad(self, totals: Totals, weights: Mapping[int, float], record: Record) -> None:
         """Remember, on the device, the first step at which a teacher (or the image itself) was not finite."""
-        teacher_bad = [totals.bad(t) > 0 if t in weights else torch.zeros((), dtype=torch.bool) for t in range(len(self.members))]
+        teacher_bad = [
+            totals.bad(t) > 0 if t in weights else torch.zeros((), dtype=torch.bool) for t in range(len(self.members))
+        ]
         bad = torch.stack([b.to(self._bad_step.device) for b in (*teacher_bad, ~torch.isfinite(record.total))])
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
 
@@ -399,9 +418,7 @@ class Inversion:
     def _not_finite(self, culprits: Sequence[str], step: int) -> NoReturn:
         self.parameterization.load_state_dict(self._last_good)
         who = f"of teacher {', '.join(culprits)} " if culprits else ""
-        raise NotFiniteError(
-            f"the loss {who}is not finite at step {step}; lower the learning rate or the weights"
-        )
+        raise NotFiniteError(f"the loss {who}is not finite at step {step}; lower the learning rate or the weights")
 
     def _measure_best(self, index: int, local: int) -> bool:
         if not self.best_every or index != len(self.stages) - 1:
@@ -437,7 +454,12 @@ class Inversion:
         tensors = {f"image.{k}": v for k, v in self.parameterization.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in self.best.tensors.items()}
-        numbers = {"step": self.step, "stage": self._stage_index, "best_loss": self.best.loss, "best_step": self.best.step}
+        numbers = {
+            "step": self.step,
+            "stage": self._stage_index,
+            "best_loss": self.best.loss,
+            "best_step": self.best.step,
+        }
         for name, machine in (("plateau", self.plateau), ("early", self.early_stopping)):
             if machine is not None:
                 numbers |= {f"{name}.{k}": v for k, v in machine.state().items()}
@@ -458,4 +480,6 @@ class Inversion:
         self.best = _Best(float(numbers["best_loss"]), int(numbers["best_step"]), part("best."))
         for name, machine in (("plateau", self.plateau), ("early", self.early_stopping)):
             if machine is not None:
-                machine.load_state({k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")})
+                machine.load_state(
+                    {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}
+                )

@@ -36,9 +36,7 @@ def initialise(
     if kind not in KINDS:
         raise ValueError(f"initial image: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     if (path is not None) != (kind in ("image", "folder")):
-        raise ValueError(
-            f"initial image: kind {kind!r} " + ("needs a path" if path is None else "takes no path")
-        )
+        raise ValueError(f"initial image: kind {kind!r} " + ("needs a path" if path is None else "takes no path"))
     if kind == "noise":
         if rng is None:
             raise ValueError("initial image: kind 'noise' needs a generator")
@@ -62,9 +60,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(
-            f"initial image: {path} is not a file; give an image, or use kind 'folder' for a folder"
-        )
+        raise ValueError(f"initial image: {path} is not a file; give an image, or use kind 'folder' for a folder")
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -82,12 +78,8 @@ def list_images(path: str | Path) -> list[Path]:
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise ValueError(
-            f"initial image: {path} is not a folder; give a folder, or use kind 'image' for a file"
-        )
+        raise ValueError(f"initial image: {path} is not a folder; give a folder, or use kind 'image' for a file")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise ValueError(
-            f"initial image: {path} holds no images; expected files ending in {', '.join(SUFFIXES)}"
-        )
+        raise ValueError(f"initial image: {path} holds no images; expected files ending in {', '.join(SUFFIXES)}")
     return files

@@ -37,9 +37,7 @@ class ImageParameterization(nn.Module, ABC):
         if n < 1 or size < 1:
             raise ValueError(f"image: batch size and size must be at least 1, not {n} and {size}")
         if dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"image: dtype must be float32 or float64, not {dtype}; only teachers run in less"
-            )
+            raise ValueError(f"image: dtype must be float32 or float64, not {dtype}; only teachers run in less")
         self.n = n
         self.size = size
 
@@ -65,9 +63,7 @@ class ImageParameterization(nn.Module, ABC):
         """`image` in float64 on the CPU, where inverse maps are computed."""
         expected = (self.n, 3, self.size, self.size)
         if tuple(image.shape) != expected:
-            raise ValueError(
-                f"image: expected shape {expected}, got {tuple(image.shape)}; resize the image first"
-            )
+            raise ValueError(f"image: expected shape {expected}, got {tuple(image.shape)}; resize the image first")
         image = image.detach().to("cpu", torch.float64)
         if not bool(((image >= -ROUNDING) & (image <= 1 + ROUNDING)).all()):
             raise ValueError("image: values must lie in [0, 1]; divide 8-bit values by 255, clamp the rest")
@@ -106,9 +102,7 @@ class FourierImage(ImageParameterization):
     ) -> None:
         super().__init__(n, size, dtype)
         if not (decay >= 0 and math.isfinite(decay)):
-            raise ValueError(
-                f"image: decay must be a number >= 0, not {decay}; 1 is the spectrum of photographs"
-            )
+            raise ValueError(f"image: decay must be a number >= 0, not {decay}; 1 is the spectrum of photographs")
         shape = (n, 3, size, size // 2 + 1, 2)
         self.coefficients = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         self.scale: Tensor
@@ -246,14 +240,10 @@ def _colour_root() -> Tensor:
     return root / torch.sqrt(root.square().sum() / 3)
 
 
-def _affine(
-    space: str, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[list[float], list[float]]:
+def _affine(space: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
     if space == "rgb":
         if mean is not None or std is not None:
-            raise ValueError(
-                "image: mean and std have no meaning in space 'rgb'; leave them out or use 'normalised'"
-            )
+            raise ValueError("image: mean and std have no meaning in space 'rgb'; leave them out or use 'normalised'")
         return [0.0] * 3, [1.0] * 3
     if space != "normalised":
         raise ValueError(f"image: unknown space {space!r}; use 'rgb' or 'normalised'")

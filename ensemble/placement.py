@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,9 +39,7 @@ class Placement:
         return tuple(sum(costs[s.teacher] * s.images for s in shares) for shares in self.shares)
 
 
-def place(
-    costs: Sequence[float], images: int, world_size: int, ranks: Sequence[int | None] | None = None
-) -> Placement:
+def place(costs: Sequence[float], images: int, world_size: int, ranks: Sequence[int | None] | None = None) -> Placement:
     """A balanced placement of teachers with `costs` per image over `world_size` ranks.
 
     With at least as many teachers as ranks, teachers stay whole: the costliest first, each to the least loaded
@@ -64,9 +63,7 @@ def place(
     return Placement(images, tuple(tuple(Share(t, 0, images) for t in sorted(b)) for b in bins))
 
 
-def _ranks_per_teacher(
-    costs: Sequence[float], images: int, world_size: int, fixed: Sequence[int | None]
-) -> list[int]:
+def _ranks_per_teacher(costs: Sequence[float], images: int, world_size: int, fixed: Sequence[int | None]) -> list[int]:
     counts = [1 if count is None else count for count in fixed]
     if any(count < 1 or count > images for count in counts):
         raise ValueError(f"placement: a teacher's ranks must lie between 1 and the {images} images of the batch")
@@ -88,7 +85,7 @@ def _split(counts: Sequence[int], images: int) -> Placement:
     shares = []
     for teacher, count in enumerate(counts):
         bounds = [images * i // count for i in range(count + 1)]
-        shares += [(Share(teacher, a, b),) for a, b in zip(bounds, bounds[1:], strict=False)]
+        shares += [(Share(teacher, a, b),) for a, b in itertools.pairwise(bounds)]
     return Placement(images, tuple(shares))
 
 
@@ -111,4 +108,4 @@ def slices(share: Share, size: int | None) -> list[Share]:
     """The share in micro-batches of at most `size` images, as even as possible."""
     count = 1 if size is None else -(-share.images // size)
     bounds = [share.start + share.images * i // count for i in range(count + 1)]
-    return [Share(share.teacher, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Share(share.teacher, a, b) for a, b in itertools.pairwise(bounds)]

@@ -92,7 +92,7 @@ def _remove_results(path: Path) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there replaces `path` at the end, whole or not at all."""
+    """A temporary name beside `path`; what is written there replaces `path` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -124,7 +124,8 @@ def save_images(
         n = seen.get(target, 0)
         seen[target] = n + 1
         name = _file_name(class_names[target]) if class_names else ""
-        with _replacing(folder / "images" / (f"{target:04d}_{name}" if name else f"{target:04d}") / f"{n}.png") as file:
+        class_folder = f"{target:04d}_{name}" if name else f"{target:04d}"
+        with _replacing(folder / "images" / class_folder / f"{n}.png") as file:
             Image.fromarray(pixels.numpy()).save(file, format="PNG")
 
 
@@ -175,9 +176,8 @@ def _rows_per_class(
         left_out.append(f"{len(shown)} of {len(classes)} classes")
     if columns < per_class:
         left_out.append(f"{columns} of {per_class} images per class")
-    canvas, draw = _canvas(
-        gutter + columns * (width + _GAP) - _GAP, len(shown) * (height + _GROUP_GAP) - _GROUP_GAP, left_out, font
-    )
+    inner = gutter + columns * (width + _GAP) - _GAP, len(shown) * (height + _GROUP_GAP) - _GROUP_GAP
+    canvas, draw = _canvas(*inner, left_out, font)
     for row, (target, label) in enumerate(zip(shown, labels, strict=True)):
         y = _MARGIN + row * (height + _GROUP_GAP)
         draw.text((_MARGIN + gutter - font.size, y + height / 2), label, _INK, font, anchor="rm")
@@ -255,16 +255,15 @@ def _checked(
     """The batch on the CPU, contiguous float32 and int64."""
     if images.ndim != 4 or images.shape[1] != 3 or not len(images) or targets.shape != images.shape[:1]:
         raise ValueError(
-            f"images: expected (N, 3, H, W) and N targets, got {tuple(images.shape)} and {tuple(targets.shape)}"
+            f"images: expected (N, 3, H, W) and (N,) targets, got {[*images.shape]} and {[*targets.shape]}"
         )
     images = images.detach().to("cpu", torch.float32).contiguous()
     targets = targets.detach().to("cpu", torch.int64).contiguous()
     if not images.isfinite().all():
         raise ValueError("images: not all values are finite")
     if targets.min() < 0 or (class_names and targets.max() >= len(class_names)):
-        raise ValueError(
-            f"images: targets {targets.min().item()}..{targets.max().item()} for {len(class_names)} class names"
-        )
+        low, high = targets.min().item(), targets.max().item()
+        raise ValueError(f"images: targets {low}..{high} for {len(class_names)} class names")
     return images, targets
 
 
@@ -272,7 +271,7 @@ def _checked(
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Writes `obj` as indented JSON, whole or not at all; dataclasses as objects, NaN and infinities as null."""
+    """Writes `obj` as JSON, whole or not at all; dataclasses as objects, NaN and infinities as null."""
     text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with _replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -351,7 +350,7 @@ class ProgressReporter(Protocol):
 
 
 def progress_reporter(rank: int = 0, stream: TextIO | None = None) -> ProgressReporter:
-    """A bar where `stream` (stdout by default) is a terminal, else plain lines; silence on ranks other than 0."""
+    """A bar where `stream` (default: stdout) is a terminal, else plain lines; silence on ranks but 0."""
     stream = sys.stdout if stream is None else stream
     if rank != 0:
         return SilentProgress()

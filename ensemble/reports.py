@@ -41,16 +41,28 @@ def print_dry_run(plan: Plan, device: torch.device, ranks: int) -> None:
     console.print(build_formulation(plan).describe(weights), highlight=False, markup=False)
     console.print(f"    acting: {recipe.ensemble.acting}", highlight=False)
     images = ensemble.placement.images
-    console.print(f"\nimages: {recipe.trials} x {images} of {plan.size} x {plan.size}, seed {recipe.seed}", highlight=False)
+    console.print(
+        f"\nimages: {recipe.trials} x {images} of {plan.size} x {plan.size}, seed {recipe.seed}",
+        highlight=False,
+    )
     for i, stage in enumerate(recipe.stages):
         size = stage.size or plan.size
         console.print(
             f"stage {i + 1}: {stage.iterations} steps at {size} x {size}, jitter {stage.jitter} "
-            f"({stage.jitter_mode}), flip {stage.flip:g}, lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}",
+            f"({stage.jitter_mode}), flip {stage.flip:g}, "
+            f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}",
             highlight=False,
         )
     loads = ensemble.placement.load(ensemble.costs)
-    table = Table("rank", "shares (images)", "GFLOP a step", "activations, MiB", box=None, title="placement", title_justify="left")
+    table = Table(
+        "rank",
+        "shares (images)",
+        "GFLOP a step",
+        "activations, MiB",
+        box=None,
+        title="placement",
+        title_justify="left",
+    )
     for rank, shares in enumerate(ensemble.placement.shares):
         what = ", ".join(f"{plan.names[s.teacher]} [{s.start}:{s.stop}]" for s in shares) or "nothing"
         kept = [ensemble.memory[s.teacher] * _at_once(recipe.runtime.micro_batch, s.images) for s in shares]
@@ -84,6 +96,7 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     rate = summary["steps_per_second"]
     pace = f"{rate:.2f} steps/s" if rate else "too short for a rate"
     console.print(
-        f"{summary['images']} images in {summary['wall_seconds']:.0f} s ({pace}, start-up {summary['startup_seconds']:.0f} s): {output}",
+        f"{summary['images']} images in {summary['wall_seconds']:.0f} s "
+        f"({pace}, start-up {summary['startup_seconds']:.0f} s): {output}",
         highlight=False,
     )

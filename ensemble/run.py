@@ -207,9 +207,7 @@ class _Restored:
 
     def finished(self, plan: Plan) -> _Finished:
         images = [self.checkpoint.tensors[f"done.{trial}.images"] for trial in range(self.trial)]
-        return _Finished(
-            images, [plan.targets(trial) for trial in range(self.trial)], list(self.meta["values"])
-        )
+        return _Finished(images, [plan.targets(trial) for trial in range(self.trial)], list(self.meta["values"]))
 
 
 def _steps_done(iterations: int, restored: _Restored | None) -> int:
@@ -233,8 +231,7 @@ def _restore(plan: Plan, output: Path, context: ProcessContext) -> _Restored | N
         changed = differences(_fingerprint(checkpoint.meta["recipe"]), _fingerprint(to_plain(plan.recipe)))
         if changed:
             raise ValueError(
-                "resume: the checkpoint was made by another recipe; these fields differ: "
-                + ", ".join(changed)
+                "resume: the checkpoint was made by another recipe; these fields differ: " + ", ".join(changed)
             )
         return _Restored(checkpoint, tuple(warnings))
 
@@ -317,9 +314,7 @@ class _Saver:
         if checkpoint.every or checkpoint.seconds:
             self._write(self.trial + 1, 0, {}, {"step": 0})
 
-    def _write(
-        self, trial: int, step: int, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
-    ) -> None:
+    def _write(self, trial: int, step: int, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> None:
         self.saved_at = time.monotonic()
         problem = None
         if self.context.is_main:
@@ -402,9 +397,7 @@ def _load_verifiers(plan: Plan) -> dict[str, tuple[nn.Module, ModelCard]]:
     return {name: create_model(model) for name, model in zip(names, plan.recipe.verifiers, strict=True)}
 
 
-def _micro_batch(
-    plan: Plan, ensemble: Ensemble, context: ProcessContext, tell: Callable[[str], None]
-) -> int | None:
+def _micro_batch(plan: Plan, ensemble: Ensemble, context: ProcessContext, tell: Callable[[str], None]) -> int | None:
     """The recipe's micro-batch; `auto` takes the smallest of what fits on each rank, None where all does."""
     wanted = plan.recipe.runtime.micro_batch
     if wanted != "auto":
@@ -451,8 +444,7 @@ def _summary(
     for name in plan.names:
         keys = [key for key in done.values[-1] if key.rpartition("/")[0] == name]
         teachers[name] = {
-            key.rpartition("/")[2]: sum(values[key] for values in done.values) / len(done.values)
-            for key in keys
+            key.rpartition("/")[2]: sum(values[key] for values in done.values) / len(done.values) for key in keys
         }
     return {
         "teachers": teachers,

@@ -59,7 +59,6 @@ class BNStatistics:
         offset = moments[0] / count
         return offset, moments[1] / count - offset.square()
 
-
     def layer_norms(self, per_channel: torch.Tensor) -> torch.Tensor:
         """The l2 norm over each layer's channels of a (C,) tensor: (L,), with gradient 0 where the norm is 0."""
         tiny = torch.finfo(per_channel.dtype).tiny
@@ -106,9 +105,7 @@ def _activation(norm: nn.BatchNorm2d) -> nn.Module:
     return nn.Sequential(*parts) if parts else nn.Identity()
 
 
-def replace_batch_norm(
-    net: nn.Module, dtype: torch.dtype, sink: list[torch.Tensor]
-) -> dict[str, EmittingBatchNorm]:
+def replace_batch_norm(net: nn.Module, dtype: torch.dtype, sink: list[torch.Tensor]) -> dict[str, EmittingBatchNorm]:
     """Every BatchNorm2d of `net` (subclasses too) replaced in place by a module that emits; by name.
 
     A layer shared under several names becomes one module. Layers without running statistics stay as they are:

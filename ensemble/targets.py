@@ -54,9 +54,7 @@ def parse_targets(
     if problems:
         raise ValueError("targets: " + "; ".join(problems))
     if not indices:
-        raise ValueError(
-            "targets: none given; use 'all', 'random', indices, ranges such as 0-15, or class names"
-        )
+        raise ValueError("targets: none given; use 'all', 'random', indices, ranges such as 0-15, or class names")
     return tuple(indices)
 
 

@@ -56,9 +56,9 @@ class Teacher:
                     if parameter is not None:
                         module._parameters[key] = nn.Parameter(parameter.to(dtype), requires_grad=False)
                 for key, buffer in module._buffers.items():
-                    if buffer is not None and buffer.is_floating_point() and type(module) is not nn.Module:
+                    if buffer is not None and buffer.is_floating_point():
                         module._buffers[key] = buffer.to(self.wide if "running" in key else dtype)
-        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.net = net.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(card.mean, dtype=self.wide, device=self.device)[:, None, None]
         self._std = torch.tensor(card.std, dtype=self.wide, device=self.device)[:, None, None]
         blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)

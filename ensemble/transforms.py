@@ -41,9 +41,7 @@ class Jitter:
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         n, _, height, width = images.shape
         if self.mode == "reflect" and self.pixels >= min(height, width):
-            raise ValueError(
-                f"jitter: reflecting {self.pixels} pixels needs larger images than {height} x {width}"
-            )
+            raise ValueError(f"jitter: reflecting {self.pixels} pixels needs larger images than {height} x {width}")
         shifts = torch.randint(-self.pixels, self.pixels + 1, (n if self.per_image else 1, 2), generator=rng)
         if self.per_image:
             return _shift_each(images, shifts, self.mode)

@@ -50,8 +50,6 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes"
-            )
+            raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.default_weights is not None and self.default_weights not in self.weights:
             raise ValueError(f"{self.name}: default weights {self.default_weights!r} are not on the card")

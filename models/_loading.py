@@ -75,9 +75,7 @@ def _read_torch(path: Path) -> Any:
         reason = str(error).partition("WeightsUnpickler error")[2]
         code = re.search(r"(?:GLOBAL|global:?|class)\s+([\w.]+\.\w+)", reason)
         if code is None:
-            raise ValueError(
-                f"{path} is not a weights file that can be read without running pickled code"
-            ) from None
+            raise ValueError(f"{path} is not a weights file that can be read without running pickled code") from None
         raise ValueError(
             f"{path} needs pickled code to be read ({code[1]}), which is refused; save only its state dict"
         ) from None
@@ -93,9 +91,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
                 return _state_dict(content[key], path)
         if content and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
             return dict(content)
-    raise ValueError(
-        f"{path} holds no state dict (a dictionary of tensors, or one below {', '.join(_WRAPPERS)})"
-    )
+    raise ValueError(f"{path} holds no state dict (a dictionary of tensors, or one below {', '.join(_WRAPPERS)})")
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -104,9 +100,7 @@ def check_sha256(path: Path, expected: str) -> None:
         raise ValueError(f"weights file {path} does not exist; reinstall the package")
     found = sha256(path)
     if found != expected:
-        raise ValueError(
-            f"{path} is damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…; reinstall the package"
-        )
+        raise ValueError(f"{path} is damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…; reinstall the package")
 
 
 def sha256(path: Path) -> str:
@@ -150,9 +144,7 @@ def _first(title: str, keys: list[str], limit: int = 3) -> str:
 def _hint(card: ModelCard, shaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
     """Says `:num_classes=N` where all that differs is as many rows as there are classes."""
     rows = {file[0] if file and len(file) == len(wanted) else -1 for file, wanted in shaped.values()}
-    only_rows = all(
-        file[1:] == wanted[1:] and wanted[:1] == (card.num_classes,) for file, wanted in shaped.values()
-    )
+    only_rows = all(file[1:] == wanted[1:] and wanted[:1] == (card.num_classes,) for file, wanted in shaped.values())
     if len(rows) == 1 and only_rows and min(rows) > 0:
         return f"; for its {min(rows)} classes ask for {card.name}:num_classes={min(rows)}"
     return ""

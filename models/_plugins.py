@@ -39,9 +39,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise ValueError(
-            f"plugin {path}{_line(error, path)}: {type(error).__name__}: {_text(error)}"
-        ) from error
+        raise ValueError(f"plugin {path}{_line(error, path)}: {type(error).__name__}: {_text(error)}") from error
     _loaded_files[module_name] = tuple(sorted(names))
     return _loaded_files[module_name]
 
@@ -69,9 +67,7 @@ def _line(error: BaseException, path: Path) -> str:
     """`, line N`: the last line of the user's file that the exception passed through."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f", line {error.lineno}"
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-    ]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
 

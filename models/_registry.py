@@ -72,13 +72,9 @@ def register_model(card: ModelCard) -> Callable[[FactoryT], FactoryT]:
         options = {name: p.default for name, p in inspect.signature(factory).parameters.items()}
         for name, default in options.items():
             if not isinstance(default, bool | int | float | str):
-                raise ValueError(
-                    f"{card.name}: option {name!r} needs a default that is a bool, int, float or str"
-                )
+                raise ValueError(f"{card.name}: option {name!r} needs a default that is a bool, int, float or str")
         if options.get("num_classes", card.num_classes) != card.num_classes:
-            raise ValueError(
-                f"{card.name}: num_classes is {card.num_classes} on the card, not in the factory"
-            )
+            raise ValueError(f"{card.name}: num_classes is {card.num_classes} on the card, not in the factory")
         _TABLE[card.name] = Entry(card, factory, options)
         return factory
 
@@ -181,9 +177,7 @@ def _find(spec: ModelSpec) -> Entry:
     try:
         zoo = _zoo(module)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"unknown network {name!r}; {library}, which may know it, cannot be used ({error})"
-        ) from None
+        raise ValueError(f"unknown network {name!r}; {library}, which may know it, cannot be used ({error})") from None
     found: Entry | None = zoo.find(name, spec.weights)
     if found is None:
         near = difflib.get_close_matches(name, [*_TABLE, *zoo.names()], n=3)

@@ -115,8 +115,5 @@ def _adapt(name: str, tensors: Tensors) -> Tensors:
     if name in _WITH_AUXILIARY_HEADS:
         return {key: value for key, value in tensors.items() if not re.match(r"(AuxLogits|aux1|aux2)\.", key)}
     if name.startswith("densenet"):
-        return {
-            re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): v
-            for key, v in tensors.items()
-        }
+        return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): v for key, v in tensors.items()}
     return tensors

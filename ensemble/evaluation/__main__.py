@@ -59,7 +59,16 @@ def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
 
 def print_rows(rows: dict[str, Judgement]) -> None:
     """The judgements as a table."""
-    columns = ("accuracy", "Frechet", "kernel x 1000", "precision", "recall", "density", "coverage", "diversity")
+    columns = (
+        "accuracy",
+        "Frechet",
+        "kernel x 1000",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "diversity",
+    )
     table = Table("images", "n", *columns, box=None, pad_edge=False)
     for name, row in rows.items():
         values = (row.precision, row.recall, row.density, row.coverage, row.diversity)

@@ -14,7 +14,7 @@ _BLOCK = 2**24  # distances held at once: 128 MiB
 
 
 def as_float64(features: Features, name: str, at_least: int = 1) -> np.ndarray:
-    """`features` as a float64 array (N, D). Raises ValueError for other shapes, N < at_least, or NaN and inf."""
+    """`features` as a float64 array (N, D). Raises ValueError for other shapes, N < at_least, NaN and inf."""
     if isinstance(features, torch.Tensor):
         features = features.detach().cpu().numpy()
     array = np.asarray(features, dtype=np.float64)

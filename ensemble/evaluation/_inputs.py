@@ -1,4 +1,4 @@
-"""How images reach a network under evaluation: checked, resized, normalised, in batches, without gradients."""
+"""How images reach a network under evaluation: checked, resized, normalised, in batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def check_images(card: ModelCard, images: torch.Tensor) -> None:
-    """Raises ValueError unless `images` is a non-empty float (N, C, H, W) in [0, 1] with the card's channels."""
+    """Raises ValueError unless `images` are float (N, C, H, W) in [0, 1], N > 0, C as on the card."""
     channels = len(card.mean)
     if images.ndim != 4 or images.shape[1] != channels or not len(images):
         raise ValueError(f"{card.name}: expected images of shape (N, {channels}, H, W), got {tuple(images.shape)}")

@@ -18,7 +18,7 @@ def frechet_distance(a: Features, b: Features) -> float:
     covariances too, where rooting rounded eigenvalues is not. All in float64. With fewer images the
     distance is biased upwards; compare only equal N.
 
-    Raises ValueError for other shapes, widths that differ, fewer than two rows, or features that are not finite.
+    Raises ValueError for other shapes, widths that differ, fewer than two rows, or values not finite.
 
     Source: Heusel et al. (2017), "GANs trained by a two time-scale update rule converge to a local Nash
     equilibrium", equation 6.

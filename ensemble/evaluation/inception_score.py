@@ -24,7 +24,7 @@ def inception_score(probabilities: Features, splits: int = 1) -> tuple[float, fl
     """
     p = as_float64(probabilities, "probabilities")
     if (p < 0).any() or (np.abs(p.sum(1) - 1) > _SUM_TOLERANCE).any():
-        raise ValueError("probabilities: every row must be non-negative and sum to 1; apply a softmax to logits")
+        raise ValueError("probabilities: rows must be non-negative and sum to 1; apply a softmax to logits")
     if not 1 <= splits <= len(p):
         raise ValueError(f"splits must be in 1..{len(p)}, the number of images; got {splits}")
     scores = [_score(part) for part in np.array_split(p, splits)]

@@ -16,7 +16,7 @@ def kernel_distance(a: Features, b: Features) -> float:
     Σ_{i≠j} k(a_i, a_j) / N(N-1) + Σ_{i≠j} k(b_i, b_j) / M(M-1) - 2 Σ_ij k(a_i, b_j) / NM with
     k(x, y) = (x·y / D + 1)³. In float64.
 
-    Raises ValueError for other shapes, widths that differ, fewer than two rows, or features that are not finite.
+    Raises ValueError for other shapes, widths that differ, fewer than two rows, or values not finite.
 
     Source: Bińkowski et al. (2018), "Demystifying MMD GANs", section 4 (KID). Departure: all pairs at once
     instead of the mean over random subsets, so there is nothing to draw.

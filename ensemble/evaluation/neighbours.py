@@ -18,7 +18,7 @@ class Neighbours:
     test_index: np.ndarray
     test_distance: np.ndarray
     ratio: np.ndarray
-    """train_distance / test_distance: below 1, the image is nearer to the training set; 1 where both are 0."""
+    """train_distance / test_distance: below 1, the image is nearer to the training set; 1 for equals."""
 
     @property
     def closer_to_train(self) -> float:

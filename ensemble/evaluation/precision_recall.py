@@ -15,7 +15,7 @@ def precision_recall(real: Features, generated: Features, k: int = 3) -> tuple[f
     real); recall: of real points on the generated manifold (is everything real covered). Both depend on the
     sizes; compare only equal N and M.
 
-    Raises ValueError for other shapes, widths that differ, features that are not finite, or k not below N and M.
+    Raises ValueError for other shapes, widths that differ, values not finite, or k not below N and M.
 
     Source: Kynkäänniemi et al. (2019), "Improved precision and recall metric for assessing generative
     models", equations 1 and 2.

@@ -42,7 +42,10 @@ def _built(compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             objects, shared = str(Path(folder) / "moments.o"), str(Path(folder) / "moments.so")
             # Linked without -fopenmp: the symbols resolve to the OpenMP runtime that torch has loaded.
-            for command in ([compiler, *_FLAGS, "-c", str(_SOURCE), "-o", objects], [compiler, "-shared", objects, "-o", shared]):
+            for command in (
+                [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", objects],
+                [compiler, "-shared", objects, "-o", shared],
+            ):
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             os.replace(shared, target)
     return target

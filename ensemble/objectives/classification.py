@@ -12,8 +12,11 @@ import torch.nn.functional as F
 class LogitsObjective(Protocol):
     """A term of one teacher's logits that adds over images."""
 
-    name: str
-    weight: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
 
     def share(self, logits: torch.Tensor, targets: torch.Tensor, images: int) -> torch.Tensor:
         """The unweighted contribution of a slice (n, classes) to the mean over the batch's `images`: a scalar."""

@@ -13,8 +13,11 @@ Over = Literal["batch", "image"]
 class ImagePrior(Protocol):
     """A term of the view (N, 3, H, W) alone."""
 
-    name: str
-    weight: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
 
     def __call__(self, view: torch.Tensor) -> torch.Tensor:
         """The unweighted loss, a scalar."""

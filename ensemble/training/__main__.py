@@ -32,9 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", required=True, metavar="FILE", help="a YAML training recipe")
     p.add_argument("--output", required=True, metavar="DIR", help="results folder")
     p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any field of the recipe")
-    p.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
+    p.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     p.add_argument("--export", metavar="DIR", help="also write bundled weights and their record there")
     return p
 

@@ -1,4 +1,4 @@
-"""Training augmentations on a batch of normalised images; labels become (first, second, share of the first)."""
+"""Training augmentations on a batch of normalised images; labels become (first, second, first's share)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MixedLabels = tuple[torch.Tensor, torch.Tensor, float]
 
 
 def crop_and_flip(images: torch.Tensor, padding: int, rng: torch.Generator) -> torch.Tensor:
-    """Each image (N, 3, H, W) shifted by up to `padding` pixels (reflected border) and flipped with p = 0.5."""
+    """Each image (N, 3, H, W) shifted by up to `padding` pixels (mirrored border), flipped with p = 0.5."""
     n, _, height, width = images.shape
     dy, dx = (torch.randint(0, 2 * padding + 1, (n, 1), generator=rng) for _ in range(2))
     flip = torch.rand(n, 1, generator=rng) < 0.5

@@ -104,10 +104,10 @@ def train(
 ) -> nn.Module:
     """The trained network in eval mode (the averaged one where `schedule.ema` is set).
 
-    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. With `checkpoint`, the state is saved there after every epoch and a run that finds
-    it goes on from it.
+    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. With `checkpoint`, the state is saved
+    there after every epoch, and a run that finds it goes on from it.
     """
-    net = net.to(device, memory_format=torch.channels_last)
+    net = net.to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.SGD(
@@ -162,7 +162,12 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, data: LabelledImages, *, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    net: nn.Module,
+    data: LabelledImages,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
 ) -> float:
     """Top-1 accuracy in [0, 1], in fp32."""
     net.eval()

@@ -45,9 +45,7 @@ def run(
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
     trained = _relabelled(card, train_set.class_names)
     if export is not None and trained != card:
-        raise ValueError(
-            f"export: the data's classes are not those of {card.name}, whose weights these would be"
-        )
+        raise ValueError(f"export: the data's classes are not those of {card.name}, whose weights these would be")
     checkpoint = output / "checkpoint.pt"
     output.mkdir(parents=True, exist_ok=True)
     (output / "recipe.yaml").write_text(dump_yaml(to_plain(recipe)), encoding="utf-8")
@@ -129,9 +127,7 @@ def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[Lab
         raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
     train_set, test_set = (load_images(data.path, split, size) for split in (data.train, data.test))
     if train_set.class_names != test_set.class_names:
-        raise ValueError(
-            f"data: the splits {data.train} and {data.test} of {data.path} have different classes"
-        )
+        raise ValueError(f"data: the splits {data.train} and {data.test} of {data.path} have different classes")
     classes = len(train_set.class_names)
     if classes != card.num_classes:
         raise ValueError(

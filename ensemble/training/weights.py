@@ -51,9 +51,7 @@ def export_weights(
     that of the file read back. Raises ValueError where a parameter is too large for fp16.
     """
     parameters = dict(net.named_parameters())
-    state = {
-        key: value.detach().half() if key in parameters else value for key, value in net.state_dict().items()
-    }
+    state = {key: value.detach().half() if key in parameters else value for key, value in net.state_dict().items()}
     if overflown := [key for key, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"export: {', '.join(overflown[:3])} of {card.name} do not fit into fp16")
     file = folder / f"{card.name}.safetensors"
@@ -88,9 +86,7 @@ def _save(state: dict[str, torch.Tensor], path: Path, card: ModelCard) -> None:
     }
     # BatchNorm's batch counters are of no use in eval mode; clones, because safetensors refuses shared memory
     tensors = {
-        key: value.cpu().contiguous().clone()
-        for key, value in state.items()
-        if not key.endswith("num_batches_tracked")
+        key: value.cpu().contiguous().clone() for key, value in state.items() if not key.endswith("num_batches_tracked")
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")

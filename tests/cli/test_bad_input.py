@@ -139,9 +139,7 @@ def test_file_that_needs_pickled_code(run, tmp_path):
 def test_file_that_is_no_weights(run, tmp_path):
     for name in ("net.pth", "net.safetensors"):
         (tmp_path / name).write_text("not weights at all")
-        check_refusal(
-            run(*PLUGIN, "--models", f"tiny_a@{tmp_path / name}", "--output", tmp_path / "out"), name
-        )
+        check_refusal(run(*PLUGIN, "--models", f"tiny_a@{tmp_path / name}", "--output", tmp_path / "out"), name)
 
 
 def test_weights_that_cannot_be_downloaded(run, tmp_path, monkeypatch):
@@ -185,9 +183,7 @@ def test_output_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("x")
     check_refusal(run(*ONE, "--output", tmp_path / "file"), "is a file")
     check_refusal(run(*ONE, "--output", tmp_path / "file" / "below"), "is a file", "another folder")
-    check_refusal(
-        run(*ONE, "--iterations", "2", "--output", "/proc/nowhere"), "/proc/nowhere", "another folder"
-    )
+    check_refusal(run(*ONE, "--iterations", "2", "--output", "/proc/nowhere"), "/proc/nowhere", "another folder")
 
 
 def test_resume_where_there_is_nothing_begins(run, tmp_path):
@@ -220,9 +216,7 @@ def test_ranks_tell_once_under_torchrun(tmp_path):
     ended = end(start(*arguments, torchrun=["--standalone", "--nproc-per-node", "2"]))
     assert ended.code != 0
     assert len(told(ended)) == 1 and "net.pt is not a weights file" in told(ended)[0]
-    assert not any(
-        "invert.py" in line and "line" in line for line in ended.errors if line.startswith("  File")
-    )
+    assert not any("invert.py" in line and "line" in line for line in ended.errors if line.startswith("  File"))
     assert not (tmp_path / "out").exists()
 
 

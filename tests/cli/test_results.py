@@ -34,12 +34,8 @@ def test_everything_is_written(run, tmp_path):
     assert batch["targets"].tolist() == [0, 1, 2, 0, 1, 2] and batch["targets"].dtype == torch.int64
 
     pictures = sorted(str(f.relative_to(out / "images")) for f in (out / "images").rglob("*.png"))
-    assert pictures == [
-        f"{name}/{n}.png" for name in ("0000_circle", "0001_square", "0002_star") for n in (0, 1)
-    ]
-    shown = torch.frombuffer(
-        bytearray(Image.open(out / "images/0001_square/1.png").tobytes()), dtype=torch.uint8
-    )
+    assert pictures == [f"{name}/{n}.png" for name in ("0000_circle", "0001_square", "0002_star") for n in (0, 1)]
+    shown = torch.frombuffer(bytearray(Image.open(out / "images/0001_square/1.png").tobytes()), dtype=torch.uint8)
     expected = (batch["images"][4] * 255).round().to(torch.uint8).permute(1, 2, 0).flatten()
     assert torch.equal(shown, expected)
     assert Image.open(out / "grid.png").width > 100

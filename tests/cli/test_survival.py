@@ -177,9 +177,7 @@ DAMAGE = {
     "lost": lambda tensors, meta: tensors.unlink(),
     "json truncated": lambda tensors, meta: os.truncate(meta, meta.stat().st_size // 2),
     "json empty": lambda tensors, meta: meta.write_text(""),
-    "json changed": lambda tensors, meta: meta.write_text(
-        meta.read_text().replace('"trial": 0', '"trial": 1')
-    ),
+    "json changed": lambda tensors, meta: meta.write_text(meta.read_text().replace('"trial": 0', '"trial": 1')),
 }
 
 
@@ -259,9 +257,7 @@ def test_only_two_checkpoints_stay_and_no_halves(run, tmp_path):
 def test_images_on_other_numbers_of_ranks_are_the_same_to_the_bit(tmp_path, run):
     exact = ["--reproducible", "ranks", "--set", "runtime.cell_size=2"]
     assert run(*TWO, *RUN, *exact, "--output", tmp_path / "whole").code == 0
-    ended = end(
-        start(*TWO, *RUN, *exact, "--nproc", "2", "--output", tmp_path / "out", MISFORTUNE="term:1:9")
-    )
+    ended = end(start(*TWO, *RUN, *exact, "--nproc", "2", "--output", tmp_path / "out", MISFORTUNE="term:1:9"))
     assert "stopped at step" in told(ended)[0]
     resumed = run(*TWO, *RUN, *exact, "--output", tmp_path / "out", "--resume")
     assert resumed.code == 0 and "warning" not in resumed.output

@@ -52,9 +52,7 @@ def launch(work: Work, world_size: int, folder: Path, seconds: float = 120) -> l
     if any(process.exitcode != 0 for process in ranks):
         codes = [process.exitcode for process in ranks]
         reports = [file.read_text() for file in sorted(folder.glob("*.txt"))]
-        raise RuntimeError(
-            "\n".join([f"exit codes {codes} (-9: killed here, at the deadline or after)", *reports])
-        )
+        raise RuntimeError("\n".join([f"exit codes {codes} (-9: killed here, at the deadline or after)", *reports]))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

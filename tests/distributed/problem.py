@@ -96,22 +96,16 @@ def inversion(
     members = []
     for t in range(teachers):
         full = teacher(t, dtype)
-        members.append(
-            EnsembleMember(full.name, 1.0 + t, full.statistics, TARGETS, full if t in owned else None)
-        )
+        members.append(EnsembleMember(full.name, 1.0 + t, full.statistics, TARGETS, full if t in owned else None))
     image = FourierImage(IMAGES, 8, dtype=dtype)
     image.randomize(0.5, generator(1))
     stage = StagePlan(steps, Compose((Jitter(1), Flip())), Adam(lr=0.05))
-    return Inversion(
-        image, members, FORMULATION, [stage], cells=cells, seed=5, reduce=context.sum_, **options
-    )
+    return Inversion(image, members, FORMULATION, [stage], cells=cells, seed=5, reduce=context.sum_, **options)
 
 
 def gradient(run: Inversion, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """L and its gradient at a fixed view."""
-    view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
-        dtype
-    )
+    view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     record, slope, _ = run.loss_and_gradient(view, run.weights_at(0))
     return record.total, slope
 
@@ -149,9 +143,7 @@ def work(context: ProcessContext) -> dict[str, Any]:
             single = inversion(context, teachers, cells, torch.float32, STEPS, **options)
             results[f"gradient32/{case}"] = gradient(single, torch.float32)[1]
         cells = scattered(context, teachers)
-        fixed = inversion(
-            context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7
-        )
+        fixed = inversion(context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7)
         fixed.run(Observer())
         results[f"fixed/{teachers}"], results[f"fixed_best/{teachers}"] = (
             fixed.parameterization().detach(),
@@ -184,8 +176,7 @@ def broken_on_one(context: ProcessContext) -> dict[str, Any]:
         nn.init.constant_(net.block1.conv.weight, float("nan"))
         broken = Teacher("t1", net, CARD, dtype=torch.float64)
         members = [
-            m if m.name != "t1" else EnsembleMember("t1", 2.0, m.statistics, TARGETS, broken)
-            for m in run.members
+            m if m.name != "t1" else EnsembleMember("t1", 2.0, m.statistics, TARGETS, broken) for m in run.members
         ]
         run.members = tuple(members)
     start = run.parameterization().detach().clone()

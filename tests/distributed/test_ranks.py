@@ -78,9 +78,7 @@ def test_every_rank_holds_the_same_bits(runs: Runs, world: int) -> None:
 
 @pytest.mark.parametrize("teachers", TEACHERS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_fixed_point_images_are_the_same_bits_on_any_number_of_ranks(
-    runs: Runs, world: int, teachers: int
-) -> None:
+def test_fixed_point_images_are_the_same_bits_on_any_number_of_ranks(runs: Runs, world: int, teachers: int) -> None:
     for rank in runs(world):
         for name in (f"fixed/{teachers}", f"fixed_best/{teachers}"):
             assert torch.equal(rank[name], runs(1)[0][name])

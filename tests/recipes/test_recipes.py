@@ -109,9 +109,7 @@ def test_the_written_recipe_gives_the_same_images(tmp_path: Path) -> None:
     assert invert.main([*line, "--output", str(tmp_path / "first")]) == 0
     assert invert.main([*again, "--output", str(tmp_path / "same")]) == 0
     assert invert.main([*again, "--seed", "1", "--output", str(tmp_path / "other")]) == 0
-    first, same, other = (
-        (tmp_path / run / "images.safetensors").read_bytes() for run in ("first", "same", "other")
-    )
+    first, same, other = ((tmp_path / run / "images.safetensors").read_bytes() for run in ("first", "same", "other"))
     assert first == same
     assert first != other
 

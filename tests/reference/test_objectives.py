@@ -27,9 +27,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def falls(
-    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, below: float, lr: float = 0.02
-) -> None:
+def falls(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, below: float, lr: float = 0.02) -> None:
     """A hundred steps of Adam from `start` bring `loss` below `below` x its first value."""
     x = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=lr)
@@ -84,9 +82,7 @@ def twin(view: torch.Tensor, convention: str, weights: tuple[float, float] = (1.
     mean, std = tensor(*CARD.mean)[:, None, None], tensor(*CARD.std)[:, None, None]
     net((view - mean) / std)
     if convention == "paper":
-        return sum(
-            (a * (r.mean_gap + r.var_gap) for a, r in zip(weights, layers, strict=True)), start=tensor(0)[0]
-        )
+        return sum((a * (r.mean_gap + r.var_gap) for a, r in zip(weights, layers, strict=True)), start=tensor(0)[0])
     rows = [a * (r.relative_mean + r.relative_var) for a, r in zip(weights, layers, strict=True)]
     return torch.stack(rows).mean()
 
@@ -110,9 +106,7 @@ def test_bn_matching_by_hand() -> None:
     expected = 5 / math.sqrt(5) + 12 / math.sqrt(17)
     assert float(BNMatching()(moments, statistics, 3)) == pytest.approx(expected)
     assert float(BNMatching(first=10)(moments, statistics, 3)) == pytest.approx(10 * expected)
-    assert float(BNMatching(weight=10)(moments, statistics, 3)) == pytest.approx(
-        expected
-    )  # weighed by its caller
+    assert float(BNMatching(weight=10)(moments, statistics, 3)) == pytest.approx(expected)  # weighed by its caller
 
 
 @pytest.mark.parametrize("convention", ["paper", "relative"])
@@ -205,9 +199,7 @@ def test_logits_terms_are_their_twins_and_shares_add(temperature: float) -> None
         assert float(term.share(logits, targets, 7)) == pytest.approx(expected, rel=1e-12)
         parts = [term.share(logits[a:b], targets[a:b], 7) for a, b in ((0, 1), (1, 5), (5, 7))]
         assert float(sum(parts)) == pytest.approx(expected, rel=1e-12)
-        assert torch.autograd.gradcheck(
-            lambda z, t=term: t.share(z, targets, 7), logits.clone().requires_grad_()
-        )
+        assert torch.autograd.gradcheck(lambda z, t=term: t.share(z, targets, 7), logits.clone().requires_grad_())
 
 
 def test_logits_terms_fall() -> None:

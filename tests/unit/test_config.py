@@ -280,10 +280,7 @@ def test_a_float_as_people_write_it(tmp_path: Path) -> None:
 def test_a_tag_is_refused_and_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     path = write(tmp_path, f"a: 1\nb: !!python/object/apply:os.system ['touch {mark}']\n")
-    assert (
-        refusal(path)
-        == f"{path}:2: the tag !!python/object/apply:os.system is not allowed; write a plain value"
-    )
+    assert refusal(path) == f"{path}:2: the tag !!python/object/apply:os.system is not allowed; write a plain value"
     assert not mark.exists()
     with pytest.raises(ConfigError, match="the tag"):
         apply_override({}, f"a=!!python/object/apply:os.system ['touch {mark}']")

@@ -51,9 +51,7 @@ def test_add_an_objective(tmp_path: Path) -> None:
     recipe = tmp_path / "ensemble/recipe.py"
     insert_before(recipe, "\n\nObjectiveSpec = ", "\n\n" + spec)
     recipe.write_text(
-        re.sub(
-            r"^(ObjectiveSpec = .*)$", r"\1 | GreynessSpec", recipe.read_text(encoding="utf-8"), flags=re.M
-        )
+        re.sub(r"^(ObjectiveSpec = .*)$", r"\1 | GreynessSpec", recipe.read_text(encoding="utf-8"), flags=re.M)
     )
     build = tmp_path / "ensemble/build.py"
     insert_before(build, "    card = plan.cards[0]\n    space = ", case)

@@ -82,11 +82,7 @@ def whole(count: int) -> list[Share]:
 def uneven(count: int) -> list[Share]:
     """Cells of 1, 3 and 1 images for one teacher, 2 and 3 for the next, and so on."""
     bounds = itertools.cycle([(0, 1, 4, 5), (0, 2, 5), (0, 5)])
-    return [
-        Share(t, a, b)
-        for t, cut in zip(range(count), bounds, strict=False)
-        for a, b in itertools.pairwise(cut)
-    ]
+    return [Share(t, a, b) for t, cut in zip(range(count), bounds, strict=False) for a, b in itertools.pairwise(cut)]
 
 
 FORMULATION = Formulation(
@@ -441,9 +437,7 @@ def climbing(poll_every: int) -> tuple[Inversion, list[torch.Tensor]]:
     """Pixels brighten by 0.03 a step from 0.5 and `t1` fails above a mean of 0.65; with the images so far."""
     raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     members = [member(0, net(0)), member(1, Cliff(net(1), 0.65), card=raw), member(2, net(2))]
-    formulation = Formulation(
-        (CrossEntropy(weight=1e-6),), (BNMatching(weight=1e-6),), (L2Prior(weight=-100.0),)
-    )
+    formulation = Formulation((CrossEntropy(weight=1e-6),), (BNMatching(weight=1e-6),), (L2Prior(weight=-100.0),))
     inversion = make(
         members, iterations=20, formulation=formulation, pixels=True, lr=0.03, schedule="constant",
         poll_every=poll_every, cells=uneven(3),

@@ -47,7 +47,7 @@ def plain_images(*colours: tuple[float, float, float]) -> torch.Tensor:
 
 def test_accuracy_by_hand():
     images = plain_images((1, 0, 0), (0, 1, 0), (0, 1, 0), (0.25, 0, 0.75))
-    result = accuracy(ChannelMeans(), card(4 - 1), images, torch.tensor([0, 1, 0, 0]), batch_size=3)
+    result = accuracy(ChannelMeans(), card(), images, torch.tensor([0, 1, 0, 0]), batch_size=3)
     assert (result.top1, result.top5, result.n) == (0.5, 1.0, 4)
     assert result.per_class[:2] == (pytest.approx(1 / 3), 1.0)
     assert math.isnan(result.per_class[2])
@@ -198,7 +198,7 @@ def test_features_of_a_linear_layer_over_positions():
     ids=["no layer", "3x3 convolution", "other number of channels", "other number of outputs"],
 )
 def test_network_without_a_classifier_is_refused(net):
-    with pytest.raises(ValueError, match="nn.Linear or a 1x1 nn.Conv2d with 3 outputs"):
+    with pytest.raises(ValueError, match=r"nn\.Linear or a 1x1 nn\.Conv2d with 3 outputs"):
         penultimate_features(net, card(), torch.rand(2, 3, 4, 4))
     assert hooks(net) == 0
 
@@ -313,7 +313,7 @@ LINE = np.array([[0.0], [1.0], [3.0]])  # first neighbours at 1, 1 and 2
 
 
 def test_precision_recall_by_hand():
-    # balls of the real: [-1, 1], [0, 2], [1, 5]; of the generated -1.5, 5.5, 9: [-8.5, 5.5], [2, 9], [5.5, 12.5]
+    # real balls: [-1, 1], [0, 2], [1, 5]; generated: [-8.5, 5.5], [2, 9], [5.5, 12.5]
     assert precision_recall(LINE, np.array([[-1.5], [5.5], [9.0]]), k=1) == (0, 1)
     # 5 lies on the sphere and counts; generated balls [2, 8], [5, 11], [-93, 109]
     assert precision_recall(LINE, np.array([[5.0], [8.0], [-90.0]]), k=1) == (pytest.approx(1 / 3), 1)
@@ -323,7 +323,7 @@ def test_density_coverage_by_hand():
     # 0.5 lies in balls 1 and 2; 1 in all three; 9 in none
     density, coverage = density_coverage(LINE, np.array([[0.5], [1.0], [9.0]]), k=1)
     assert (density, coverage) == (pytest.approx(5 / 3), 1)
-    assert density_coverage(LINE, np.array([[-0.5], [9.0]]), k=1) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
+    assert density_coverage(LINE, np.array([[-0.5], [9.0]]), k=1) == pytest.approx((1 / 2, 1 / 3))
 
 
 @pytest.mark.parametrize("block", [2**24, 20], ids=["one block", "many blocks"])
@@ -339,7 +339,8 @@ def test_manifold_measures_against_loops(monkeypatch, block):
 
     in_real, in_generated = np.array(inside(generated, real)), np.array(inside(real, generated))
     assert 0 < in_real.mean() < 1
-    assert precision_recall(real, generated, k) == pytest.approx((in_real.any(0).mean(), in_generated.any(0).mean()))
+    expected = in_real.any(0).mean(), in_generated.any(0).mean()
+    assert precision_recall(real, generated, k) == pytest.approx(expected)
     expected = in_real.sum() / (k * 9), in_real.any(1).mean()
     assert density_coverage(real, torch.from_numpy(generated), k) == pytest.approx(expected)
 
@@ -422,7 +423,8 @@ def test_unfit_feature_sets_are_refused(measure):
     good = points(0, 8, 3)
     bad = good.copy()
     bad[2, 1] = math.inf
-    for other, says in ((good[:, 0], "shape"), (good[:0], "shape"), (bad, "finite"), (points(0, 8, 4), "widths")):
+    wide = points(0, 8, 4)
+    for other, says in ((good[:, 0], "shape"), (good[:0], "shape"), (bad, "finite"), (wide, "widths")):
         with pytest.raises(ValueError, match=says):
             measure(good, other)
         with pytest.raises(ValueError, match=says):

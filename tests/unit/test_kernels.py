@@ -62,18 +62,14 @@ def run(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_matches_the_definition(
-    built: None, dtype: torch.dtype, channels: int, shape: tuple[int, int, int]
-) -> None:
+def test_matches_the_definition(built: None, dtype: torch.dtype, channels: int, shape: tuple[int, int, int]) -> None:
     x, scale, shift, mean, dy, dm = draw(channels, shape, dtype)
     assert _kernel("affine_moments", x, scale, shift, mean) is not None
     y, moments, dx = run(x, scale, shift, mean, dy, dm)
     wide = [v.double() for v in (x, scale, shift, mean, dy, dm)]
     centred = wide[0] - wide[3][:, None, None]
     expected_y = wide[0] * wide[1][:, None, None] + wide[2][:, None, None]
-    expected_dx = (
-        wide[4] * wide[1][:, None, None] + wide[5][0][:, None, None] + 2 * wide[5][1][:, None, None] * centred
-    )
+    expected_dx = wide[4] * wide[1][:, None, None] + wide[5][0][:, None, None] + 2 * wide[5][1][:, None, None] * centred
     assert y.dtype == dx.dtype == dtype
     assert moments.dtype == torch.float32
     # bf16 has 8 significant bits: rounding to nearest errs by at most 2^-8, truncation by twice that.
@@ -92,9 +88,7 @@ def test_other_layouts_take_the_plain_path(dtype: torch.dtype) -> None:
     x, scale, shift, mean, dy, dm = draw(20, (3, 8, 8), dtype)
     rows = x.contiguous()
     assert _kernel("affine_moments", rows, scale, shift, mean) is None
-    for kernel, plain in zip(
-        run(x, scale, shift, mean, dy, dm), run(rows, scale, shift, mean, dy, dm), strict=True
-    ):
+    for kernel, plain in zip(run(x, scale, shift, mean, dy, dm), run(rows, scale, shift, mean, dy, dm), strict=True):
         rtol = 2.0**-7 if plain.dtype == torch.bfloat16 else 2e-5
         torch.testing.assert_close(kernel, plain, rtol=rtol, atol=2e-5)
 
@@ -111,9 +105,7 @@ def test_gradient_in_another_layout(built: None) -> None:
 
 @pytest.mark.parametrize("channels", [7, 16, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_independent_of_the_number_of_threads(
-    built: None, threads: None, dtype: torch.dtype, channels: int
-) -> None:
+def test_independent_of_the_number_of_threads(built: None, threads: None, dtype: torch.dtype, channels: int) -> None:
     inputs = draw(channels, (10, 31, 33), dtype)
     torch.set_num_threads(1)
     one = run(*inputs)
@@ -167,9 +159,7 @@ def test_gradcheck(channels: int) -> None:
     assert torch.autograd.gradcheck(lambda x: affine_with_moments(x, *frozen), x)
 
 
-def test_without_a_compiler_plain_operations_take_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, scale, shift, mean, dy, dm = draw(7, (3, 5, 6), torch.float32)
     with_kernel = run(x, scale, shift, mean, dy, dm)
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))

@@ -51,9 +51,7 @@ def test_parse_spec(text: str, spec: ModelSpec) -> None:
     assert parse_spec(text) == spec
 
 
-@pytest.mark.parametrize(
-    "text", ["", "@random", "a@", "a:", "a:width", "a:width=", "a:=2", "a:b=1,", "a b", ":w=1"]
-)
+@pytest.mark.parametrize("text", ["", "@random", "a@", "a:", "a:width", "a:width=", "a:=2", "a:b=1,", "a b", ":w=1"])
 def test_malformed_specs(text: str) -> None:
     with pytest.raises(ValueError, match="model "):
         parse_spec(text)
@@ -87,9 +85,7 @@ def test_cifar_network(name: str) -> None:
 
 
 def test_registered_networks() -> None:
-    expected = {f"resnet{d}_cifar" for d in (20, 32, 44, 56, 110)} | {
-        f"vgg{d}_bn_cifar" for d in (11, 13, 16, 19)
-    }
+    expected = {f"resnet{d}_cifar" for d in (20, 32, 44, 56, 110)} | {f"vgg{d}_bn_cifar" for d in (11, 13, 16, 19)}
     expected |= {"vgg16_bn_slim_cifar", "wrn16_2_cifar", "wrn28_10_cifar", "wrn40_2_cifar"}
     assert set(CIFAR) == expected | {"mobilenetv2_cifar", "mobilenetv2_slim_cifar"}
 
@@ -129,10 +125,7 @@ def test_random_is_deterministic_and_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     again, _ = create_model("resnet20_cifar@random")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     other, _ = create_model("resnet32_cifar@random")
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
     assert card.default_weights == "random" and card.weights["random"].source == "random"
@@ -279,9 +272,7 @@ def test_torchvision_cards() -> None:
     assert model_card("efficientnet_v2_l").mean == (0.5, 0.5, 0.5)
     assert model_card("vit_b_16").input_size == 224
     assert model_card("vit_b_16@IMAGENET1K_SWAG_E2E_V1").input_size == 384
-    assert list(model_card("vgg16").weights) == [
-        "IMAGENET1K_V1"
-    ]  # the feature extractor's have no classifier
+    assert list(model_card("vgg16").weights) == ["IMAGENET1K_V1"]  # the feature extractor's have no classifier
 
 
 @pytest.mark.slow
@@ -299,9 +290,7 @@ def test_torchvision_networks_have_the_published_size() -> None:
 def test_inception_normalises_as_transform_input_does() -> None:
     zoo = pytest.importorskip("torchvision.models")
     net, card = create_model("inception_v3@random")
-    reference = zoo.inception_v3(
-        weights=None, transform_input=True, aux_logits=False, init_weights=False
-    ).eval()
+    reference = zoo.inception_v3(weights=None, transform_input=True, aux_logits=False, init_weights=False).eval()
     reference.load_state_dict(net.state_dict())
     rgb = torch.rand(1, 3, 96, 96, dtype=torch.float64)
 
@@ -326,9 +315,7 @@ def test_torchvision_files_with_auxiliary_heads_and_old_names(tmp_path: Path) ->
     import re
 
     dense = zoo.densenet121(weights=None).state_dict()
-    old = {
-        re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", key): value for key, value in dense.items()
-    }
+    old = {re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", key): value for key, value in dense.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "densenet.pth")
     net, _ = create_model(f"densenet121@{tmp_path}/densenet.pth")
@@ -336,9 +323,7 @@ def test_torchvision_files_with_auxiliary_heads_and_old_names(tmp_path: Path) ->
 
 
 def test_mnasnet_file(tmp_path: Path) -> None:
-    zoo = pytest.importorskip(
-        "torchvision.models"
-    )  # it checks the version number that its state dict carries
+    zoo = pytest.importorskip("torchvision.models")  # it checks the version number that its state dict carries
     torch.save(zoo.mnasnet0_5(weights=None).state_dict(), tmp_path / "net.pth")
     create_model(f"mnasnet0_5@{tmp_path}/net.pth")
 
@@ -370,9 +355,7 @@ def test_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for proxy in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens there
-    with pytest.raises(
-        ValueError, match=r"cannot download .*IMAGENET1K_V1.* of squeezenet1_1.*squeezenet1_1@/path"
-    ):
+    with pytest.raises(ValueError, match=r"cannot download .*IMAGENET1K_V1.* of squeezenet1_1.*squeezenet1_1@/path"):
         create_model("squeezenet1_1")
     from huggingface_hub import constants
 

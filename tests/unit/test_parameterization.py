@@ -114,9 +114,7 @@ def test_gradient_equals_finite_differences(name: str, size: int) -> None:
     (parameter_name, parameter), *rest = images.named_parameters()
     assert not rest
     start = parameter.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda p: torch.func.functional_call(images, {parameter_name: p}, ()), (start,)
-    )
+    assert torch.autograd.gradcheck(lambda p: torch.func.functional_call(images, {parameter_name: p}, ()), (start,))
 
 
 @pytest.mark.parametrize("name", BUILDERS)

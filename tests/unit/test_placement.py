@@ -45,8 +45,7 @@ def test_balance(world: int, teachers: int, seed: int) -> None:
     if world <= teachers:
         assignments = itertools.product(range(world), repeat=teachers)
         best = min(
-            max(sum(c for c, r in zip(costs, a, strict=True) if r == k) for k in range(world))
-            for a in assignments
+            max(sum(c for c, r in zip(costs, a, strict=True) if r == k) for k in range(world)) for a in assignments
         )
         assert best * IMAGES <= max(load) * (1 + 1e-12)
         assert max(load) <= best * IMAGES * (4 / 3 - 1 / (3 * world)) + 1e-9  # Graham 1969, longest first

@@ -46,9 +46,7 @@ def test_plateau_knows_progress_below_zero() -> None:
 def test_plateau_equals_pytorch() -> None:
     losses = torch.rand(200, generator=generator(0)).cumsum(0).div(torch.arange(1, 201)).tolist()
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    twin = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimiser, factor=0.7, patience=3, threshold=0.01, eps=0.0
-    )
+    twin = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.7, patience=3, threshold=0.01, eps=0.0)
     plateau = Plateau(factor=0.7, patience=3, threshold=0.01)
     for loss in losses:
         twin.step(loss)

@@ -115,9 +115,7 @@ def test_batch_statistics_are_numpys(name: str) -> None:
         assert norm.running_mean is not None and norm.running_var is not None
         np.testing.assert_allclose(teacher.statistics.mean[layer.span], norm.running_mean, rtol=1e-14)
         np.testing.assert_allclose(teacher.statistics.var[layer.span], norm.running_var, rtol=1e-14)
-        np.testing.assert_allclose(
-            offset[layer.span], mean - norm.running_mean.numpy(), rtol=1e-9, atol=1e-12
-        )
+        np.testing.assert_allclose(offset[layer.span], mean - norm.running_mean.numpy(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(var[layer.span], x.var((0, 2, 3)), rtol=1e-9, atol=1e-12)
 
 
@@ -125,9 +123,7 @@ def test_moments_of_shards_add_up() -> None:
     teacher, view = Teacher("t", make("winding"), card(), dtype=torch.float64), draw_view(7)
     whole = teacher.observe(view)
     shards = [teacher.observe(view[a:b]) for a, b in ((0, 1), (1, 3), (3, 7))]
-    torch.testing.assert_close(
-        torch.stack([s.moments for s in shards]).sum(0), whole.moments, rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(torch.stack([s.moments for s in shards]).sum(0), whole.moments, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.cat([s.logits for s in shards]), whole.logits, rtol=1e-12, atol=1e-12)
 
 

@@ -73,9 +73,7 @@ def trained(schedule: Schedule, augmentation: Augmentation | None = None, **opti
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # --- the loop ------------------------------------------------------------------------------------------
@@ -128,9 +126,7 @@ def test_weight_decay_acts_on_matrices_only() -> None:
         for decay in (0.5, 0.0)
     )
     start, lr = toy_net(), 0.1  # one step, Nesterov: p - lr (1 + momentum) (g + decay p)
-    for (name, a), b, p in zip(
-        with_decay.named_parameters(), without.parameters(), start.parameters(), strict=True
-    ):
+    for (name, a), b, p in zip(with_decay.named_parameters(), without.parameters(), start.parameters(), strict=True):
         expected = -lr * 1.9 * 0.5 * p if p.ndim > 1 else torch.zeros_like(p)
         torch.testing.assert_close(a - b, expected, atol=1e-6, rtol=1e-5, msg=name)
         assert not torch.equal(b, p), f"{name} is not trained"
@@ -178,14 +174,11 @@ def test_recalibrated_statistics_equal_numpy() -> None:
     weight = net[0].weight.detach().numpy()[:, None, None]
     batches = list(inputs.numpy().reshape(3, 4, 3, 4, 5))
     normalised = [
-        (b - b.mean((0, 2, 3), keepdims=True)) / np.sqrt(b.var((0, 2, 3), keepdims=True) + 1e-5)
-        for b in batches
+        (b - b.mean((0, 2, 3), keepdims=True)) / np.sqrt(b.var((0, 2, 3), keepdims=True) + 1e-5) for b in batches
     ]
     for layer, seen in ((net[0], batches), (net[2], [np.maximum(weight * b, 0) for b in normalised])):
         np.testing.assert_allclose(layer.running_mean, np.mean(seen, (0, 1, 3, 4)), rtol=1e-6)
-        np.testing.assert_allclose(
-            layer.running_var, np.mean([b.var((0, 2, 3), ddof=1) for b in seen], 0), rtol=1e-6
-        )
+        np.testing.assert_allclose(layer.running_var, np.mean([b.var((0, 2, 3), ddof=1) for b in seen], 0), rtol=1e-6)
     np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-6)
     assert net[0].momentum == 0.3 and not net.training
 
@@ -435,9 +428,7 @@ def test_users_mistakes(
     assert message in error and len(error.splitlines()) == 1 and error.startswith("training: ")
 
 
-def test_output_that_is_something_else(
-    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_that_is_something_else(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("")
     assert main(arguments(tmp_path, cifar_like)) == 2
@@ -445,13 +436,9 @@ def test_output_that_is_something_else(
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_reproducing_command_names_no_place_on_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reproducing_command_names_no_place_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    expected = (
-        "python -m ensemble.training --recipe {} --set seed=1 --output results/a --export models/weights"
-    )
+    expected = "python -m ensemble.training --recipe {} --set seed=1 --output results/a --export models/weights"
     overrides = ["data.path=/somewhere/else", "seed=1"]
     assert reproducing_command(tmp_path / "recipes/a.yaml", overrides) == expected.format("recipes/a.yaml")
     assert reproducing_command(tmp_path.parent / "a.yaml", overrides) == expected.format("a.yaml")

@@ -25,15 +25,11 @@ FOREIGN = DATA / "third_party" / "pytorch_resnet_cifar10"
 def state() -> dict[str, torch.Tensor]:
     """A ResNet-20's weights that are not those of @random."""
     net, _ = create_model("resnet20_cifar@random")
-    return {
-        key: value + 0.5 if value.is_floating_point() else value for key, value in net.state_dict().items()
-    }
+    return {key: value + 0.5 if value.is_floating_point() else value for key, value in net.state_dict().items()}
 
 
 def _same(net: nn.Module, state: dict[str, torch.Tensor]) -> bool:
-    return all(
-        torch.equal(v, state[k]) for k, v in net.state_dict().items() if not k.endswith("batches_tracked")
-    )
+    return all(torch.equal(v, state[k]) for k, v in net.state_dict().items() if not k.endswith("batches_tracked"))
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "net"])
@@ -132,9 +128,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, save) -> None:
 
 def test_a_pickled_module_is_named(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "net.pth")
-    with pytest.raises(
-        ValueError, match=r"needs pickled code to be read \(torch\.nn\.modules\.linear\.Linear\)"
-    ):
+    with pytest.raises(ValueError, match=r"needs pickled code to be read \(torch\.nn\.modules\.linear\.Linear\)"):
         read_weights(tmp_path / "net.pth")
 
 
@@ -180,9 +174,7 @@ def test_a_record_beside_a_file_is_the_default(state, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(json.dumps(record))
     bare = ModelCard("mine", "resnet", 32, 10, label_space="cifar10")
     card = with_bundled(bare, tmp_path)
-    assert card.default_weights == "cifar10" and card.weights["cifar10"] == Weights(
-        source="bundled", **record
-    )
+    assert card.default_weights == "cifar10" and card.weights["cifar10"] == Weights(source="bundled", **record)
     assert read_bundled(card.weights["cifar10"], tmp_path).tensors.keys() == state.keys()
     assert with_bundled(ModelCard("other", "resnet", 32, 10), tmp_path).default_weights is None
 
@@ -255,8 +247,6 @@ def test_foreign_resnet20_classifies(test_images) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "accuracy"), [("resnet20", 0.8103), ("resnet32", 0.8256), ("resnet56", 0.8320)]
-)
+@pytest.mark.parametrize(("name", "accuracy"), [("resnet20", 0.8103), ("resnet32", 0.8256), ("resnet56", 0.8320)])
 def test_foreign_networks_classify_all_images(test_images, name: str, accuracy: float) -> None:
     assert _accuracy(*create_model(_foreign(name)), test_images, 1) == pytest.approx(accuracy, abs=0.001)
