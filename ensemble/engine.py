@@ -469,7 +469,7 @@ class Inversion:
         """The inverse of `state`."""
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            return {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
 
         self.parameterization.load_state_dict(part("image."))
         self.step = int(numbers["step"])

@@ -27,24 +27,27 @@ class FloatSum:
 class FixedPointSum:
     """Sums of 64-bit integers in units of 2^-bits: associative, so any placement gives the same bits.
 
-    Terms must lie within 2^(62 - bits) of zero; a larger or non-finite one becomes the largest number of that
-    range, which no healthy run meets and which the caller sees as an overflow.
+    Terms and sums must lie within `limit` = 2^(52 - bits) of zero, which leaves room for 2^10 terms. A sum beyond
+    it, or one with a term that is beyond it or not finite, comes out as NaN on every rank.
     """
 
     def __init__(self, bits: int = 44) -> None:
         self.bits = bits
+        self.limit = 2.0 ** (52 - bits)
 
     def zeros(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=device)
 
     def add(self, total: torch.Tensor, term: torch.Tensor) -> None:
-        limit = 2.0 ** (62 - self.bits - 10)  # room for 2^10 terms
-        bounded = torch.nan_to_num(term.double(), nan=limit, posinf=limit, neginf=-limit).clamp(-limit, limit)
-        total += (bounded * 2.0**self.bits).round().to(torch.int64)
+        beyond = 512 * self.limit  # no sum of 2^9 terms within the limit brings it back
+        wide = term.double()
+        kept = torch.where(wide.abs() <= self.limit, wide, beyond)
+        total += (kept * 2.0**self.bits).round().to(torch.int64)
 
     def result(self, total: torch.Tensor, reduce: SumAcrossRanks, dtype: torch.dtype) -> torch.Tensor:
         reduce(total)
-        return (total.double() * 2.0**-self.bits).to(dtype)
+        value = total.double() * 2.0**-self.bits
+        return torch.where(value.abs() <= self.limit, value, torch.nan).to(dtype)
 
 
 Reduction = FloatSum | FixedPointSum
