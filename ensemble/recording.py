@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 _FILES = ("images.safetensors", "grid.png", "metrics.jsonl", "summary.json", "recipe.yaml")
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
-_CHECKPOINT_SUFFIXES = {".safetensors", ".json", ".pt", ".tmp"}
+_CHECKPOINT_FILE = re.compile(r"\w+-\d{8}\.(json|safetensors)(\.tmp)?")
 
 _TILE = 96  # readable size of a tile in pixels; smaller images are enlarged by a whole factor
 _GAP, _GROUP_GAP, _MARGIN = 2, 6, 16
@@ -42,7 +42,7 @@ def prepare_output(path: str | Path, overwrite: bool = False) -> Path:
 
     With `overwrite`, removes what an earlier run wrote (recipe, metrics, summary, grid, images, checkpoints)
     and nothing else: in images/ only numbered PNG files in numbered class folders; in checkpoints/, where
-    recipe.yaml or metrics.jsonl show that a run of ours wrote here, only files checkpoints consist of.
+    recipe.yaml or metrics.jsonl show that a run of ours wrote here, only files named like checkpoints.
 
     Raises ValueError where `path` is no folder, is not empty without `overwrite`, or images/ or checkpoints/
     is a link, which could lead anywhere.
@@ -81,7 +81,7 @@ def _remove_results(path: Path) -> None:
     for folder in class_folders:
         doomed += [file for file in folder.iterdir() if _IMAGE_FILE.fullmatch(file.name)]
     if ours and checkpoints.is_dir():
-        doomed += [file for file in checkpoints.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES]
+        doomed += [file for file in checkpoints.iterdir() if _CHECKPOINT_FILE.fullmatch(file.name)]
     for file in doomed:
         if file.is_file() or file.is_symlink():
             file.unlink()

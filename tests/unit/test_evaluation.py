@@ -346,7 +346,7 @@ def test_manifold_measures_against_loops(monkeypatch, block):
 
 
 def test_copies_lie_on_the_manifold():
-    real = points(12, 30, 8, 1e-3, 1e3)  # far from the origin, where |a|² + |b|² - 2ab would cancel
+    real = points(12, 30, 8)
     real = np.concatenate([real, real])  # every first neighbour at distance 0
     assert precision_recall(real, real, k=1) == (1, 1)
     assert density_coverage(real, real, k=1)[1] == 1
@@ -408,6 +408,13 @@ def test_neighbours_against_loops(monkeypatch):
         near_train, near_test = (min(math.dist(point, y) for y in s) for s in (train, test))
         assert math.dist(point, train[result.train_index[i]]) == near_train
         assert result.ratio[i] == pytest.approx(near_train / near_test)
+
+
+def test_copies_are_at_distance_zero_far_from_the_origin():
+    x = points(17, 30, 8, 1e-3, 1e3)  # |a|² + |b|² - 2ab would cancel
+    result = nearest_neighbours(x, x[::-1].copy(), x + 1e-6)
+    assert (result.train_distance == 0).all() and (result.ratio == 0).all()
+    assert result.test_distance == pytest.approx(np.full(30, 1e-6 * math.sqrt(8)), rel=1e-5)
 
 
 def test_neighbours_need_sets_of_one_size():

@@ -68,9 +68,15 @@ def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
     save_grid(tmp_path / "grid.png", images, targets)
     ours = ["metrics.jsonl", "summary.json", "recipe.yaml", "summary.json.tmp"]
     ours += ["images/0000_airplane/0.png.tmp"]
-    ours += ["checkpoints/step_10.safetensors", "checkpoints/step_10.json"]
+    ours += ["checkpoints/run-00000010.safetensors", "checkpoints/run-00000020.json.tmp"]
     others = ["notes.txt", "images/holiday.png", "images/0000_airplane/notes.txt", "images/mine/0.png"]
-    others += ["checkpoints/README", "checkpoints/old/net.pt", "images/0001_x/me.png", "src/recipe.yaml"]
+    others += [
+        "checkpoints/net.pt",
+        "checkpoints/README.json",
+        "checkpoints/old/net.pt",
+        "images/0001_x/me.png",
+        "src/recipe.yaml",
+    ]
     for name in ours + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -87,9 +93,9 @@ def test_overwrite_leaves_no_empty_folders(tmp_path):
 
 def test_overwrite_keeps_checkpoints_no_run_of_ours_wrote(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "net.pt").touch()
+    (tmp_path / "checkpoints" / "run-00000010.json").touch()
     prepare_output(tmp_path, overwrite=True)
-    assert files(tmp_path) == {"checkpoints/net.pt"}
+    assert files(tmp_path) == {"checkpoints/run-00000010.json"}
 
 
 @pytest.mark.parametrize("name", ["images", "checkpoints"])
@@ -269,12 +275,21 @@ def test_json_of_dataclasses_and_numbers(tmp_path):
     }
 
 
+def test_a_file_is_replaced_not_rewritten(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    with path.open() as reader:
+        write_json(path, {"a": 2})
+        assert json.load(reader) == {"a": 1}, "who reads meanwhile sees the old file whole"
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert files(tmp_path) == {"summary.json"}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "summary.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError, match="object as JSON"):
         write_json(path, {"a": object()})
-    path.chmod(0o600)
     before = path.read_text()
     (tmp_path / "summary.json.tmp").mkdir()  # nothing can be written under the temporary name
     with pytest.raises(OSError):
