@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ONE, ROOT, TWO, Ended, end, environment, images, start, told, tree
+from safetensors.torch import load_file
+
+from ensemble.checkpoint import save_checkpoint
 
 STEPS = ["--iterations", "12", "--set", "record_every=1", "--set", "best_every=4", "--images-per-class", "2"]
 SAVED = ["--set", "checkpoint.every=3"]
@@ -216,6 +219,18 @@ def test_resume_with_another_way_of_computing_is_allowed(interrupted, run):
     whole, out = interrupted
     assert run(*ONE, *STEPS, "--set", "checkpoint.every=5", "--output", out, "--resume").code == 0
     check_same(out, whole)
+
+
+def test_resume_with_other_versions_warns(interrupted, run):
+    """What computes decides the bits: a checkpoint says what made it."""
+    _, out = interrupted
+    for file in (out / "checkpoints").glob("*.json"):
+        record = json.loads(file.read_text())
+        record["meta"]["versions"] |= {"torch": "1.0", "kernel": "other"}
+        tensors = load_file(file.with_suffix(".safetensors"))
+        save_checkpoint(file.parent, "run", record["step"], tensors, record["meta"])
+    ended = run(*ONE, *RUN, "--output", out, "--resume")
+    assert ended.code == 0 and "torch 1.0 -> " in ended.output and "kernel other -> " in ended.output
 
 
 def full_disk(limit: int, *arguments: object) -> Ended:
