@@ -257,7 +257,7 @@ def build_formulation(plan: Plan) -> Formulation:
 def build_inversion(
     plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int, micro_batch: int | None
 ) -> Inversion:
-    """The inversion of one trial's batch, at its start."""
+    """The inversion of one trial's batch, at its start; ValueError for layers that a teacher does not have."""
     recipe, device = plan.recipe, context.device
     targets = plan.targets(trial).to(device)
     seed = recipe.seed + trial
@@ -265,6 +265,11 @@ def build_inversion(
         EnsembleMember(name, weight, statistics, _own_targets(targets.cpu(), entry, plan.cards[0]).to(device), teacher)
         for (name, weight, statistics, teacher), entry in zip(ensemble.members, recipe.teachers, strict=True)
     ]
+    formulation = build_formulation(plan)
+    for term in formulation.bn_terms:
+        for _, _, statistics, _ in ensemble.members:
+            if statistics is not None:
+                term.layer_weights(statistics)  # what it refuses is refused now, not at the first step
     invariant = recipe.runtime.reproducible == "ranks"
     cells: list[Share] = []
     for share in ensemble.placement.shares[context.rank]:
@@ -272,7 +277,7 @@ def build_inversion(
     return Inversion(
         _parameterization(plan, len(targets), device, seed),
         members,
-        build_formulation(plan),
+        formulation,
         [_stage(recipe, stage, plan.size) for stage in recipe.stages],
         cells=cells,
         seed=seed,

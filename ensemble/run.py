@@ -26,6 +26,7 @@ from ensemble.distributed import ProcessContext
 from ensemble.engine import Inversion, NotFiniteError, Observer, Record
 from ensemble.errors import CollectiveFailure
 from ensemble.evaluation.classification import accuracy
+from ensemble.kernels.build import library
 from ensemble.recording import Metrics, prepare_output, progress_reporter, save_grid, save_images, write_json
 from models import ModelCard, create_model
 
@@ -102,7 +103,7 @@ def run(
     recipe, clock, done = plan.recipe, _Clock(began), _Finished()
     startup: float | None = None
     if restored is not None:
-        for text in restored.notes(context.world_size, recipe.runtime.reproducible):
+        for text in restored.notes(context.world_size, recipe.runtime.reproducible, versions(context.device)):
             progress.message(f"warning: {text}")
         done = restored.finished(plan)
     metrics = Metrics(output / "metrics.jsonl") if context.is_main else None
@@ -196,8 +197,12 @@ class _Restored:
         """Within the trial; 0 before its first step, when there is nothing to load."""
         return int(self.meta["numbers"]["step"])
 
-    def notes(self, world_size: int, reproducible: str) -> list[str]:
+    def notes(self, world_size: int, reproducible: str, here: Mapping[str, str]) -> list[str]:
         found = list(self.warnings)
+        saved = self.meta["versions"]
+        changed = [f"{key} {saved.get(key)} -> {value}" for key, value in here.items() if saved.get(key) != value]
+        if changed:
+            found.append(f"the run began with other versions, its images may differ in bits: {', '.join(changed)}")
         if reproducible == "placement" and world_size != self.meta["ranks"]:
             found.append(
                 f"the run began on {self.meta['ranks']} ranks and goes on on {world_size}: its images are "
@@ -325,7 +330,7 @@ class _Saver:
                 "values": self.done.values,
                 "recipe": to_plain(self.plan.recipe),
                 "ranks": self.context.world_size,
-                "versions": versions(),
+                "versions": versions(self.context.device),
             }
             total = trial * self.plan.recipe.iterations + step
             try:
@@ -459,7 +464,7 @@ def _summary(
         "device": str(context.device),
         "precision": plan.recipe.runtime.precision,
         "compiled": plan.recipe.runtime.compile == "on",
-        "versions": versions(),
+        "versions": versions(context.device),
         "seed": plan.recipe.seed,
     }
 
@@ -475,12 +480,15 @@ def _verify(verifiers: Mapping[str, tuple[nn.Module, ModelCard]], done: _Finishe
     return {"verifier_accuracy": first, "verifiers": read}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the images."""
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions of what decides the images, down to the compiled kernel where the device is a CPU."""
     found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "timm", "numpy", "ensemble-inversion"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
+    if device.type == "cpu":
+        kernel = library()
+        found["kernel"] = Path(kernel._name).stem if kernel is not None else "none"
     return found
