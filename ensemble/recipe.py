@@ -50,7 +50,8 @@ class FourierSpec:
 
     kind: ClassVar[str] = "fourier"
     decay: float = 1.0
-    decorrelate: bool = False
+    decorrelate: bool = True
+    """Optimise luminance and two opponent colours, in the proportions of photographs."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ class ImageSpec:
 @dataclass(frozen=True)
 class CrossEntropySpec:
     kind: ClassVar[str] = "cross_entropy"
-    weight: float = 1.0
-    temperature: float = 1.0
+    weight: float = 10.0
+    temperature: float = 4.0
+    """Above 1 the loss goes on after the teachers read the target: images of more than their minimum."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -170,7 +172,7 @@ class StageSpec:
 class OptimizerSpec:
     """Adam under a schedule of its learning rate; each stage runs the schedule from its start."""
 
-    lr: float = 0.05
+    lr: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     eps: float = 1e-8
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
