@@ -138,7 +138,7 @@ def test_quickstart_states_the_defaults() -> None:
         "teachers": [{"model": entry.model} for entry in quickstart.teachers],
         "images_per_class": 10,
         "verifiers": ["mobilenetv2_slim_cifar"],
-        "stages": [{"iterations": 300, "jitter": 4, "flip": 0.5}],
+        "stages": [{"iterations": 250, "jitter": 4, "flip": 0.5}],
     }
     assert parse_recipe(shortened) == quickstart
 
