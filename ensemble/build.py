@@ -89,11 +89,16 @@ def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
     return Plan(resolved, cards, unique_names([entry.model for entry in recipe.teachers]), size, classes)
 
 
+def _same_classes(a: ModelCard, b: ModelCard) -> bool:
+    """As many classes, and one label space where both name theirs."""
+    named = a.label_space and b.label_space
+    return a.num_classes == b.num_classes and not (named and a.label_space != b.label_space)
+
+
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
     for name in verifiers:
         card = model_card(name)
-        named = card.label_space and first.label_space
-        if card.num_classes != first.num_classes or (named and card.label_space != first.label_space):
+        if not _same_classes(card, first):
             raise ValueError(
                 f"verifiers: {name} judges other classes ({card.label_space or card.num_classes}) than the "
                 f"teachers' ({first.label_space or first.num_classes}); give a network of the same classes"
@@ -123,8 +128,7 @@ def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None
                 what = f"no class {unknown[0]!r} in {first.name}" if unknown else f"index {outside[0]} is out of range"
                 raise ValueError(f"teachers[{i}].classes: {what}")
             continue
-        named = card.label_space and first.label_space
-        if card.num_classes != first.num_classes or (named and card.label_space != first.label_space):
+        if not _same_classes(card, first):
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes "
                 f"({first.label_space or first.num_classes} and {card.label_space or card.num_classes}); "
