@@ -61,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
     how = p.add_argument_group("how to compute")
     how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
-    how.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    device = how.add_mutually_exclusive_group()
+    device.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    device.add_argument("--devices", nargs="+", metavar="D", help="one for each rank of this machine, as cuda:0 cpu")
+    how.add_argument("--replicas", type=int, metavar="R", help="make the trials side by side, on ranks / R each")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "tf32", "fp64"))
     how.add_argument("--compile", choices=("auto", "on", "off"))
     how.add_argument(
@@ -142,19 +145,24 @@ def _main(arguments: list[str]) -> int:
         raise ValueError("--nproc starts ranks itself; under torchrun leave it out")
     if options.nproc is not None and options.nproc < 1:
         raise ValueError(f"--nproc must be at least 1, not {options.nproc}")
-    device = choose_device(recipe.runtime.device)
-    planned = plan(recipe, device)
+    named = recipe.runtime.device
+    nproc = options.nproc
+    if nproc is None and "RANK" not in os.environ and not isinstance(named, str) and len(named) > 1:
+        nproc = len(named)
+    device = choose_device(named)
+    devices = [device] if isinstance(named, str) else [choose_device(name) for name in named]
+    planned = plan(recipe, devices)
     if options.dry_run:
         from ensemble.reports import print_dry_run
 
-        print_dry_run(planned, device, options.nproc or launched_ranks())
+        print_dry_run(planned, devices, nproc or launched_ranks())
         return 0
     check_output(output, options.overwrite or resume)
     _check_writable(output)
-    check_placement(planned, options.nproc or launched_ranks())
-    if options.nproc is not None:
+    check_placement(planned, nproc or launched_ranks())
+    if nproc is not None:
         command = [sys.executable, os.path.abspath(__file__), *_without_nproc(arguments)]
-        return launch_ranks(command, options.nproc)
+        return launch_ranks(command, nproc)
     with process_context(device) as context:
         try:
             summary = run(planned, output, context, resume=resume, overwrite=options.overwrite, began=_BEGAN)
@@ -192,7 +200,8 @@ def _recipe(options: argparse.Namespace) -> Any:
     }
     data |= {key: value for key, value in direct.items() if value is not None}
     runtime = {
-        "device": options.device,
+        "device": options.devices or options.device,
+        "replicas": options.replicas,
         "precision": options.precision,
         "compile": options.compile,
         "reproducible": options.reproducible,

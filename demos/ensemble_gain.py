@@ -2,6 +2,8 @@
 
     python demos/ensemble_gain.py --data cifar10.tar.xz --judge NAME@FILE --output results/ensemble_gain
 
+Judges are networks that were no teachers; each adds three columns.
+
 Every case is the quickstart recipe with one thing changed, once per seed; a case that is finished is not run again.
 A teacher pass is one teacher seeing the whole batch once. Intervals are 95 % over seeds (Student's t).
 """
@@ -43,7 +45,7 @@ def cases(recipe: dict, steps: int) -> dict[str, list[str]]:
     pixels = "image={parameterization: {kind: pixels}, start: {kind: noise, scale: 0.3}}"
     table["ensemble, summed, pixels"] = ["--set", pixels, "--iterations", str(steps)]
     bn = next(i for i, o in enumerate(recipe["objectives"]) if o["kind"] == "bn_matching")
-    paper = ["--set", f"objectives[{bn}].convention=paper", "--set", f"objectives[{bn}].weight=1"]
+    paper = ["--set", f"objectives[{bn}].convention=paper", "--set", f"objectives[{bn}].weight=0.1"]
     table["ensemble, summed, paper convention"] = [*paper, "--iterations", str(steps)]
     return table
 
@@ -66,14 +68,13 @@ def interval(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--judge", required=True, metavar="MODEL")
+    parser.add_argument("--judge", required=True, nargs="+", metavar="MODEL")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
     parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args()
-    net, card = create_model(options.judge)
-    judge = Judge(net, card, load_images(options.data, "test", card.input_size))
+    judges = {name: make_judge(name, options.data) for name in options.judge}
     table = cases(load_yaml(options.recipe), options.steps)
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
         for name, arguments in table.items():
@@ -81,14 +82,22 @@ def main() -> None:
             run_case(options.recipe, folder, seed, arguments)
             if not (folder / "judged.json").exists():
                 tensors = load_file(folder / "images.safetensors")
-                write_json(folder / "judged.json", judge(tensors["images"], tensors["targets"]))
+                judged = {name: judge(tensors["images"], tensors["targets"]) for name, judge in judges.items()}
+                write_json(folder / "judged.json", judged)
             print(f"seed {seed}: {name}", flush=True)
-    print_table(options, table, judge)
+    print_table(options, table, judges)
 
 
-def print_table(options: argparse.Namespace, table: dict[str, list[str]], judge: Judge) -> None:
+def make_judge(name: str, data: str) -> Judge:
+    """The network, and its features of the real test images."""
+    net, card = create_model(name)
+    return Judge(net, card, load_images(data, "test", card.input_size))
+
+
+def print_table(options: argparse.Namespace, table: dict[str, list[str]], judges: dict[str, Judge]) -> None:
     """Markdown, also written to table.md."""
-    lines = ["| case | judge reads | Fréchet distance | coverage | seconds |", "|---|---|---|---|---|"]
+    heads = [f"{name.partition('@')[0]} {what}" for name in judges for what in ("reads", "Fréchet", "coverage")]
+    lines = ["| case | " + " | ".join(heads) + " | seconds |", "|---" * (len(heads) + 2) + "|"]
     n = 0
     for name in table:
         folders = [
@@ -96,19 +105,22 @@ def print_table(options: argparse.Namespace, table: dict[str, list[str]], judge:
         ]
         judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
         seconds = [json.loads((folder / "summary.json").read_text())["wall_seconds"] for folder in folders]
-        n = judged[0]["n"]
-        figures = [
-            interval([j["accuracy"]["top1"] for j in judged]),
-            interval([j["frechet"] for j in judged]),
-            interval([j["coverage"] for j in judged]),
-        ]
+        figures = []
+        for judge in judges:
+            n = judged[0][judge]["n"]
+            figures += [
+                interval([j[judge]["accuracy"]["top1"] for j in judged]),
+                interval([j[judge]["frechet"] for j in judged]),
+                interval([j[judge]["coverage"] for j in judged]),
+            ]
         lines.append(f"| {name} | {' | '.join(figures)} | {mean(seconds):.0f} |")
-    train = load_images(options.data, "train", judge.card.input_size)
-    real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
-    figures = [interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
-    lines.append(
-        f"| {n} real training images | {interval([r.accuracy.top1 for r in real])} | {' | '.join(figures)} | |"
-    )
+    figures = []
+    for judge in judges.values():
+        train = load_images(options.data, "train", judge.card.input_size)
+        real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
+        figures.append(interval([r.accuracy.top1 for r in real]))
+        figures += [interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
+    lines.append(f"| {n} real training images | {' | '.join(figures)} | |")
     (options.output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -60,8 +60,8 @@ class Plan:
         )
 
 
-def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
-    """Check the recipe against the models' cards, and resolve what is `auto`.
+def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
+    """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
 
     Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
     are none of the classes or lack a mapping, and an initial image that is not there.
@@ -76,8 +76,8 @@ def plan(recipe: spec.Recipe, device: torch.device) -> Plan:
     passes = recipe.iterations * recipe.trials * len(cards)
     runtime = replace(
         recipe.runtime,
-        precision=resolve_precision(recipe.runtime.precision, device),  # type: ignore[arg-type]
-        compile="on" if resolve_compile(recipe.runtime.compile, device, passes) else "off",
+        precision=resolve_precision(recipe.runtime.precision, devices),  # type: ignore[arg-type]
+        compile="on" if resolve_compile(recipe.runtime.compile, devices, passes) else "off",
     )
     resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
     for stage in resolved.stages:
@@ -229,11 +229,20 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     return Ensemble(tuple(members), placement, tuple(costs), tuple(memory))
 
 
-def check_placement(plan: Plan, world_size: int) -> None:
-    """Raises ValueError where the teachers cannot be placed on so many ranks; needs no weights."""
+def check_placement(plan: Plan, ranks: int) -> None:
+    """Raises ValueError where replicas and teachers cannot be placed on so many ranks; needs no weights."""
+    members = members_of(plan.recipe, ranks)
     if plan.recipe.runtime.reproducible == "placement":
-        ranks = [entry.ranks for entry in plan.recipe.teachers]
-        place([1.0] * len(plan.cards), len(plan.targets(0)), world_size, ranks)
+        fixed = [entry.ranks for entry in plan.recipe.teachers]
+        place([1.0] * len(plan.cards), len(plan.targets(0)), members, fixed)
+
+
+def members_of(recipe: spec.Recipe, ranks: int) -> int:
+    """Ranks per replica; ValueError where they do not come out even."""
+    replicas = recipe.runtime.replicas
+    if ranks % replicas:
+        raise ValueError(f"replicas: {ranks} ranks cannot be divided into {replicas} equal replicas")
+    return ranks // replicas
 
 
 def build_formulation(plan: Plan) -> Formulation:
@@ -259,10 +268,12 @@ def build_formulation(plan: Plan) -> Formulation:
 
 
 def build_inversion(
-    plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int, micro_batch: int | None
+    plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int
 ) -> Inversion:
     """The inversion of one trial's batch, at its start; ValueError for layers that a teacher does not have."""
     recipe, device = plan.recipe, context.device
+    micro_batch = recipe.runtime.micro_batch
+    assert micro_batch != "auto", "resolved before"
     targets = plan.targets(trial).to(device)
     seed = recipe.seed + trial
     members = [
@@ -292,6 +303,7 @@ def build_inversion(
         recompute=micro_batch is not None,
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
+        share=context.share_,
         poll_every=recipe.record_every if context.backend == "nccl" else 1,
     )
 

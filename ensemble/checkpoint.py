@@ -35,9 +35,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, prefix: str, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
+    folder: Path,
+    prefix: str,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    meta: Mapping[str, Any],
+    keep: int = KEPT,
 ) -> Path:
-    """Write `<prefix>-<step>.safetensors`, then `.json` with a checksum of both; keep the newest two.
+    """Write `<prefix>-<step>.safetensors`, then `.json` with a checksum of both; keep the newest `keep` of the prefix.
 
     Each file is written beside its place, synced and renamed; the JSON comes last, so what it names is whole.
     Raises CheckpointError where the disk refuses; earlier checkpoints stay.
@@ -54,7 +59,7 @@ def save_checkpoint(
             f"checkpoint: step {step} could not be written to {folder} ({error.strerror or error}); "
             "the last good checkpoint is intact"
         ) from None
-    kept = {file.stem for file in _newest_first(folder, prefix)[:KEPT]}
+    kept = {file.stem for file in _newest_first(folder, prefix)[:keep]}
     for file in folder.glob(f"{prefix}-*"):  # a process that was killed may have left half a checkpoint
         if file.stem not in kept and file.suffix in (".json", ".safetensors", ".tmp"):
             file.unlink(missing_ok=True)

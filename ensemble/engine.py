@@ -127,9 +127,11 @@ class Inversion:
         recompute: bool = False,
         reduction: Reduction | None = None,
         reduce: SumAcrossRanks = lambda tensor: None,
+        share: Callable[[torch.Tensor], None] = lambda tensor: None,
         poll_every: int = 1,
     ) -> None:
-        """`cells` are this rank's; `reduce` sums over ranks. `best_every` = 0 returns the last image.
+        """`cells` are this rank's; `reduce` sums over ranks; `share` replaces a tensor by the owner's, where ranks
+        do not compute the same bits. `best_every` = 0 returns the last image.
 
         Flags and finiteness are read from the device every `poll_every` steps.
         """
@@ -145,6 +147,7 @@ class Inversion:
         self.recompute = recompute
         self.reduction: Reduction = reduction or FloatSum()
         self.reduce = reduce
+        self.share = share
         self.poll_every = poll_every
         targets = self.members[0].targets
         self.images = len(targets)
@@ -336,8 +339,11 @@ class Inversion:
                 self._keep_best()
             observer.on_step(step)
             final = index == len(self.stages) - 1
-            if final and self.early_stopping is not None and self.early_stopping.update(float(record.total)):
-                return "converged"
+            if final and self.early_stopping is not None:
+                total = record.total.clone()
+                self.share(total)
+                if self.early_stopping.update(float(total)):
+                    return "converged"
             stop = polled and totals.flag("stop")
             if stop or due or (polled and totals.flag("save")):
                 observer.on_save(self.step)
@@ -361,6 +367,8 @@ class Inversion:
         view.backward(gradient)
         self._optimizer.step()
         self.parameterization.project()
+        for parameter in self.parameterization.parameters():
+            self.share(parameter.detach())
         if self.plateau is not None:
             self.plateau.update(float(record.total))
         return record, totals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +30,14 @@ def computes_in_bf16(device: torch.device) -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it, else fp32."""
+def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
+    """`auto` is bf16 where all devices compute in it, else fp32."""
     if precision != "auto":
         return precision
-    return "bf16" if computes_in_bf16(device) else "fp32"
+    return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
 
 
-def resolve_compile(mode: str, device: torch.device, passes: int) -> bool:
+def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> bool:
     """Whether to compile the teachers: `auto` does where `passes` (steps times teachers) repay it.
 
     On a CPU the C++ kernel already gives the eager form most of the speed, and a compilation costs as much as
@@ -44,7 +45,7 @@ def resolve_compile(mode: str, device: torch.device, passes: int) -> bool:
     """
     if mode != "auto":
         return mode == "on"
-    return passes >= (2000 if device.type == "cuda" else 20000)
+    return passes >= (2000 if all(device.type == "cuda" for device in devices) else 20000)
 
 
 def set_up(precision: str, device: torch.device) -> None:

@@ -214,7 +214,10 @@ class CheckpointSpec:
 class Runtime:
     """How the run is computed; what it computes does not depend on it, beyond rounding."""
 
-    device: str = "auto"
+    device: str | tuple[str, ...] = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:N`, or a list with one of these for each rank of a machine."""
+    replicas: int = 1
+    """Groups of ranks that make batches (trials) of their own, side by side."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "tf32", "fp64"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: int | Literal["auto"] | None = None
@@ -229,6 +232,8 @@ class Runtime:
     def __post_init__(self) -> None:
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError("micro_batch must be at least 1")
+        if self.replicas < 1:
+            raise ValueError("replicas must be at least 1")
         if self.cell_size < 1 or not self.timeout > 0:
             raise ValueError("cell_size and timeout must be positive")
 
@@ -244,7 +249,7 @@ class Recipe:
     """`all`, `random`, class indices, ranges `0-15` or class names."""
     images_per_class: int = 1
     trials: int = 1
-    """Batches, one after the other, each from its own seed."""
+    """Batches, each from its own seed; one after the other, or side by side in replicas."""
     seed: int = 0
     objectives: tuple[ObjectiveSpec, ...] = (CrossEntropySpec(), BNMatchingSpec(), TotalVariationSpec())
     prior_space: Literal["rgb", "normalised"] = "rgb"
@@ -270,6 +275,11 @@ class Recipe:
             problems.append("images_per_class must be at least 1")
         if self.trials < 1:
             problems.append("trials must be at least 1")
+        if self.runtime.replicas > self.trials:
+            problems.append(
+                f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
+                f"ask for more with --trials {self.runtime.replicas}"
+            )
         if self.record_every < 1 or self.best_every < 0:
             problems.append("record_every must be positive and best_every not negative")
         if self.ensemble.count > len(self.teachers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ensemble.build import Plan, build_ensemble, build_formulation
+from ensemble.build import Plan, build_ensemble, build_formulation, members_of
 from ensemble.distributed import ProcessContext
 from models import list_models
 
@@ -32,9 +33,9 @@ def print_models(pattern: str) -> None:
     _console().print(table)
 
 
-def print_dry_run(plan: Plan, device: torch.device, ranks: int) -> None:
+def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int) -> None:
     """The formulation, the stages, the placement with its balance, and estimates of work and memory."""
-    ensemble = build_ensemble(plan, ProcessContext(0, 1, device), world_size=ranks)
+    ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=members_of(plan.recipe, ranks))
     recipe, console = plan.recipe, _console()
     total = sum(weight for _, weight, _, _ in ensemble.members)
     weights = [(name, weight / total) for name, weight, _, _ in ensemble.members]
@@ -70,9 +71,12 @@ def print_dry_run(plan: Plan, device: torch.device, ranks: int) -> None:
         table.add_row(str(rank), what, f"{loads[rank] / 1e9:.1f}", f"{held / 2**20:.0f}")
     console.print(table)
     balance = sum(loads) / len(loads) / max(loads)
+    names = ", ".join(map(str, devices))
+    if recipe.runtime.replicas > 1:
+        console.print(f"{recipe.runtime.replicas} replicas of these ranks make their trials side by side")
     flops = sum(loads) * recipe.iterations * recipe.trials
     console.print(
-        f"balance {balance:.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, {device}, "
+        f"balance {balance:.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, {names}, "
         f"{recipe.runtime.precision}, compile {recipe.runtime.compile}",
         highlight=False,
     )

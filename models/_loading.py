@@ -29,6 +29,8 @@ class WeightsFile:
     path: Path
     tensors: dict[str, torch.Tensor]
     card: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """All that a safetensors file says beside its tensors."""
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -41,16 +43,16 @@ def read_weights(path: Path) -> WeightsFile:
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
-        tensors, card = _read_safetensors(path)
+        tensors, card, metadata = _read_safetensors(path)
     else:
-        tensors, card = _state_dict(_read_torch(path), path), {}
+        tensors, card, metadata = _state_dict(_read_torch(path), path), {}, {}
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return WeightsFile(path, tensors, card)
+    return WeightsFile(path, tensors, card, metadata)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -65,7 +67,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise ValueError(f"{path}: the metadata `card` is not JSON ({error})") from None
     if not isinstance(card, dict):
         raise ValueError(f"{path}: the metadata `card` is not a JSON object")
-    return tensors, card
+    return tensors, card, metadata
 
 
 def _read_torch(path: Path) -> Any:

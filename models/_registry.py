@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import importlib
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from models._bundled import read_bundled, with_bundled
 from models._card import ModelCard, Weights
 from models._loading import described, fit, read_weights, sha256
 from models._spec import ModelSpec, convert_option, parse_spec
+from models.edge_popup import PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 
 Factory = Callable[..., nn.Module]
 FactoryT = TypeVar("FactoryT", bound=Factory)
@@ -51,6 +53,10 @@ class Entry:
 
 
 _TABLE: dict[str, Entry] = {}
+POPUP = "popup/"
+"""Prefix of any network's name that asks for its edge-popup subnet."""
+_RULE = {"k": math.nan, "init": "signed_constant", "scaled": False, "scope": "layer", "seed": 0}
+"""Options of a subnet; k has to be given."""
 _ZOOS = {"torchvision_zoo": "", "timm_zoo": "timm/"}
 """Module below `models`, and the prefix of its names."""
 
@@ -140,7 +146,7 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
         raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@FILE")
     with _seeded(card.name):
         if tag == "random":
-            net, record = entry.factory(**options), Weights(source="random")
+            net, record = frozen(entry.factory(**options)), Weights(source="random")
         elif tag in card.weights and card.weights[tag].source != "bundled":
             assert entry.fetch is not None
             net, record = entry.fetch(tag), card.weights[tag]
@@ -162,13 +168,19 @@ def _from_file(
         record = Weights(source="file", file=str(parsed.path), sha256=sha256(parsed.path))
     card = described(card, weights)
     net = entry.factory(**options)
-    fit(net, entry.adapt(weights.tensors), card, str(weights.path))
+    weights = replace(weights, tensors=entry.adapt(weights.tensors))
+    if subnet_layers(net):
+        net = load_subnet(net, weights, card)
+    else:
+        fit(net, weights.tensors, card, str(weights.path))
     return net, record, card
 
 
 def _find(spec: ModelSpec) -> Entry:
     _load_entry_points()
     name = spec.name
+    if name.startswith(POPUP):
+        return _subnet_of(_find(replace(spec, name=name.removeprefix(POPUP))))
     if name in _TABLE:
         entry = _TABLE[name]
         return replace(entry, card=with_bundled(entry.card))
@@ -184,6 +196,21 @@ def _find(spec: ModelSpec) -> Entry:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"unknown network {name!r}; {hint}--list-models shows all names")
     return found
+
+
+def _subnet_of(entry: Entry) -> Entry:
+    """Any network as an edge-popup subnet: options of the rule beside its own, and no weights of its own."""
+    if not entry.options.keys().isdisjoint(_RULE):
+        raise ValueError(f"{entry.card.name} has options that edge-popup uses itself: {', '.join(_RULE)}")
+
+    def factory(**options: Any) -> nn.Module:
+        rule = {key: options.pop(key) for key in _RULE}
+        if math.isnan(rule["k"]):
+            raise ValueError(f"{card.name}: give the percentage of weights that are kept, as {card.name}:k=30")
+        return as_subnet(entry.factory(**options), SubnetRule(**rule))
+
+    card = replace(entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER)
+    return Entry(card, factory, {**entry.options, **_RULE}, adapt=entry.adapt)
 
 
 def _zoo(module: str) -> ModuleType:

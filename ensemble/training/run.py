@@ -107,6 +107,8 @@ def build_network(spec: str, seed: int) -> tuple[nn.Module, ModelCard]:
     parsed = parse_spec(spec)
     if parsed.weights != "random":
         net, card = create_model(parsed)
+        if card.family == "edge_popup":
+            raise ValueError(f"{parsed.name}: the scores of a subnet are learned from the start; ask for @random")
         return net.requires_grad_(True), card
     card, entry = model_card(parsed), _find(parsed)
     if card.num_classes < 1:

@@ -17,6 +17,7 @@ from ensemble.recording import write_json
 from ensemble.training.loop import evaluate
 from models import ModelCard
 from models._loading import fit, read_weights, sha256
+from models.edge_popup import compact, load_subnet, subnet_layers
 
 LICENCE = "MIT"
 
@@ -32,9 +33,13 @@ class Provenance:
 def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     """Writes the network's state as safetensors, whole or not at all; the file says what `card` does of it.
 
-    Those are the classes, the label space, mean and std: `models.create_model` reads them back.
+    Those are the classes, the label space, mean and std: `models.create_model` reads them back. An edge-popup
+    subnet is stored compactly, as its masks.
     """
-    _save({key: value.detach() for key, value in net.state_dict().items()}, path, card)
+    if subnet_layers(net):
+        _save(*compact(net), path, card)
+    else:
+        _save({key: value.detach() for key, value in net.state_dict().items()}, {}, path, card)
 
 
 def export_weights(
@@ -47,19 +52,25 @@ def export_weights(
 ) -> float:
     """The top-1 accuracy in [0, 1] of what is written: `folder`/NAME.safetensors and NAME.json, its record.
 
-    Parameters are rounded to fp16, buffers (BatchNorm's running statistics) stay in fp32; the accuracy is
-    that of the file read back. Raises ValueError where a parameter is too large for fp16.
+    Parameters are rounded to fp16, buffers (BatchNorm's running statistics) stay in fp32; of an edge-popup
+    subnet, masks are written. The accuracy is that of the file read back. Raises ValueError where a parameter is too large for fp16.
     """
+    metadata: dict[str, str] = {}
     parameters = dict(net.named_parameters())
     state = {key: value.detach().half() if key in parameters else value for key, value in net.state_dict().items()}
+    if subnet_layers(net):
+        state, metadata = compact(net)
     if overflown := [key for key, value in state.items() if not value.isfinite().all()]:
         raise ValueError(f"export: {', '.join(overflown[:3])} of {card.name} do not fit into fp16")
     file = folder / f"{card.name}.safetensors"
     candidate = file.with_suffix(".partial.safetensors")
     try:
-        _save(state, candidate, card)
-        rounded = copy.deepcopy(net)
-        fit(rounded, read_weights(candidate).tensors, card, str(candidate))
+        _save(state, metadata, candidate, card)
+        rounded, written = copy.deepcopy(net), read_weights(candidate)
+        if metadata:
+            rounded = load_subnet(rounded, written, card)
+        else:
+            fit(rounded, written.tensors, card, str(candidate))
         accuracy = evaluate(rounded, test_set, mean=card.mean, std=card.std, device=device)
         os.replace(candidate, file)
     finally:
@@ -76,7 +87,7 @@ def export_weights(
     return accuracy
 
 
-def _save(state: dict[str, torch.Tensor], path: Path, card: ModelCard) -> None:
+def _save(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, card: ModelCard) -> None:
     about = {
         "num_classes": card.num_classes,
         "class_names": card.class_names,
@@ -90,5 +101,5 @@ def _save(state: dict[str, torch.Tensor], path: Path, card: ModelCard) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(save(tensors, {"card": json.dumps(about)}))
+    partial.write_bytes(save(tensors, {**metadata, "card": json.dumps(about)}))
     os.replace(partial, path)

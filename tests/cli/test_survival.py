@@ -100,7 +100,7 @@ def test_torchrun_restarts_and_resumes_by_itself(reference, tmp_path):
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     misfortune = {"MISFORTUNE": "kill:1:8", "MISFORTUNE_MARKER": str(marker)}
     ended = end(start(*TWO, *RUN, "--output", tmp_path / "out", torchrun=options, **misfortune))
-    assert marker.exists() and ended.code == 0, ended.errors
+    assert marker.exists() and ended.code == 0, "\n".join(ended.errors)
     assert "resumed at step" in ended.output
     check_same(tmp_path / "out", reference)
 
@@ -180,7 +180,7 @@ DAMAGE = {
     "lost": lambda tensors, meta: tensors.unlink(),
     "json truncated": lambda tensors, meta: os.truncate(meta, meta.stat().st_size // 2),
     "json empty": lambda tensors, meta: meta.write_text(""),
-    "json changed": lambda tensors, meta: meta.write_text(meta.read_text().replace('"trial": 0', '"trial": 1')),
+    "json changed": lambda tensors, meta: meta.write_text(meta.read_text().replace('"finished": false', '"finished": true')),
 }
 
 
@@ -228,7 +228,7 @@ def test_resume_with_other_versions_warns(interrupted, run):
         record = json.loads(file.read_text())
         record["meta"]["versions"] |= {"torch": "1.0", "kernel": "other"}
         tensors = load_file(file.with_suffix(".safetensors"))
-        save_checkpoint(file.parent, "run", record["step"], tensors, record["meta"])
+        save_checkpoint(file.parent, "trial0000", record["step"], tensors, record["meta"])
     ended = run(*ONE, *RUN, "--output", out, "--resume")
     assert ended.code == 0 and "torch 1.0 -> " in ended.output and "kernel other -> " in ended.output
 
@@ -262,10 +262,10 @@ def test_only_two_checkpoints_stay_and_no_halves(run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     (tmp_path / "recipe.yaml").write_text("")
-    for name in ("run-00000001.safetensors", "run-00000002.json.tmp"):
+    for name in ("trial0000-00000001.safetensors", "trial0000-00000002.json.tmp"):
         (checkpoints / name).write_text("half")
     assert run(*ONE, *STEPS, "--set", "checkpoint.every=2", "--output", tmp_path, "--resume").code == 0
-    expected = [f"run-{step:08d}.{suffix}" for step in (10, 12) for suffix in ("json", "safetensors")]
+    expected = [f"trial0000-{step:08d}.{suffix}" for step in (10, 12) for suffix in ("json", "safetensors")]
     assert sorted(file.name for file in checkpoints.iterdir()) == expected
 
 

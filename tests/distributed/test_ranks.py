@@ -113,3 +113,12 @@ def test_one_rank_breaks_and_all_say_so(runs: Runs, world: int) -> None:
 def test_gather_keeps_the_order_of_ranks(runs: Runs, world: int) -> None:
     for rank in runs(world):
         assert rank["gathered"] == [f"rank {i}" for i in range(world)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_owner_steps_for_ranks_that_round_differently(runs: Runs, world: int) -> None:
+    """Without an owner they drift apart; with one they hold the image of one process alone."""
+    one = runs(1)[0]["rounded/True"][0]
+    mixed, own = runs(world)[0]["rounded/True"], runs(world)[0]["rounded/False"]
+    assert len(set(mixed)) == 1 and abs(mixed[0] - one) < 1e-9
+    assert world == 1 or len(set(own)) == 2

@@ -21,7 +21,7 @@ ORDER = (
     *("checkpoint", "recording"),
     *("recipe", "build"),
     *("evaluation", "training"),
-    *("run", "reports"),
+    *("resuming", "saving", "run", "reports"),
 )
 """The modules and packages of `ensemble`; each may import only those before it, and itself."""
 
