@@ -267,9 +267,7 @@ def build_formulation(plan: Plan) -> Formulation:
     return Formulation(tuple(logits_terms), tuple(bn_terms), tuple(priors), *space)
 
 
-def build_inversion(
-    plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int
-) -> Inversion:
+def build_inversion(plan: Plan, ensemble: Ensemble, context: ProcessContext, trial: int) -> Inversion:
     """The inversion of one trial's batch, at its start; ValueError for layers that a teacher does not have."""
     recipe, device = plan.recipe, context.device
     micro_batch = recipe.runtime.micro_batch

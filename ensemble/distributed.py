@@ -82,7 +82,7 @@ class ProcessContext:
             backend=backend,
             replica=replica,
             replicas=replicas,
-            group=groups[replica],
+            group=groups[replica],  # type: ignore[arg-type]
         )
 
     def sum_(self, tensor: torch.Tensor) -> None:
@@ -341,7 +341,8 @@ def launch_ranks(command: Sequence[str], count: int) -> int:
     codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
     told = [code for code in codes.values() if code > 0]
     if codes and not told:
-        rank, code = min(codes.items())
+        # those that were asked to end because of another come last
+        rank, code = min(codes.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))
         name = signal.Signals(-code).name
         text = f"rank {rank} was ended by {name}; to go on, run the same command with --resume"
         print(f"invert.py: {text}", file=sys.stderr)

@@ -311,9 +311,7 @@ def _largest_that_fits(plan: Plan, ensemble: Ensemble, context: ProcessContext) 
     while size != 0:
         runtime = replace(plan.recipe.runtime, micro_batch=size)
         try:
-            inversion = build_inversion(
-                replace(plan, recipe=replace(plan.recipe, runtime=runtime)), ensemble, alone, 0
-            )
+            inversion = build_inversion(replace(plan, recipe=replace(plan.recipe, runtime=runtime)), ensemble, alone, 0)
             with torch.no_grad():
                 view = inversion.parameterization()
             inversion.loss_and_gradient(view, inversion.weights_at(0))
@@ -374,9 +372,7 @@ def _summary(plan: Plan, context: ProcessContext, done: _Finished, clock: _Clock
     }
 
 
-def _verify(
-    verifiers: Mapping[str, tuple[nn.Module, ModelCard]], plan: Plan, done: _Finished
-) -> dict[str, Any]:
+def _verify(verifiers: Mapping[str, tuple[nn.Module, ModelCard]], plan: Plan, done: _Finished) -> dict[str, Any]:
     """Each verifier's accuracy on all images, with its 95 % interval; `verifier_accuracy` is the first's."""
     images, targets = _images_and_targets(plan, done)
     read = {}

@@ -209,7 +209,9 @@ def _subnet_of(entry: Entry) -> Entry:
             raise ValueError(f"{card.name}: give the percentage of weights that are kept, as {card.name}:k=30")
         return as_subnet(entry.factory(**options), SubnetRule(**rule))
 
-    card = replace(entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER)
+    card = replace(
+        entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER
+    )
     return Entry(card, factory, {**entry.options, **_RULE}, adapt=entry.adapt)
 
 

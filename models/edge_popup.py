@@ -104,36 +104,35 @@ class _Ranking:
         return top_mask(scores.abs(), self.rule.kept(scores.numel()))
 
 
-class _Subnet:
-    """What both kinds of layer share: frozen weight, scores, masked weight."""
+def _adopt(layer: SubnetConv2d | SubnetLinear, ranking: _Ranking) -> None:
+    layer.weight.requires_grad_(False)
+    layer.scores = nn.Parameter(torch.empty_like(layer.weight))
+    nn.init.kaiming_uniform_(layer.scores, a=math.sqrt(5))
+    layer.ranking = ranking
 
-    weight: nn.Parameter
+
+def _masked_weight(layer: SubnetConv2d | SubnetLinear) -> torch.Tensor:
+    return layer.weight * _StraightThrough.apply(layer.scores.abs(), layer.ranking.mask(layer.scores))
+
+
+class SubnetConv2d(nn.Conv2d):
+    """A convolution without bias whose kept weights are chosen by scores."""
+
     scores: nn.Parameter
     ranking: _Ranking
 
-    def adopt(self, ranking: _Ranking) -> None:
-        self.weight.requires_grad_(False)
-        self.scores = nn.Parameter(torch.empty_like(self.weight))
-        nn.init.kaiming_uniform_(self.scores, a=math.sqrt(5))
-        self.ranking = ranking
-        ranking.layers.append(self)  # type: ignore[arg-type]
-
-    def masked_weight(self) -> torch.Tensor:
-        return self.weight * _StraightThrough.apply(self.scores.abs(), self.ranking.mask(self.scores))
-
-
-class SubnetConv2d(_Subnet, nn.Conv2d):
-    """A convolution without bias whose kept weights are chosen by scores."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.masked_weight(), None)
+        return self._conv_forward(x, _masked_weight(self), None)
 
 
-class SubnetLinear(_Subnet, nn.Linear):
+class SubnetLinear(nn.Linear):
     """A linear map without bias whose kept weights are chosen by scores."""
 
+    scores: nn.Parameter
+    ranking: _Ranking
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.masked_weight())
+        return F.linear(x, _masked_weight(self))
 
 
 def as_subnet(net: nn.Module, rule: SubnetRule) -> nn.Module:
@@ -148,13 +147,13 @@ def as_subnet(net: nn.Module, rule: SubnetRule) -> nn.Module:
         if replacement is None:
             continue
         net.set_submodule(name, replacement)
-        if isinstance(replacement, _Subnet):
+        if isinstance(replacement, SubnetConv2d | SubnetLinear):
             if rule.scope == "layer":
                 _named(name, rule.kept, replacement.weight.numel())
-            replacement.adopt(ranking)
+            _adopt(replacement, ranking)
+    ranking.layers = list(subnet_layers(net).values())
     if not ranking.layers:
         raise ValueError("edge-popup: the network has no convolution and no linear layer")
-    ranking.layers = [m for m in net.modules() if isinstance(m, SubnetConv2d | SubnetLinear)]
     _draw_weights(ranking)
     net.register_forward_pre_hook(ranking.rank)
     return net
@@ -290,7 +289,9 @@ def load_subnet(net: nn.Module, weights: WeightsFile, card: ModelCard) -> nn.Mod
         return _load_compact(net, weights, card)
     shapes = {key: value.shape for key, value in net.state_dict().items()}
     tensors = {  # the published networks end in a 1 x 1 convolution where torchvision's have a linear layer
-        key: value.flatten(1) if value.ndim == 4 and value.shape[2:] == (1, 1) and len(shapes.get(key, ())) == 2 else value
+        key: value.flatten(1)
+        if value.ndim == 4 and value.shape[2:] == (1, 1) and len(shapes.get(key, ())) == 2
+        else value
         for key, value in weights.tensors.items()
     }
     fit(net, tensors, card, str(weights.path))

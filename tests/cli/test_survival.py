@@ -180,7 +180,9 @@ DAMAGE = {
     "lost": lambda tensors, meta: tensors.unlink(),
     "json truncated": lambda tensors, meta: os.truncate(meta, meta.stat().st_size // 2),
     "json empty": lambda tensors, meta: meta.write_text(""),
-    "json changed": lambda tensors, meta: meta.write_text(meta.read_text().replace('"finished": false', '"finished": true')),
+    "json changed": lambda tensors, meta: meta.write_text(
+        meta.read_text().replace('"finished": false', '"finished": true')
+    ),
 }
 
 
@@ -256,6 +258,15 @@ def test_full_disk_is_told_and_the_last_checkpoint_stays(interrupted, run):
     assert tree(checkpoints) == before
     assert run(*ONE, *RUN, "--output", out, "--resume").code == 0
     check_same(out, whole)
+
+
+def test_checkpoints_by_the_clock(run, tmp_path):
+    """Every hundredth of a second: some steps are saved, without any being asked for by number."""
+    assert run(*ONE, *STEPS, "--set", "checkpoint.seconds=0.01", "--output", tmp_path / "often").code == 0
+    assert run(*ONE, *STEPS, "--set", "checkpoint.seconds=1000", "--output", tmp_path / "never").code == 0
+    assert list((tmp_path / "often" / "checkpoints").glob("trial0000-*.json"))
+    assert not (tmp_path / "never" / "checkpoints").exists()
+    assert torch.equal(images(tmp_path / "often"), images(tmp_path / "never"))
 
 
 def test_only_two_checkpoints_stay_and_no_halves(run, tmp_path):

@@ -22,6 +22,7 @@ EXPECTED = {
     "begin_eight_teachers",
     "bn_only",
     "classification_only",
+    "edge_popup",
     "in_turn",
     "nvlabs_cifar10",
     "nvlabs_setting0",

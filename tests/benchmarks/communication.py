@@ -1,0 +1,75 @@
+"""Bytes that ranks exchange in a step, and their share of its time, on the ranks of this machine.
+
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 tests/benchmarks/communication.py
+
+Time in a collective includes waiting for the slower rank; the second figure is that of the same sums with nobody to
+wait for, measured apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ensemble import hardware  # noqa: E402
+from ensemble.build import build_ensemble, build_inversion, plan  # noqa: E402
+from ensemble.config import load_yaml  # noqa: E402
+from ensemble.distributed import choose_device, process_context  # noqa: E402
+from ensemble.engine import Observer  # noqa: E402
+from ensemble.recipe import parse_recipe  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--reproducible", default="placement", choices=("placement", "ranks"))
+    options = parser.parse_args()
+    data = load_yaml(options.recipe) | {"best_every": 0}
+    data["runtime"] = {**(data.get("runtime") or {}), "reproducible": options.reproducible}
+    recipe = parse_recipe(data).with_iterations(options.steps)
+    device = choose_device("auto")
+    with process_context(device) as context:
+        planned = plan(recipe, [device])
+        hardware.set_up(planned.recipe.runtime.precision, device)
+        inversion = build_inversion(planned, build_ensemble(planned, context), context, 0)
+        sizes: list[int] = []
+        waited: list[float] = []
+        tensors: list[torch.Tensor] = []
+
+        def timed(tensor: torch.Tensor) -> None:
+            began = time.perf_counter()
+            context.sum_(tensor)
+            waited.append(time.perf_counter() - began)
+            sizes.append(tensor.numel() * tensor.element_size())
+            tensors[:] = [*tensors[-1:], tensor.detach().clone()]
+
+        inversion.reduce = timed
+        marks = [time.perf_counter()]
+        inversion.run(Observer(on_step=lambda step: marks.append(time.perf_counter())))
+        steps = [b - a for a, b in zip(marks[3:], marks[4:], strict=False)]
+        alone = []
+        for _ in range(30):
+            context.gather(None)
+            began = time.perf_counter()
+            for tensor in tensors:
+                context.sum_(tensor)
+            alone.append(time.perf_counter() - began)
+        if context.is_main:
+            step, sums = statistics.median(steps), statistics.median(alone)
+            pairs = [a + b for a, b in zip(waited[6::2], waited[7::2], strict=True)]
+            print(f"{context.world_size} ranks, {options.reproducible}: {sizes[-2]} + {sizes[-1]} bytes a step")
+            print(f"step {1000 * step:.1f} ms; in collectives with waiting {statistics.median(pairs) / step:.1%}, ")
+            print(f"without waiting {1000 * sums:.2f} ms = {sums / step:.1%}")
+
+
+if __name__ == "__main__":
+    main()
