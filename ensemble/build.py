@@ -47,6 +47,8 @@ class Plan:
     size: int
     classes: tuple[int, ...] | None
     """Target classes; None draws them."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before the run."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,10 +76,12 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
         _own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
     passes = recipe.iterations * recipe.trials * len(cards)
+    compiled = resolve_compile(recipe.runtime.compile, devices, passes)
+    notes = ("compile: there is no compiler here; the teachers run uncompiled",)
     runtime = replace(
         recipe.runtime,
         precision=resolve_precision(recipe.runtime.precision, devices),  # type: ignore[arg-type]
-        compile="on" if resolve_compile(recipe.runtime.compile, devices, passes) else "off",
+        compile="on" if compiled else "off",
     )
     resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
     for stage in resolved.stages:
@@ -86,7 +90,9 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
                 f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
             )
     _check_start(recipe.image.start, size)
-    return Plan(resolved, cards, unique_names([entry.model for entry in recipe.teachers]), size, classes)
+    names = unique_names([entry.model for entry in recipe.teachers])
+    denied = recipe.runtime.compile == "on" and not compiled
+    return Plan(resolved, cards, names, size, classes, notes if denied else ())
 
 
 def _same_classes(a: ModelCard, b: ModelCard) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,14 +39,31 @@ def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
     return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
 
 
+def cpp_compiler() -> str | None:
+    """The C++ compiler: what CXX names, or the first that is found; None where there is none."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs here: a C++ compiler for a CPU, Triton for a GPU."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return bool(has_triton())
+    return cpp_compiler() is not None
+
+
 def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> bool:
     """Whether to compile the teachers: `auto` does where `passes` (steps times teachers) repay it.
 
     On a CPU the C++ kernel already gives the eager form most of the speed, and a compilation costs as much as
     some hundred steps.
     """
-    if mode != "auto":
-        return mode == "on"
+    if mode == "off" or not all(can_compile(device) for device in devices):
+        return False
+    if mode == "on":
+        return True
     return passes >= (2000 if all(device.type == "cuda" for device in devices) else 20000)
 
 

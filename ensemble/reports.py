@@ -40,6 +40,8 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int) -> No
     total = sum(weight for _, weight, _, _ in ensemble.members)
     weights = [(name, weight / total) for name, weight, _, _ in ensemble.members]
     console.print(build_formulation(plan).describe(weights), highlight=False, markup=False)
+    for text in plan.notes:
+        console.print(text, highlight=False)
     console.print(f"    acting: {recipe.ensemble.acting}", highlight=False)
     images = ensemble.placement.images
     console.print(

@@ -63,7 +63,7 @@ class Restored:
 
 
 def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restored:
-    """The state of these trials; CheckpointError where one has only damaged checkpoints, ValueError for another recipe."""
+    """The state of these trials; CheckpointError where all of one are damaged, ValueError for another recipe."""
     found: dict[int, Checkpoint] = {}
     warnings: list[str] = []
     for trial in trials:

@@ -126,6 +126,8 @@ def run(
     metrics = Metrics(output / "metrics.jsonl") if replica.is_main else None
     here = _Run(plan, output, replica, ensemble, restored, progress, metrics, _Clock(began))
     try:
+        for text in plan.notes:
+            progress.message(text)
         for text in restored.notes(replica.world_size, recipe.runtime.reproducible, versions(context.device)):
             progress.message(f"warning: {text}")
         progress.start(recipe.iterations * len(trials), sum(restored.steps(trial) for trial in trials))

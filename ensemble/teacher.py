@@ -88,7 +88,14 @@ class Teacher:
         self.statistics.resized[view_size] = statistics
 
     def compile(self) -> None:
-        """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant."""
+        """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant.
+
+        All teachers share one code object, of which dynamo compiles 8 variants and then quietly none: the limit is
+        raised out of reach, and to meet it all the same is an error.
+        """
+        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.accumulated_recompile_limit = 1024
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         self._run = torch.compile(self._forward, dynamic=False)
 
     def observe(self, view: torch.Tensor) -> Observation:

@@ -7,11 +7,12 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+
+from ensemble.hardware import cpp_compiler
 
 _SOURCE = Path(__file__).with_name("moments.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
@@ -20,7 +21,7 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None (with one warning) where it cannot be built."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = cpp_compiler()
     if compiler is None:
         warnings.warn("no C++ compiler found: moments are computed by plain torch operations, slower", stacklevel=2)
         return None

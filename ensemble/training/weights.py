@@ -53,7 +53,8 @@ def export_weights(
     """The top-1 accuracy in [0, 1] of what is written: `folder`/NAME.safetensors and NAME.json, its record.
 
     Parameters are rounded to fp16, buffers (BatchNorm's running statistics) stay in fp32; of an edge-popup
-    subnet, masks are written. The accuracy is that of the file read back. Raises ValueError where a parameter is too large for fp16.
+    subnet, masks are written. The accuracy is that of the file read back. Raises ValueError where a parameter
+    is too large for fp16.
     """
     metadata: dict[str, str] = {}
     parameters = dict(net.named_parameters())

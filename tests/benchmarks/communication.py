@@ -9,6 +9,7 @@ wait for, measured apart.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -55,7 +56,7 @@ def main() -> None:
         inversion.reduce = timed
         marks = [time.perf_counter()]
         inversion.run(Observer(on_step=lambda step: marks.append(time.perf_counter())))
-        steps = [b - a for a, b in zip(marks[3:], marks[4:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(marks[3:])]
         alone = []
         for _ in range(30):
             context.gather(None)

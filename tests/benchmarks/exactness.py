@@ -15,8 +15,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
-from launch import launch  # noqa: E402
-from problem import MICRO_BATCHES, STEPS, TEACHERS, work  # noqa: E402
+from launch import launch
+from problem import MICRO_BATCHES, STEPS, TEACHERS, work
 
 WORLDS = (1, 2, 3, 4)
 

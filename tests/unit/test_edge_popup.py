@@ -165,7 +165,7 @@ def test_frozen_subnet_is_plain_and_the_same_function():
 
 def test_a_subnet_teacher_sees_its_own_statistics():
     net = scored(SPEC)
-    running = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)][0].running_mean.clone()
+    running = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).running_mean.clone()
     teacher = Teacher("subnet", frozen(net), model_card(SPEC))
     assert teacher.statistics is not None and torch.allclose(teacher.statistics.mean[: len(running)].float(), running)
     logits, moments = teacher.observe(torch.rand(2, 3, 32, 32))
@@ -224,7 +224,7 @@ DAMAGE = {
 def test_damaged_file_is_refused(stored: Path, damage: str):
     metadata, tensors, words = DAMAGE[damage]
     changed(stored, metadata, tensors)
-    with pytest.raises(ValueError, match="subnet.safetensors|edge-popup") as caught:
+    with pytest.raises(ValueError, match=r"subnet\.safetensors|edge-popup") as caught:
         create_model(f"{SPEC}@{stored}")
     assert words in str(caught.value)
 
@@ -263,7 +263,9 @@ def test_published_file_with_a_key_that_does_not_match(resnet, tmp_path: Path):
     content = torch.load(resnet[1], weights_only=True)
     content["state_dict"]["module.layer1.0.conv9.weight"] = content["state_dict"].pop("module.layer1.0.conv1.weight")
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="1 missing .layer1.0.conv1.weight.; 1 unexpected .layer1.0.conv9.weight."):
+    with pytest.raises(
+        ValueError, match=r"1 missing .layer1\.0\.conv1\.weight.; 1 unexpected .layer1\.0\.conv9\.weight."
+    ):
         create_model(f"popup/resnet50:k=30,num_classes=5@{tmp_path}/other.pth")
 
 

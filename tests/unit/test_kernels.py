@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,7 +166,7 @@ def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="could not be built"):
+        with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
             assert library() is None
         plain = run(x, scale, shift, mean, dy, dm)
     finally:
@@ -201,3 +201,29 @@ def test_compiled_equals_eager() -> None:
     teacher.compile()
     for first, second in zip(eager, both(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_falls_back_to_eager_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three teachers, two passes, three batch sizes: 18 variants of one code object, each a compiled graph."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, **options, backend=backend))
+    torch._dynamo.reset()
+    calls = 0
+    for i in range(3):
+        net = nn.Sequential(nn.Conv2d(3, 4 + i, 3), nn.BatchNorm2d(4 + i), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        teacher = Teacher(f"{i}", net, ModelCard("tiny", "test", 8, 4 + i))
+        teacher.compile()
+        for images in (2, 3, 5):
+            for gradient in (False, True):
+                for _ in range(2):  # the second time nothing is left to compile
+                    teacher.observe(torch.rand(images, 3, 8, 8, requires_grad=gradient))
+                calls += 1
+    assert len(compiled) == calls == 18
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
+    assert not torch._dynamo.utils.counters["graph_break"]
