@@ -1,8 +1,9 @@
 """The frozen affine map of a BatchNorm and the moments of its input, with their joint gradient.
 
 Three forms of one thing. Plain torch operations: the definition, for every device and dtype. On a CPU in fp32 or
-bf16, a C++ kernel that passes over memory once forward and once backward. Under torch.compile, the kernel for the
-moments alone: the code generator fuses the affine map with what follows it.
+bf16, a C++ kernel that passes over memory once forward and once backward. Under torch.compile in bf16 on a CPU, the
+kernel for the moments alone: the code generator fuses the affine map with what follows it, and in fp32 and on a GPU
+the moments as well, but makes a slow reduction of a bf16 tensor accumulated in fp32.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def channel_moments(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
     `x` is (N, C, H, W), `mean` (C,) float32 or float64. bf16 values are accumulated in fp32 or better.
     """
-    fast = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and mean.dtype == torch.float32
+    dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float32)
+    fast = x.device.type == "cpu" and x.dtype in dtypes and mean.dtype == torch.float32
     return _channel_moments_cpu(x, mean) if fast else channel_moments_plain(x, mean)
 
 

@@ -1,0 +1,1 @@
+"""Figures that tests must not assert: speed, memory, survival."""
