@@ -134,7 +134,7 @@ def _main(arguments: list[str]) -> int:
         print_models(options.list_models)
         return 0
     from ensemble.build import check_placement, plan
-    from ensemble.distributed import choose_device, launch_ranks, launched_ranks, process_context
+    from ensemble.distributed import choose_devices, launch_ranks, launched_ranks, process_context
     from ensemble.recording import check_output
     from ensemble.run import Interrupted, run
 
@@ -149,8 +149,7 @@ def _main(arguments: list[str]) -> int:
     nproc = options.nproc
     if nproc is None and "RANK" not in os.environ and not isinstance(named, str) and len(named) > 1:
         nproc = len(named)
-    device = choose_device(named)
-    devices = [device] if isinstance(named, str) else [choose_device(name) for name in named]
+    device, devices = choose_devices(named)
     planned = plan(recipe, devices)
     if options.dry_run:
         from ensemble.reports import print_dry_run

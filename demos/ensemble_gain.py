@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--judge", required=True, nargs="+", metavar="MODEL")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
     parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args()
     judges = {name: make_judge(name, options.data) for name in options.judge}

@@ -187,22 +187,33 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def choose_device(requested: str | Sequence[str]) -> torch.device:
-    """This process' device: `auto`, `cpu`, `cuda` or `cuda:N`, or one of these for each rank of this machine.
+def choose_device(requested: str) -> torch.device:
+    """This process' device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` and `cuda` take the GPU of its local rank.
 
-    `auto` and `cuda` take the GPU of this process' local rank. Raises ValueError where CUDA is asked for and
-    absent, where a machine has more ranks than GPUs, or where ranks and devices differ in number.
+    Raises ValueError where CUDA is asked for and absent, or where a machine has more ranks than GPUs.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _device(requested, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[torch.device]]:
+    """(this process' device, all devices that are known to take part): one name, or one for each local rank.
+
+    In a list, each `auto` or `cuda` takes the next GPU. Raises ValueError as `choose_device` does, and where ranks
+    and devices differ in number.
+    """
     if isinstance(requested, str):
-        return _device(requested, local_rank, local_size)
-    devices = [_device(name, rank, 1) for rank, name in enumerate(requested)]
+        device = choose_device(requested)
+        return device, [device]
+    devices: list[torch.device] = []
+    for name in requested:
+        devices.append(_device(name, sum(device.type == "cuda" for device in devices), 1))
     if "LOCAL_RANK" not in os.environ:
-        return devices[0]
+        return devices[0], devices
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if len(devices) != local_size:
         raise ValueError(f"device: {len(devices)} devices are named for {local_size} ranks on this machine")
-    return devices[local_rank]
+    return devices[int(os.environ["LOCAL_RANK"])], devices
 
 
 def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
@@ -291,7 +302,8 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 def _backend(store: dist.Store, rank: int, world_size: int, device: torch.device) -> tuple[str, bool]:
     """(nccl or gloo, whether devices of different types meet)."""
-    store.set(f"device/{rank}", f"{device.type} {device.index} of {platform.node()}")
+    which = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else rank
+    store.set(f"device/{rank}", f"{device.type} {which} of {platform.node()}")
     devices = [store.get(f"device/{r}").decode() for r in range(world_size)]
     types = {name.partition(" ")[0] for name in devices}
     own = types == {"cuda"} and len(set(devices)) == world_size

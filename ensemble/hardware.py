@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -40,9 +41,11 @@ def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler: what CXX names, or the first that is found; None where there is none."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
+    """The command of the C++ compiler: what CXX says, or the first that is found; None where there is none."""
+    for command in [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]:
+        if shutil.which(shlex.split(command)[0]):
+            return command
+    return None
 
 
 def can_compile(device: torch.device) -> bool:

@@ -227,11 +227,13 @@ class Runtime:
     cell_size: int = 50
     """Images per cell under `reproducible: ranks`."""
     timeout: float = 600.0
-    """Seconds after which a collective gives up on a rank."""
+    """Seconds after which a collective gives up on a rank; replicas do not wait for each other before the end."""
 
     def __post_init__(self) -> None:
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError("micro_batch must be at least 1")
+        if not self.device:
+            raise ValueError("device: name at least one")
         if self.replicas < 1:
             raise ValueError("replicas must be at least 1")
         if self.cell_size < 1 or not self.timeout > 0:

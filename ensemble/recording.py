@@ -71,6 +71,11 @@ def _remove_results(path: Path) -> None:
     for folder in (images, checkpoints):
         if folder.is_symlink():
             raise ValueError(f"output: {folder} is a link; remove it yourself or give another folder")
+    for folder in path.glob("replica*"):  # what a replica left that failed
+        if folder.is_dir() and not folder.is_symlink() and folder.name.removeprefix("replica").isdigit():
+            _remove_results(folder)
+            with suppress(OSError):
+                folder.rmdir()
     ours = any((path / name).is_file() for name in ("recipe.yaml", "metrics.jsonl"))
     doomed = [path / name for name in _FILES] + [path / f"{name}.tmp" for name in _FILES]
     class_folders = [
@@ -407,7 +412,7 @@ class PlainProgress:
         now = time.monotonic()
         rate = (self._done - self._shown) / max(now - self._shown_at, 1e-9)
         parts = [f"step {self._done}/{self._total}", _rate(rate)]
-        if self._done < self._total:
+        if rate > 0 and self._done < self._total:
             parts.append(f"{_duration((self._total - self._done) / rate)} left")
         self._shown, self._shown_at = self._done, now
         self.message("  ".join([*parts, _losses(self._values)]).rstrip())

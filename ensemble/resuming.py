@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ensemble.build import Plan
-from ensemble.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ensemble.checkpoint import Checkpoint, load_checkpoint
 from ensemble.config import differences, to_plain
 from ensemble.distributed import ProcessContext
 
@@ -63,13 +63,14 @@ class Restored:
 
 
 def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restored:
-    """The state of these trials; CheckpointError where all of one are damaged, ValueError for another recipe."""
+    """The state of these trials; ValueError where a checkpoint is of another recipe.
+
+    A trial whose checkpoints are all damaged is one that begins anew, and a warning.
+    """
     found: dict[int, Checkpoint] = {}
     warnings: list[str] = []
     for trial in trials:
         checkpoint, damaged = load_checkpoint(output / "checkpoints", checkpoint_prefix(trial))
-        if checkpoint is None and damaged:
-            raise CheckpointError(f"{'; '.join(damaged)}; none is left: begin anew with --overwrite")
         warnings += damaged
         if checkpoint is None:
             continue
@@ -118,9 +119,10 @@ def rewind_metrics(path: Path, until: Mapping[int, int]) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:  # a crash cut it short
+            known = values["step"] < until.get(values["trial"], 0)
+        except (json.JSONDecodeError, TypeError, KeyError):  # a crash cut it short
             continue
-        if values["step"] < until.get(values["trial"], 0):
+        if known:
             kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

@@ -15,7 +15,7 @@ from ensemble import hardware
 from ensemble.build import Ensemble, Plan, build_ensemble, build_inversion, unique_names
 from ensemble.checkpoint import CheckpointError
 from ensemble.config import dump_yaml, to_plain
-from ensemble.distributed import ProcessContext
+from ensemble.distributed import ProcessContext, RankLostError
 from ensemble.engine import Inversion, NotFiniteError, Observer, Record
 from ensemble.errors import CollectiveFailure
 from ensemble.evaluation.classification import accuracy
@@ -98,6 +98,8 @@ class _Run:
     clock: _Clock
     stop: StopRequest = field(default_factory=StopRequest)
     done: _Finished = field(default_factory=_Finished)
+    steps_done: int = 0
+    """Over all trials of this replica, those before a resume too."""
 
 
 def run(
@@ -123,19 +125,24 @@ def run(
     plan = replace(plan, recipe=replace(recipe, runtime=replace(recipe.runtime, micro_batch=micro_batch)))
     _agreed(context, lambda: build_inversion(plan, ensemble, replica, trials[0]))  # refuses what it would at trial 1
     _agreed(context, lambda: _open_output(plan, output, context, restored, trials, resume or overwrite))
-    metrics = Metrics(output / "metrics.jsonl") if replica.is_main else None
+    # all are open before any is written: opening cuts off what a crash left half written
+    metrics = _agreed(context, lambda: Metrics(output / "metrics.jsonl") if replica.is_main else None)
     here = _Run(plan, output, replica, ensemble, restored, progress, metrics, _Clock(began))
     try:
         for text in plan.notes:
             progress.message(text)
-        for text in restored.notes(replica.world_size, recipe.runtime.reproducible, versions(context.device)):
+        notes = restored.notes(replica.world_size, recipe.runtime.reproducible, versions(context.device))
+        for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):  # type: ignore[attr-defined]
             progress.message(f"warning: {text}")
-        progress.start(recipe.iterations * len(trials), sum(restored.steps(trial) for trial in trials))
-        for place, trial in enumerate(trials):
-            if restored.finished(trial):
-                _take_finished(here, trial)
-            else:
-                _run_trial(here, trial, place)
+        here.steps_done = sum(restored.steps(trial) for trial in trials)
+        progress.start(recipe.iterations * len(trials), here.steps_done)
+        with stop_on_signals(here.stop):
+            for trial in trials:
+                if restored.finished(trial):
+                    _take_finished(here, trial)
+                else:
+                    _run_trial(here, trial)
+            done = _collect(context, here)
     except (NotFiniteError, CollectiveFailure) as error:
         if replica.replicas > 1 and replica.is_main and not isinstance(error, Interrupted):
             error.collective = False  # only this replica met it, so its first rank tells
@@ -144,8 +151,6 @@ def run(
         progress.close()
         if metrics is not None:
             metrics.close()
-    context.limit(_UNLIMITED)
-    done = _collect(context, replica, here.done)
     summary = _summary(plan, context, done, here.clock)
     if context.is_main:
         _write_images(output, plan, done)
@@ -155,8 +160,8 @@ def run(
     return summary
 
 
-def _run_trial(here: _Run, trial: int, place: int) -> None:
-    """One batch from its start, or its checkpoint, to its images; the `place`-th of this replica."""
+def _run_trial(here: _Run, trial: int) -> None:
+    """One batch from its start, or its checkpoint, to its images."""
     plan, context, recipe = here.plan, here.context, here.plan.recipe
     inversion = build_inversion(plan, here.ensemble, context, trial)
     if trial in here.restored.trials:
@@ -172,7 +177,8 @@ def _run_trial(here: _Run, trial: int, place: int) -> None:
     def on_step(step: int) -> None:
         if here.clock.step(warm_up=step < 2):
             context.limit(recipe.runtime.timeout)
-        here.progress.step(place * recipe.iterations + step, recorded or None)
+        here.progress.step(here.steps_done, recorded or None)
+        here.steps_done += 1
 
     observer = Observer(
         every=recipe.record_every,
@@ -184,8 +190,7 @@ def _run_trial(here: _Run, trial: int, place: int) -> None:
         wants_stop=lambda: here.stop.asked,
     )
     try:
-        with stop_on_signals(here.stop):
-            outcome = inversion.run(observer)
+        outcome = inversion.run(observer)
     except NotFiniteError:
         _keep_last_good(here, trial, inversion)
         raise
@@ -257,6 +262,9 @@ def _restore(
     metas = [checkpoint.meta for checkpoint in found.trials.values()]
     saved = [s for s in context.gather(metas[0]["recipe"]["runtime"] if metas else None) if s is not None]
     if not saved:
+        damaged = [text for texts in context.gather(found.warnings) for text in texts]  # type: ignore[attr-defined]
+        if damaged:
+            raise CheckpointError(f"{'; '.join(damaged)}; none is left: begin anew with --overwrite")
         _agreed(context, lambda: check_left_over(output) if context.is_main else None)
         return nothing, plan
     return share_restored(found, replica), saved_runtime(plan, saved[0])  # type: ignore[arg-type]
@@ -324,12 +332,19 @@ def _largest_that_fits(plan: Plan, ensemble: Ensemble, context: ProcessContext) 
     return 0
 
 
-def _collect(context: ProcessContext, replica: ProcessContext, done: _Finished) -> _Finished:
+def _collect(context: ProcessContext, here: _Run) -> _Finished:
     """All replicas' trials, on rank 0 of all."""
+    replica = here.context
     if replica.replicas == 1:
-        return done
+        return here.done
+    context.limit(_UNLIMITED)
     nothing = _Finished()
-    parts = context.collect(done if replica.is_main else nothing)
+    try:
+        parts = context.collect(here.done if replica.is_main else nothing)
+    except RankLostError:
+        if here.stop.asked:  # another replica stopped, and this one's trials are saved
+            raise Interrupted("stopped; to go on, run the same command with --resume") from None
+        raise
     images = {trial: part.images[trial] for part in parts for trial in part.images}
     values = {trial: part.values[trial] for part in parts for trial in part.values}
     return _Finished(dict(sorted(images.items())), dict(sorted(values.items())))

@@ -58,9 +58,7 @@ class Saver:
 
     def save_finished(self, images: torch.Tensor, values: Mapping[str, float]) -> None:
         """The trial's images and losses, in place of its checkpoints."""
-        checkpoint = self.plan.recipe.checkpoint
-        if checkpoint.every or checkpoint.seconds:
-            self._write(self.plan.recipe.iterations, {"images": images}, {"finished": True, "values": values}, 1)
+        self._write(self.plan.recipe.iterations, {"images": images}, {"finished": True, "values": values}, 1)
 
     def _write(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, object], keep: int) -> None:
         self.saved_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ensemble.hardware import cpp_compiler
 from ensemble.statistics import probe, replace_batch_norm
 from models import ModelCard
 
@@ -93,6 +95,9 @@ class Teacher:
         All teachers share one code object, of which dynamo compiles 8 variants and then quietly none: the limit is
         raised out of reach, and to meet it all the same is an error.
         """
+        compiler = cpp_compiler()
+        if compiler is not None:
+            os.environ.setdefault("CXX", compiler)  # torch itself looks for g++ alone
         torch._dynamo.config.recompile_limit = 256
         torch._dynamo.config.accumulated_recompile_limit = 1024
         torch._dynamo.config.fail_on_recompile_limit_hit = True

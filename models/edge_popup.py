@@ -87,21 +87,23 @@ class _Ranking:
     def __init__(self, rule: SubnetRule) -> None:
         self.rule = rule
         self.layers: list[SubnetConv2d | SubnetLinear] = []
-        self.threshold: torch.Tensor | None = None
-        """The smallest magnitude kept, for the global scope."""
+        self.ranked: list[torch.Tensor] = []
+        """The layers' masks, for the global scope."""
 
+    @torch.no_grad()
     def rank(self, *_: object) -> None:
         """Called before each pass."""
         if self.rule.scope == "global":
-            magnitudes = torch.cat([layer.scores.detach().abs().flatten() for layer in self.layers])
-            self.threshold = magnitudes.kthvalue(len(magnitudes) - self.rule.kept(len(magnitudes)) + 1).values
+            magnitudes = torch.cat([layer.scores.abs().flatten() for layer in self.layers])
+            whole = top_mask(magnitudes, self.rule.kept(len(magnitudes)))
+            self.ranked = list(whole.split([layer.scores.numel() for layer in self.layers]))
 
     @torch.no_grad()
-    def mask(self, scores: torch.Tensor) -> torch.Tensor:
+    def mask(self, layer: SubnetConv2d | SubnetLinear) -> torch.Tensor:
         if self.rule.scope == "global":
-            assert self.threshold is not None
-            return (scores.abs() >= self.threshold).to(scores.dtype)
-        return top_mask(scores.abs(), self.rule.kept(scores.numel()))
+            place = next(i for i, other in enumerate(self.layers) if other is layer)
+            return self.ranked[place].view_as(layer.scores)
+        return top_mask(layer.scores.abs(), self.rule.kept(layer.scores.numel()))
 
 
 def _adopt(layer: SubnetConv2d | SubnetLinear, ranking: _Ranking) -> None:
@@ -112,7 +114,7 @@ def _adopt(layer: SubnetConv2d | SubnetLinear, ranking: _Ranking) -> None:
 
 
 def _masked_weight(layer: SubnetConv2d | SubnetLinear) -> torch.Tensor:
-    return layer.weight * _StraightThrough.apply(layer.scores.abs(), layer.ranking.mask(layer.scores))
+    return layer.weight * _StraightThrough.apply(layer.scores.abs(), layer.ranking.mask(layer))
 
 
 class SubnetConv2d(nn.Conv2d):
@@ -139,8 +141,12 @@ def as_subnet(net: nn.Module, rule: SubnetRule) -> nn.Module:
     """`net`, changed in place: Conv2d and Linear become subnet layers, BatchNorm2d loses its affine part.
 
     Weights are drawn from `rule`; scores from the global generator (Kaiming uniform); biases are left out, as in
-    the published networks. Raises ValueError where a layer has fewer weights than one survivor, or none is found.
+    the published networks. Raises ValueError where a layer has fewer weights than one survivor, where none is
+    found, and where other parts of the network would stay trainable (attention, layer norms, layers of a kind
+    of their own).
     """
+    if subnet_layers(net):
+        raise ValueError("edge-popup: the network is a subnet already")
     ranking = _Ranking(rule)
     for name, module in list(net.named_modules()):
         replacement = _replacement(module)
@@ -154,6 +160,11 @@ def as_subnet(net: nn.Module, rule: SubnetRule) -> nn.Module:
     ranking.layers = list(subnet_layers(net).values())
     if not ranking.layers:
         raise ValueError("edge-popup: the network has no convolution and no linear layer")
+    rest = [name for name, p in net.named_parameters() if p.requires_grad and not name.endswith(".scores")]
+    if rest:
+        raise ValueError(
+            f"edge-popup: {rest[0]} belongs to no plain Conv2d, Linear or BatchNorm2d; it would stay dense"
+        )
     _draw_weights(ranking)
     net.register_forward_pre_hook(ranking.rank)
     return net
@@ -214,7 +225,7 @@ def masks(net: nn.Module) -> dict[str, torch.Tensor]:
     """Each subnet layer's mask of 0 and 1, as its scores choose it."""
     layers = subnet_layers(net)
     next(iter(layers.values())).ranking.rank()
-    return {name: layer.ranking.mask(layer.scores) for name, layer in layers.items()}
+    return {name: layer.ranking.mask(layer) for name, layer in layers.items()}
 
 
 @torch.no_grad()
@@ -346,7 +357,7 @@ def _unpack(packed: torch.Tensor | None, weight: torch.Tensor, what: str) -> tor
     if packed is None or packed.dtype != torch.uint8 or packed.shape != (size,):
         raise ValueError(f"{what} is missing or damaged: expected {size} bytes")
     bits = np.unpackbits(packed.numpy(), count=weight.numel())
-    return torch.from_numpy(bits).to(weight.dtype).view_as(weight)
+    return torch.from_numpy(bits).to(weight).view_as(weight)
 
 
 def _digest(net: nn.Module, by_layer: Mapping[str, torch.Tensor]) -> str:

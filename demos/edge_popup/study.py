@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--judges", required=True, nargs="+", metavar="MODEL", help="networks that are no teachers")
     parser.add_argument("--dense", required=True, metavar="FILE")
     parser.add_argument("--scores", metavar="FILE")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--output", type=Path, default=Path("results/edge_popup"))
     options = parser.parse_args()
     judges = {}
@@ -132,8 +132,8 @@ def run_case(folder: Path, case: Case, seed: int, judges: dict[str, Judge]) -> N
     if not (folder / "summary.json").exists():
         arguments = ["--recipe", str(RECIPE), "--models", *case.teachers, "--seed", str(seed), "--resume"]
         code = invert.main([*arguments, "--output", str(folder), "--set", "verifiers=[]", *case.changes])
-        if code:
-            raise SystemExit(code)
+        if code or not (folder / "summary.json").exists():
+            raise SystemExit(code or "stopped; the same command goes on")
     if not (folder / "judged.json").exists():
         tensors = load_file(folder / "images.safetensors")
         judged = {name: judge(tensors["images"], tensors["targets"]) for name, judge in judges.items()}

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -44,8 +45,8 @@ def _built(compiler: str) -> Path:
             objects, shared = str(Path(folder) / "moments.o"), str(Path(folder) / "moments.so")
             # Linked without -fopenmp: the symbols resolve to the OpenMP runtime that torch has loaded.
             for command in (
-                [compiler, *_FLAGS, "-c", str(_SOURCE), "-o", objects],
-                [compiler, "-shared", objects, "-o", shared],
+                [*shlex.split(compiler), *_FLAGS, "-c", str(_SOURCE), "-o", objects],
+                [*shlex.split(compiler), "-shared", objects, "-o", shared],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             os.replace(shared, target)

@@ -191,9 +191,10 @@ def _case(wire: Connection, case: str, precision: str, setting: Setting, device_
     loaded = _peak(device, reset=True)
     step()
     step()
-    loaded_and_compiled = _peak(device, reset=True) if "eager" not in case and case != "hooks" else loaded
+    if "eager" not in case and case != "hooks":
+        _peak(device, reset=True)  # the compiler's own peak does not count, what it leaves behind does
     step()
-    wire.send(_peak(device, reset=False) - min(loaded, loaded_and_compiled))
+    wire.send(_peak(device, reset=False) - loaded)
     while (count := wire.recv()) is not None:
         _wait(device)
         began = time.perf_counter()
@@ -219,6 +220,7 @@ def measure(
         here, there = context.Pipe()
         process = context.Process(target=_case, args=(there, case, precision, setting, device, threads), daemon=True)
         process.start()
+        there.close()
         found[f"{case} {precision}"] = {"bytes": here.recv()}
         running.append((f"{case} {precision}", here, process))
     seconds: dict[str, list[float]] = {name: [] for name in found}

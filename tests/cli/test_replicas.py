@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE, TWO, Ended, end, images, start, told
+from conftest import TWO, Ended, end, images, start, told
 
 STEPS = ["--iterations", "12", "--set", "record_every=1", "--set", "best_every=4", "--images-per-class", "2"]
 TRIALS = [*STEPS, "--trials", "3", "--set", "checkpoint.every=3"]
@@ -58,12 +60,33 @@ def test_killed_replicas_resume_on_any_number(reference: Path, tmp_path: Path, a
     check_same(tmp_path, reference)
 
 
-def test_what_only_one_replica_meets_is_told_once(tmp_path: Path) -> None:
-    """The second replica's loss is infinite from its first step on: seeds differ, so only it starts so far off."""
-    far = ["--set", "image={parameterization: {kind: pixels, clip: false}, start: {kind: noise, scale: 1e38}}"]
-    ended = end(start(*ONE, *STEPS, *far, "--trials", "2", "--nproc", "2", "--replicas", "2", "--output", tmp_path))
-    assert ended.code == 2, ended.errors
-    assert 1 <= len(told(ended)) <= 2 and all("not finite" in line for line in told(ended)), ended.errors
+def test_what_only_one_replica_meets_is_told_by_it(reference: Path, tmp_path: Path) -> None:
+    """The second replica's loss is NaN from a step on; the first saves what it has, and both go on together."""
+    replicas = ["--nproc", "2", "--replicas", "2", "--output", tmp_path]
+    ended = end(start(*TWO, *TRIALS, *replicas, MISFORTUNE="nan:1:8"))
+    told_of = [line for line in told(ended) if "not finite" in line]
+    assert ended.code == 2 and len(told_of) == 1 and told_of[0].startswith("invert.py: rank 1: "), ended.errors
+    assert (tmp_path / "replica1" / "grid.png").exists()
+    assert end(start(*TWO, *TRIALS, *replicas, "--resume")).code == 0
+    check_same(tmp_path, reference)
+    assert end(start(*TWO, *TRIALS, *replicas, "--overwrite")).code == 0
+    assert not (tmp_path / "replica1").exists()
+
+
+def test_stop_while_one_replica_waits_for_the_other(reference: Path, tmp_path: Path) -> None:
+    """Three trials on two replicas: the second waits for the first one's second trial when the stop comes."""
+    replicas = ["--nproc", "2", "--replicas", "2", "--output", tmp_path]
+    process = start(*TWO, *TRIALS, *replicas, MISFORTUNE="pause:0:24")
+    finished, deadline = tmp_path / "checkpoints" / "trial0001-00000012.json", time.monotonic() + 60
+    while not finished.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    ended = end(process)
+    assert ended.code == 0 and not any("Traceback" in line for line in ended.errors), ended.errors
+    assert not (tmp_path / "summary.json").exists()
+    assert end(start(*TWO, *TRIALS, *replicas, "--resume")).code == 0
+    check_same(tmp_path, reference)
 
 
 @pytest.mark.parametrize(

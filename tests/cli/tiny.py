@@ -1,8 +1,8 @@
 """A plugin of tiny networks for 8x8 images, and misfortunes that strike them on request.
 
 MISFORTUNE=WHAT:RANK:CALL lets one happen to a rank at its CALL-th forward pass of several images: `kill`
-(SIGKILL), `term` (SIGTERM to itself), `hang`. With MISFORTUNE_MARKER=FILE it happens only while FILE does not
-exist.
+(SIGKILL), `term` (SIGTERM to itself), `hang`, `pause` (4 s), `nan` (from then on). With MISFORTUNE_MARKER=FILE it
+happens only while FILE does not exist.
 """
 
 from __future__ import annotations
@@ -22,16 +22,24 @@ NAMES = ("circle", "square", "star")
 
 def _strike(call: int) -> None:
     what, rank, when = os.environ.get("MISFORTUNE", "none:0:0").split(":")
-    if what == "none" or os.environ.get("RANK", "0") != rank or call != int(when):
+    if what in ("none", "nan") or os.environ.get("RANK", "0") != rank or call != int(when):
         return
     marker = os.environ.get("MISFORTUNE_MARKER")
     if marker is not None:
         if Path(marker).exists():
             return
         Path(marker).touch()
+    if what == "pause":
+        time.sleep(4)
+        return
     if what == "hang":
         time.sleep(600)
     os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
+
+
+def _breaks(call: int) -> bool:
+    what, rank, when = os.environ.get("MISFORTUNE", "none:0:0").split(":")
+    return what == "nan" and os.environ.get("RANK", "0") == rank and call >= int(when)
 
 
 class Tiny(nn.Module):
@@ -48,7 +56,8 @@ class Tiny(nn.Module):
         if len(x) > 1:
             self.calls += 1
             _strike(self.calls)
-        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+        logits = self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return logits * float("nan") if _breaks(self.calls) else logits
 
 
 @register_model(ModelCard("tiny_a", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))

@@ -285,6 +285,29 @@ def test_layer_with_less_than_one_survivor():
         create_model("popup/resnet20_cifar:k=0.2@random")
 
 
+@pytest.mark.parametrize("model", ["popup/swin_t:k=30@random", "popup/vit_b_16:k=30@random"])
+def test_network_with_parts_that_would_stay_dense(model: str):
+    with pytest.raises(ValueError, match="would stay dense"):
+        create_model(model)
+
+
+def test_subnet_of_a_subnet():
+    with pytest.raises(ValueError, match="a subnet already"):
+        create_model("popup/resnet20_popup_cifar:k=30@random")
+
+
+def test_global_subnet_with_equal_scores_is_stored_and_loaded(tmp_path: Path):
+    spec = "popup/resnet20_cifar:width=0.5,k=30,scope=global"
+    net = scored(spec)
+    with torch.no_grad():
+        for layer in subnet_layers(net).values():
+            layer.scores.fill_(1.0)
+    save_weights(net, tmp_path / "subnet.safetensors", model_card(spec))
+    loaded, _ = create_model(f"{spec}@{tmp_path}/subnet.safetensors")
+    kept = sum(int((p != 0).sum()) for p in loaded.parameters())
+    assert kept == -(-sum(p.numel() for p in loaded.parameters()) * 3 // 10)
+
+
 def test_network_without_layers():
     with pytest.raises(ValueError, match="no convolution"):
         as_subnet(nn.Sequential(nn.ReLU()), SubnetRule(k=50))
