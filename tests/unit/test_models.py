@@ -86,7 +86,7 @@ def test_cifar_network(name: str) -> None:
 
 def test_registered_networks() -> None:
     expected = {f"resnet{d}_cifar" for d in (20, 32, 44, 56, 110)} | {f"vgg{d}_bn_cifar" for d in (11, 13, 16, 19)}
-    expected |= {"vgg16_bn_slim_cifar", "wrn16_2_cifar", "wrn28_10_cifar", "wrn40_2_cifar"}
+    expected |= {"vgg16_bn_slim_cifar", "resnet20_popup_cifar", "wrn16_2_cifar", "wrn28_10_cifar", "wrn40_2_cifar"}
     assert set(CIFAR) == expected | {"mobilenetv2_cifar", "mobilenetv2_slim_cifar"}
 
 
