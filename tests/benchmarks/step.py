@@ -1,6 +1,7 @@
 """What a step costs: the peers' way, ours, and the floor; each case a process, interleaved rounds, medians.
 
     python -m tests.benchmarks.step [--settings resnet18 cifar] [--json FILE]
+    python -m tests.benchmarks.step --profile --settings cifar
 
 A step is the loss and its gradient at the image. Cases:
 
@@ -252,6 +253,22 @@ def print_table(name: str, setting: Setting, found: dict[str, dict[str, float]])
     Console(width=110).print(table)
 
 
+def print_profile(name: str, setting: Setting, device: torch.device) -> None:
+    """Where the time of three steps goes, by operation: the peers' way and ours, eager."""
+    for case, precision in (("hooks", "fp32"), ("ours, eager", "fp32"), ("ours, eager", "bf16")):
+        step = make(case, precision, setting, device)
+        step()
+        with torch.profiler.profile() as profiler:
+            for _ in range(3):
+                step()
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        table = Table("operation", "share of the time", "calls a step", box=None, title=f"{name}: {case} {precision}")
+        for event in events[:8]:
+            table.add_row(event.key, f"{event.self_cpu_time_total / total:.0%}", f"{event.count / 3:.0f}")
+        Console(width=100).print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,7 +277,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     options = parser.parse_args()
+    if options.profile:
+        for name in options.settings:
+            print_profile(name, settings[name], torch.device(device))
+        return
     results = {}
     for name in options.settings:
         results[name] = measure(settings[name], CASES, options.rounds, device, options.threads)
