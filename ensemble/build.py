@@ -76,11 +76,12 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
         _own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
     passes = recipe.iterations * recipe.trials * len(cards)
-    compiled = resolve_compile(recipe.runtime.compile, devices, passes)
+    precision = resolve_precision(recipe.runtime.precision, devices)
+    compiled = resolve_compile(recipe.runtime.compile, devices, precision, passes)
     notes = ("compile: there is no compiler here; the teachers run uncompiled",)
     runtime = replace(
         recipe.runtime,
-        precision=resolve_precision(recipe.runtime.precision, devices),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         compile="on" if compiled else "off",
     )
     resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
