@@ -144,3 +144,10 @@ def test_list_models(run):
     assert ended.code == 0 and "tiny_a" in ended.output and "tiny_plain" in ended.output
     missing = run("--list-models", "no_such_network*")
     assert missing.code == 2 and "no_such_network*" in missing.errors[0]
+
+
+def test_no_compiler_is_told_in_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    ended = run(*ONE, "--iterations", "2", "--compile", "on", "--output", tmp_path)
+    assert ended.code == 0 and ended.output.count("there is no compiler here; the teachers run uncompiled") == 1
+    assert not json.loads((tmp_path / "summary.json").read_text())["compiled"]
