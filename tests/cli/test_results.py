@@ -11,6 +11,8 @@ from conftest import ONE, PLUGIN, TWO, end, images, start, tree
 from PIL import Image
 from safetensors.torch import load_file
 
+from ensemble.kernels.build import library
+
 SHORT = ["--iterations", "5", "--set", "record_every=2"]
 
 
@@ -146,8 +148,13 @@ def test_list_models(run):
     assert missing.code == 2 and "no_such_network*" in missing.errors[0]
 
 
+@pytest.mark.filterwarnings("ignore:no C")
 def test_no_compiler_is_told_in_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    ended = run(*ONE, "--iterations", "2", "--compile", "on", "--output", tmp_path)
+    library.cache_clear()
+    try:
+        ended = run(*ONE, "--iterations", "2", "--compile", "on", "--output", tmp_path)
+    finally:
+        library.cache_clear()
     assert ended.code == 0 and ended.output.count("there is no compiler here; the teachers run uncompiled") == 1
     assert not json.loads((tmp_path / "summary.json").read_text())["compiled"]
