@@ -134,7 +134,7 @@ def _main(arguments: list[str]) -> int:
         print_models(options.list_models)
         return 0
     from ensemble.build import check_placement, plan
-    from ensemble.distributed import choose_devices, launch_ranks, launched_ranks, process_context
+    from ensemble.distributed import choose_devices, is_main_process, launch_ranks, launched_ranks, process_context
     from ensemble.recording import check_output
     from ensemble.run import Interrupted, run
 
@@ -154,7 +154,8 @@ def _main(arguments: list[str]) -> int:
     if options.dry_run:
         from ensemble.reports import print_dry_run
 
-        print_dry_run(planned, devices, nproc or launched_ranks())
+        if is_main_process():
+            print_dry_run(planned, devices, nproc or launched_ranks())
         return 0
     check_output(output, options.overwrite or resume)
     _check_writable(output)

@@ -24,6 +24,8 @@ def print_models(pattern: str) -> None:
     """A table of the models whose names match the shell pattern; ValueError where none does."""
     cards = list_models(pattern)
     if not cards:
+        if pattern.startswith("popup/"):
+            raise ValueError("popup/NAME:k=30@FILE is the subnet of any other NAME; list those instead")
         raise ValueError(f"no model matches {pattern!r}; try --list-models alone")
     table = Table("model", "input", "classes", "weights", box=None, pad_edge=False)
     for card in cards:

@@ -196,7 +196,7 @@ def _run_trial(here: _Run, trial: int) -> None:
         raise
     if outcome == "stopped":
         raise Interrupted(
-            f"stopped at step {inversion.step} of trial {trial + 1}; to go on, run the same command with --resume"
+            f"stopped at step {inversion.step} of trial {trial}; to go on, run the same command with --resume"
         )
     images = inversion.result()
     values = inversion.measure(images).values()
