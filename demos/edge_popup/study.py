@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import invert
 from ensemble.data import load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.recording import save_grid, write_json
@@ -30,7 +30,12 @@ from ensemble.rng import generator
 from ensemble.training.loop import recalibrate_bn
 from models import ModelCard, create_model, model_card, register_model
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "edge_popup.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # invert.py is a script at the top, not part of a package
+
+import invert  # noqa: E402
+
+RECIPE = ROOT / "recipes" / "edge_popup.yaml"
 SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
 DENSE_ENSEMBLE = ["resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar"]
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
