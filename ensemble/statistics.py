@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensemble.kernels import affine_with_moments
+from ensemble.kernels import Form, affine_with_moments
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class BNStatistics:
 class EmittingBatchNorm(nn.Module):
     """A BatchNorm2d in eval mode that also emits the moments of its input.
 
-    y = weight (x - running_mean) / sqrt(running_var + eps) + bias, as one multiply-add in x's dtype; the
-    moments, accumulated in at least fp32, are appended to `sink`. `activation` is what a fused layer (timm's
-    BatchNormAct2d) applies afterwards.
+    y = weight (x - running_mean) / sqrt(running_var + eps) + bias, as one multiply-add in at least fp32; the
+    moments, accumulated in at least fp32, are appended to `sink`. `form` is what the layer does besides: the relu and
+    the residual sum that the network has after it may be its own (see `ensemble.rewriting`). `activation` is what
+    else a fused layer (timm's BatchNormAct2d) applies afterwards.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, name: str, dtype: torch.dtype, sink: list[torch.Tensor]) -> None:
@@ -91,17 +92,27 @@ class EmittingBatchNorm(nn.Module):
         self.register_buffer("running_var", var.to(wide))
         self.register_buffer("scale", scale.to(wide))
         self.register_buffer("shift", shift.to(wide))
-        self.activation = _activation(norm)
+        after = _activation(norm)
+        self.form = Form.RELU if isinstance(after, nn.ReLU) else Form.AFFINE
+        self.activation = after if self.form == Form.AFFINE else nn.Identity()
         self.sink = sink
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        form, beside = self.form, residual
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            form, beside = Form.AFFINE, None  # the sum broadcasts or promotes: left to torch
+        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, form, beside)
         self.sink.append(moments)
+        if beside is not residual:
+            y = (y + residual).relu()
         return self.activation(y)
 
 
 def _activation(norm: nn.BatchNorm2d) -> nn.Module:
     parts = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    if len(parts) == 1:
+        return parts[0]
     return nn.Sequential(*parts) if parts else nn.Identity()
 
 

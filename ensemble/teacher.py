@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.hardware import cpp_compiler
+from ensemble.rewriting import fuse_activations, unstride_stems
+from ensemble.rng import generator
 from ensemble.statistics import probe, replace_batch_norm
 from models import ModelCard
 
@@ -52,6 +54,10 @@ class Teacher:
         self._input_sizes: dict[int, int] = {}
         net = copy.deepcopy(net).eval().requires_grad_(False)
         self._modules = modules = replace_batch_norm(net, dtype, self._sink)
+        if self.device.type == "cpu":
+            unstride_stems(net)
+            example = torch.rand(1, 3, card.input_size, card.input_size, generator=generator(0, "example"))
+            net = fuse_activations(net, example)
         for module in net.modules():
             if module not in modules.values():
                 for key, parameter in module._parameters.items():

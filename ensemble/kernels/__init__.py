@@ -1,5 +1,5 @@
 """The one operation that BN matching adds to a network: per-channel moments beside the frozen affine map."""
 
-from ensemble.kernels.moments import affine_with_moments, channel_moments, channel_moments_plain
+from ensemble.kernels.moments import Form, affine_with_moments, channel_moments
 
-__all__ = ["affine_with_moments", "channel_moments", "channel_moments_plain"]
+__all__ = ["Form", "affine_with_moments", "channel_moments"]

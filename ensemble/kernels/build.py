@@ -55,12 +55,10 @@ def _built(compiler: str) -> Path:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    for name, inputs in (("moments", 2), ("affine_moments", 5), ("gradient", 5)):
-        for suffix in ("f32", "bf16"):
-            function = getattr(loaded, f"{name}_{suffix}")
-            sizes = [ctypes.c_int64, ctypes.c_int64]
-            function.argtypes = [ctypes.c_void_p] * inputs + sizes + [ctypes.c_void_p, ctypes.c_int]
-            function.restype = None
+    sizes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]  # rows, channels, threads
+    loaded.forward.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 7, *sizes]
+    loaded.gradient.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 9, *sizes]
+    loaded.forward.restype = loaded.gradient.restype = None
     return loaded
 
 

@@ -1,14 +1,13 @@
-"""The frozen affine map of a BatchNorm and the moments of its input, with their joint gradient.
+"""The frozen affine map of a BatchNorm, what the network does next with it, and the moments of its input.
 
-Three forms of one thing. Plain torch operations: the definition, for every device and dtype. On a CPU in fp32 or
-bf16, a C++ kernel that passes over memory once forward and once backward. Under torch.compile in bf16 on a CPU, the
-kernel for the moments alone: the code generator fuses the affine map with what follows it, and in fp32 and on a GPU
-the moments as well, but makes a slow reduction of a bf16 tensor accumulated in fp32.
+Two forms of one thing. Plain torch operations: the definition, for every device and dtype; on a GPU torch.compile
+fuses them. On a CPU in fp32 or bf16, a C++ kernel that passes over memory once forward and once backward; to
+torch.compile it is one operation.
 """
 
 from __future__ import annotations
 
-import ctypes
+import enum
 from typing import Any
 
 import torch
@@ -16,52 +15,129 @@ import torch
 from ensemble.kernels.build import library
 
 
-def channel_moments_plain(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """`channel_moments` by plain torch operations, in the dtype of `mean`."""
+class Form(enum.IntEnum):
+    """What becomes of a = scale * x + shift; the numbers are those of moments.cpp."""
+
+    AFFINE = 0
+    """a"""
+    RELU = 1
+    """relu(a)"""
+    ADD_RELU = 2
+    """relu(a + residual), the end of a residual block"""
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def channel_moments(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Sums over (N, H, W) of (x - mean) and of (x - mean)^2, stacked: (2, C), in the dtype of `mean`."""
     centred = x.to(mean.dtype) - mean[:, None, None]
     return torch.stack([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3))])
 
 
-def _kernel(name: str, x: torch.Tensor, *per_channel: torch.Tensor) -> Any:
-    """The C++ function for x's dtype, or None where it does not apply."""
-    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32):
-        return None
-    if any(v.dtype != torch.float32 or not v.is_contiguous() for v in per_channel):
-        return None
-    if not x.is_contiguous(memory_format=torch.channels_last) or (loaded := library()) is None:
-        return None
-    return getattr(loaded, f"{name}_{'bf16' if x.dtype == torch.bfloat16 else 'f32'}")
+def _forward_plain(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    mean: torch.Tensor,
+    form: int,
+) -> Pair:
+    y = x.to(scale.dtype) * scale[:, None, None] + shift[:, None, None]
+    if residual is not None:
+        y = y + residual.to(scale.dtype)
+    if form != Form.AFFINE:
+        y = y.relu()
+    return y.to(x.dtype), channel_moments(x, mean)
 
 
-def _call(function: Any, inputs: tuple[torch.Tensor, ...], x: torch.Tensor, out: torch.Tensor) -> None:
-    n, channels, height, width = x.shape
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in inputs]
-    function(*pointers, n * height * width, channels, ctypes.c_void_p(out.data_ptr()), torch.get_num_threads())
+def _gradient_plain(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    slope: torch.Tensor,
+    offset: torch.Tensor,
+    form: int,
+) -> Pair:
+    g, wide = dy.to(scale.dtype), x.to(scale.dtype)
+    if form == Form.RELU:
+        g = torch.where(wide * scale[:, None, None] + shift[:, None, None] > 0, g, 0)
+    elif y is not None:
+        g = torch.where(y > 0, g, 0)
+    dx = g * scale[:, None, None] + (wide * slope[:, None, None] + offset[:, None, None])
+    return dx.to(x.dtype), g.to(x.dtype) if form == Form.ADD_RELU else x.new_empty(0)
 
 
-@torch.library.custom_op("ensemble::channel_moments_cpu", mutates_args=())
-def _channel_moments_cpu(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    function = _kernel("moments", x, mean)
-    if function is None:
-        return channel_moments_plain(x, mean)
-    out = mean.new_empty((2, x.shape[1]))
-    _call(function, (x, mean), x, out)
-    return out
+def kernel_applies(x: torch.Tensor, *per_channel: torch.Tensor) -> bool:
+    """Whether the C++ kernel takes `x` (N, C, H, W): on a CPU, fp32 or bf16, channels_last, and there is one."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and all(v.dtype == torch.float32 and v.is_contiguous() for v in per_channel)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and library() is not None
+    )
 
 
-@_channel_moments_cpu.register_fake
-def _(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    return mean.new_empty((2, mean.shape[0]))
+def _forward_cpu(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    mean: torch.Tensor,
+    form: int,
+) -> Pair:
+    if not kernel_applies(x, scale, shift, mean):
+        return _forward_plain(x, residual, scale, shift, mean, form)
+    y, moments = torch.empty_like(x), mean.new_empty((2, x.shape[1]))
+    z = residual.contiguous(memory_format=torch.channels_last) if residual is not None else None
+    _call("forward", form, x, x, z, y, mean, scale, shift, moments)
+    return y, moments
 
 
-def channel_moments(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Sums over (N, H, W) of (x - mean) and of (x - mean)^2, stacked: (2, C), in the dtype of `mean`.
+def _gradient_cpu(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    slope: torch.Tensor,
+    offset: torch.Tensor,
+    form: int,
+) -> Pair:
+    if not kernel_applies(x, scale, shift, slope, offset) or dy.dtype != x.dtype:
+        return _gradient_plain(dy, x, y, scale, shift, slope, offset, form)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    dx = torch.empty_like(x)
+    dz = torch.empty_like(x) if form == Form.ADD_RELU else x.new_empty(0)
+    _call("gradient", form, x, dy, x, y, dx, dz, scale, shift, slope, offset)
+    return dx, dz
 
-    `x` is (N, C, H, W), `mean` (C,) float32 or float64. bf16 values are accumulated in fp32 or better.
-    """
-    dtypes = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.bfloat16, torch.float32)
-    fast = x.device.type == "cpu" and x.dtype in dtypes and mean.dtype == torch.float32
-    return _channel_moments_cpu(x, mean) if fast else channel_moments_plain(x, mean)
+
+def _call(name: str, form: int, like: torch.Tensor, *tensors: torch.Tensor | None) -> None:
+    """The C++ function on tensors of the dtype and shape of `like` and on per-channel ones."""
+    n, channels, height, width = like.shape
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    half = int(like.dtype == torch.bfloat16)
+    getattr(library(), name)(form, half, *pointers, n * height * width, channels, torch.get_num_threads())
+
+
+_forward_op = torch.library.custom_op("ensemble::affine_with_moments", _forward_cpu, mutates_args=())
+_gradient_op = torch.library.custom_op("ensemble::affine_with_moments_gradient", _gradient_cpu, mutates_args=())
+
+
+@_forward_op.register_fake
+def _(x: torch.Tensor, residual: object, scale: object, shift: object, mean: torch.Tensor, form: int) -> Pair:
+    return torch.empty_like(x), mean.new_empty((2, x.shape[1]))
+
+
+@_gradient_op.register_fake
+def _(
+    dy: object, x: torch.Tensor, y: object, scale: object, shift: object, slope: object, offset: object, form: int
+) -> Pair:
+    return torch.empty_like(x), torch.empty_like(x) if form == Form.ADD_RELU else x.new_empty(0)
 
 
 class _AffineWithMoments(torch.autograd.Function):
@@ -69,39 +145,56 @@ class _AffineWithMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(x, scale, mean)
-        if not torch.compiler.is_compiling() and (function := _kernel("affine_moments", x, mean, scale, shift)):
-            y, moments = torch.empty_like(x), mean.new_empty((2, x.shape[1]))
-            _call(function, (x, y, mean, scale, shift), x, moments)
-            return y, moments
-        y = (x.to(scale.dtype) * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-        return y, channel_moments(x, mean)
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        mean: torch.Tensor,
+        form: int,
+    ) -> Pair:
+        run = _forward_plain
+        if _on_cpu(x):
+            run = _forward_op if torch.compiler.is_compiling() else _forward_cpu
+        y, moments = run(x, residual, scale, shift, mean, form)
+        # The gate of RELU follows from x; that of ADD_RELU would need the residual, so the output is kept.
+        ctx.save_for_backward(x, y if form == Form.ADD_RELU else None, scale, shift, mean)
+        ctx.form = form
+        return y, moments
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor, dmoments: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        x, scale, mean = ctx.saved_tensors
+    def backward(
+        ctx: Any, dy: torch.Tensor, dmoments: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None, None]:
+        x, y, scale, shift, mean = ctx.saved_tensors
         # d/dx [sum (x - m), sum (x - m)^2] = [1, 2 (x - m)], folded into slope * x + offset per channel
         slope = 2 * dmoments[1]
         offset = dmoments[0] - slope * mean
-        if not torch.compiler.is_compiling() and dy.dtype == x.dtype:
-            dy = dy.contiguous(memory_format=torch.channels_last)
-            if function := _kernel("gradient", x, scale, slope, offset):
-                dx = torch.empty_like(x)
-                _call(function, (dy, x, scale, slope, offset), x, dx)
-                return dx, None, None, None
-        wide = scale.dtype
-        dx = dy.to(wide) * scale[:, None, None] + (x.to(wide) * slope[:, None, None] + offset[:, None, None])
-        return dx.to(x.dtype), None, None, None
+        run = _gradient_plain
+        if _on_cpu(x):
+            run = _gradient_op if torch.compiler.is_compiling() else _gradient_cpu
+        dx, dz = run(dy, x, y, scale, shift, slope, offset, ctx.form)
+        return dx, dz if ctx.form == Form.ADD_RELU else None, None, None, None, None
+
+
+def _on_cpu(x: torch.Tensor) -> bool:
+    """Whether the C++ kernel may apply; its layout is looked at when it runs."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
 
 
 def affine_with_moments(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, mean: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale * x + shift) per channel, in x's dtype, and `channel_moments(x, mean)`.
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    mean: torch.Tensor,
+    form: Form = Form.AFFINE,
+    residual: torch.Tensor | None = None,
+) -> Pair:
+    """y in x's dtype, which is `form` of scale * x + shift per channel, and `channel_moments(x, mean)`.
 
-    `x` is (N, C, H, W); `scale`, `shift`, `mean` are frozen (C,) tensors, at least fp32. Differentiable in x:
-    dx = scale * dy + dm[0] + 2 dm[1] (x - mean).
+    `x` is (N, C, H, W); `scale`, `shift`, `mean` are frozen (C,) tensors, at least fp32. `residual`, for
+    `Form.ADD_RELU` alone, has the shape and dtype of `x`. Differentiable in x and the residual: with g = dy where
+    y > 0 (all of dy for `Form.AFFINE`), dx = scale * g + dm[0] + 2 dm[1] (x - mean) and dresidual = g. Everything is
+    computed in the dtype of `scale` and rounded once; torch would round between the operations.
     """
-    return _AffineWithMoments.apply(x, scale, shift, mean)
+    return _AffineWithMoments.apply(x, residual, scale, shift, mean, form)
