@@ -77,7 +77,7 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
     size = recipe.image.size or max(card.input_size for card in cards)
     passes = recipe.iterations * recipe.trials * len(cards)
     precision = resolve_precision(recipe.runtime.precision, devices)
-    compiled = resolve_compile(recipe.runtime.compile, devices, precision, passes)
+    compiled = resolve_compile(recipe.runtime.compile, devices, passes)
     notes = ("compile: there is no compiler here; the teachers run uncompiled",)
     runtime = replace(
         recipe.runtime,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import shlex
@@ -57,19 +58,14 @@ def can_compile(device: torch.device) -> bool:
     return cpp_compiler() is not None
 
 
-def resolve_compile(mode: str, devices: Sequence[torch.device], precision: str, passes: int) -> bool:
-    """Whether to compile the teachers: `auto` does where `passes` (steps times teachers) repay it.
+def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> bool:
+    """Whether to compile the teachers: `auto` does on GPUs where `passes` (steps times teachers) repay it.
 
-    On a CPU the C++ kernel already gives the eager form most of the speed. Where measured, compiling took 25 to 40
-    seconds and saved some 8 ms a pass or more in bf16; in fp32 it lost as often as it won, so `auto` leaves that.
+    On a CPU the C++ kernel leaves the compiler nothing to win: compiled steps were as fast or slower there.
     """
     if mode == "off" or not all(can_compile(device) for device in devices):
         return False
-    if mode == "on":
-        return True
-    if all(device.type == "cuda" for device in devices):
-        return passes >= 2000
-    return precision == "bf16" and passes >= 5000
+    return mode == "on" or (all(device.type == "cuda" for device in devices) and passes >= 2000)
 
 
 def set_up(precision: str, device: torch.device) -> None:
@@ -79,6 +75,22 @@ def set_up(precision: str, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if device.type == "cpu":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """glibc returns large freed blocks to the system; to page them in again took an eighth of a step.
+
+    Has no effect with another C library or where MALLOC_* variables were meant to decide.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # parameters' numbers in malloc.h
+        mallopt(trim_threshold, -1)
+        mallopt(mmap_max, 0)
 
 
 def peak_memory(device: torch.device) -> int:

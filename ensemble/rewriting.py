@@ -85,10 +85,8 @@ def _fuse(traced: torch.fx.GraphModule, node: torch.fx.Node, norm: EmittingBatch
     relu = _only_user(follower)
     if residual is None or relu is None or not _is_relu(traced, relu):
         return
-    # The call moves down to the sum: no layer may run in between (their order is that of the packed moments), and
-    # nobody else may hold x, which could change meanwhile.
-    between = _between(node, follower)
-    if any(_norm(traced, other) is not None for other in between) or _only_user(node.args[0]) is not node:
+    # The call moves down to the sum; the order in which the layers run is that of the packed moments.
+    if any(_norm(traced, other) is not None for other in _between(node, follower)):
         return
     norm.form = Form.ADD_RELU
     with traced.graph.inserting_before(follower):

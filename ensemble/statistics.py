@@ -98,12 +98,11 @@ class EmittingBatchNorm(nn.Module):
         self.sink = sink
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        form, beside = self.form, residual
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-            form, beside = Form.AFFINE, None  # the sum broadcasts or promotes: left to torch
+        inside = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        form, beside = (self.form, residual) if inside else (Form.AFFINE, None)
         y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, form, beside)
         self.sink.append(moments)
-        if beside is not residual:
+        if residual is not None and not inside:  # the sum broadcasts or promotes: left to torch
             y = (y + residual).relu()
         return self.activation(y)
 

@@ -197,4 +197,6 @@ def affine_with_moments(
     y > 0 (all of dy for `Form.AFFINE`), dx = scale * g + dm[0] + 2 dm[1] (x - mean) and dresidual = g. Everything is
     computed in the dtype of `scale` and rounded once; torch would round between the operations.
     """
+    if (form == Form.ADD_RELU) != (residual is not None):
+        raise ValueError(f"{form.name} and residual: one needs the other")
     return _AffineWithMoments.apply(x, residual, scale, shift, mean, form)

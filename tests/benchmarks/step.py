@@ -6,7 +6,7 @@
 A step is the loss and its gradient at the image. Cases:
 
     hooks      a plain loop of the peers' kind, written from the formulas: a hook per BN layer that copies the feature
-               map for its variance, weights that require gradients, fp32
+               map for its variance, weights that require gradients, fp32, torch's and malloc's defaults
     ours       teachers as invert.py runs them, the whole loss
     no BN      cross-entropy only, frozen weights, channels_last, compiled
     floor      the same with BN folded into the convolutions where the network allows it
@@ -161,9 +161,9 @@ def bare(setting: Setting, dtype: torch.dtype, device: torch.device, folded: boo
 
 def make(case: str, precision: str, setting: Setting, device: torch.device) -> Step:
     dtype = hardware.PRECISIONS[precision]
-    hardware.set_up(precision, device)
     if case == "hooks":
         return hooks(setting, dtype, device)
+    hardware.set_up(precision, device)
     if case.startswith("ours"):
         return ours(setting, dtype, device, compiled="compiled" in case)
     return bare(setting, dtype, device, folded=case == "floor")

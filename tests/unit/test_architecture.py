@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ORDER = (
     *("errors", "config", "rng", "data", "hardware"),
-    *("schedules", "kernels", "placement", "reduction", "statistics"),
+    *("schedules", "kernels", "placement", "reduction", "statistics", "rewriting"),
     *("distributed", "transforms", "targets"),
     *("parameterization", "initial", "teacher"),
     *("objectives", "exchange"),
