@@ -1,10 +1,10 @@
 """Why could "A Journey Inside DeepInversion" not invert an edge-popup subnet? One table and one picture.
 
-    python demos/edge_popup/study.py --data cifar10.tar.xz --judges A B C --dense FILE --scores FILE --output DIR
+    python demos/edge_popup/study.py --data cifar10.tar.xz --judges A B C --dense DIR --subnet30 DIR --output DIR
 
 A subnet and a dense network of the same architecture (ResNet-20 of twice the width) and accuracy class are inverted
 with everything in place, and with one thing broken at a time, once per seed; a run that is finished is not made
-again. `--dense` holds the dense network's weights, `--scores` the training checkpoint of the subnet, found at k = 50 %
+again. `--dense` and `--subnet30` are the training folders of the dense network and of a subnet found at k = 30 %
 (README.md says how to make both). Intervals are 95 % over seeds (Student's t).
 """
 
@@ -80,9 +80,10 @@ def register(name: str, spec: str, change: Callable[[nn.Module], nn.Module]) -> 
     return f"{name}@random"  # the factory's own initialisation, which is what `change` made
 
 
-def cases(dense: str, scores: str | None) -> dict[str, Case]:
+def cases(dense_folder: Path, subnet30: Path) -> dict[str, Case]:
     """Name of each row -> what is run."""
     table = {}
+    dense = f"{WIDE}@{dense_folder / 'weights.safetensors'}"
     for kind, spec, untrained in (("subnet", SUBNET, f"{SUBNET}@random"), ("dense", dense, f"{WIDE}@random")):
         table[f"{kind}: as stored"] = Case([spec], [])
         table[f"{kind}: statistics 0 and 1"] = Case([register(f"{kind}_reset", spec, reset)], [])
@@ -90,9 +91,9 @@ def cases(dense: str, scores: str | None) -> dict[str, Case]:
         table[f"{kind}: weights not loaded"] = Case([untrained], [])
         table[f"{kind}: no BN term"] = Case([spec], NO_BN)
         table[f"{kind}: raw class score"] = Case([spec], SCORE)
-    if scores is not None:
-        for k in (30, 70):
-            table[f"subnet: mask of {k} %"] = Case([f"popup/{WIDE},k={k}@{scores}"], [])
+    table["subnet of 30 %: as stored"] = Case([f"popup/{WIDE},k=30@{subnet30 / 'weights.safetensors'}"], [])
+    # the scores are in the training checkpoint alone; the BN statistics stay those of 30 %
+    table["subnet of 30 %: mask at 50 %"] = Case([f"popup/{WIDE},k=50@{subnet30 / 'checkpoint.pt'}"], [])
     table["three dense teachers"] = Case(DENSE_ENSEMBLE, [])
     table["three dense teachers and the subnet"] = Case([*DENSE_ENSEMBLE, SUBNET], [])
     table["three dense teachers and the dense wide one"] = Case([*DENSE_ENSEMBLE, dense], [])
@@ -110,8 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--judges", required=True, nargs="+", metavar="MODEL", help="networks that are no teachers")
-    parser.add_argument("--dense", required=True, metavar="FILE")
-    parser.add_argument("--scores", metavar="FILE")
+    parser.add_argument("--dense", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--subnet30", required=True, type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--output", type=Path, default=Path("results/edge_popup"))
     options = parser.parse_args()
@@ -119,7 +120,7 @@ def main() -> None:
     for name in options.judges:
         net, card = create_model(name)
         judges[name] = Judge(net, card, load_images(options.data, "test", card.input_size))
-    table = cases(f"{WIDE}@{options.dense}", options.scores)
+    table = cases(options.dense, options.subnet30)
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
         for name, case in table.items():
             run_case(options.output / f"seed{seed}" / folder_name(name), case, seed, judges)

@@ -11,12 +11,14 @@ A step is the loss and its gradient at the image. Cases:
     no BN      cross-entropy only, frozen weights, channels_last, compiled
     floor      the same with BN folded into the convolutions where the network allows it
 
-Memory is the process' peak during its steps above what it held after loading (on a GPU: allocated memory).
+Memory is the process' peak during its steps above what it held after loading (on a GPU: allocated memory); what
+loading freed is first given back to the system, lest steps reuse it unseen.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import statistics
@@ -179,6 +181,7 @@ def _peak(device: torch.device, reset: bool) -> int:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
     if reset:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
