@@ -230,6 +230,8 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     owned = placement.teachers_of(context.rank)
     members = []
     for t, (teacher, entry) in enumerate(zip(teachers, recipe.teachers, strict=True)):
+        if t in owned:
+            teacher.rewrite()  # after its cost was counted: placements must not depend on the device
         if t in owned and recipe.runtime.compile == "on":
             teacher.compile()
         members.append((teacher.name, entry.weight, teacher.statistics, teacher if t in owned else None))

@@ -61,7 +61,7 @@ def can_compile(device: torch.device) -> bool:
 def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> bool:
     """Whether to compile the teachers: `auto` does on GPUs where `passes` (steps times teachers) repay it.
 
-    On a CPU the C++ kernel leaves the compiler nothing to win: compiled steps were as fast or slower there.
+    On a CPU the C++ kernel leaves the compiler nothing to win: where measured, compiled steps were as fast or slower.
     """
     if mode == "off" or not all(can_compile(device) for device in devices):
         return False
@@ -82,9 +82,11 @@ def set_up(precision: str, device: torch.device) -> None:
 def _keep_freed_memory() -> None:
     """glibc returns large freed blocks to the system; to page them in again took an eighth of a step.
 
-    Has no effect with another C library or where MALLOC_* variables were meant to decide.
+    Has no effect with another C library, or where the environment sets these thresholds itself.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+        return
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

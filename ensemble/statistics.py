@@ -93,17 +93,13 @@ class EmittingBatchNorm(nn.Module):
         self.register_buffer("scale", scale.to(wide))
         self.register_buffer("shift", shift.to(wide))
         after = _activation(norm)
-        self.form = Form.RELU if isinstance(after, nn.ReLU) else Form.AFFINE
+        self.form = Form.RELU if type(after) is nn.ReLU else Form.AFFINE
         self.activation = after if self.form == Form.AFFINE else nn.Identity()
         self.sink = sink
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        inside = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        form, beside = (self.form, residual) if inside else (Form.AFFINE, None)
-        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, form, beside)
+        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, self.form, residual)
         self.sink.append(moments)
-        if residual is not None and not inside:  # the sum broadcasts or promotes: left to torch
-            y = (y + residual).relu()
         return self.activation(y)
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.hardware import cpp_compiler
-from ensemble.rewriting import fuse_activations, unstride_stems
+from ensemble.rewriting import entry, rewritten
 from ensemble.rng import generator
-from ensemble.statistics import probe, replace_batch_norm
+from ensemble.statistics import EmittingBatchNorm, probe, replace_batch_norm
 from models import ModelCard
 
 
@@ -54,19 +54,7 @@ class Teacher:
         self._input_sizes: dict[int, int] = {}
         net = copy.deepcopy(net).eval().requires_grad_(False)
         self._modules = modules = replace_batch_norm(net, dtype, self._sink)
-        if self.device.type == "cpu":
-            unstride_stems(net)
-            example = torch.rand(1, 3, card.input_size, card.input_size, generator=generator(0, "example"))
-            net = fuse_activations(net, example)
-        for module in net.modules():
-            if module not in modules.values():
-                for key, parameter in module._parameters.items():
-                    if parameter is not None:
-                        module._parameters[key] = nn.Parameter(parameter.to(dtype), requires_grad=False)
-                for key, buffer in module._buffers.items():
-                    if buffer is not None and buffer.is_floating_point():
-                        module._buffers[key] = buffer.to(self.wide if "running" in key else dtype)
-        self.net = net.to(self.device).to(memory_format=torch.channels_last)
+        self.net = _cast(net, dtype).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(card.mean, dtype=self.wide, device=self.device)[:, None, None]
         self._std = torch.tensor(card.std, dtype=self.wide, device=self.device)[:, None, None]
         blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
@@ -95,6 +83,28 @@ class Teacher:
         assert statistics is not None
         self.statistics.resized[view_size] = statistics
 
+    def rewrite(self) -> None:
+        """Replace the network by an equivalent one that is faster on a CPU, where there is one (see `rewritten`)."""
+        if self.device.type != "cpu":
+            return
+        sizes = {self.card.input_size, *self._input_sizes.values()}
+        rng = generator(0, "example")
+        examples = [torch.randn(2, 3, size, size, generator=rng).to(self.wide) for size in sorted(sizes)]
+        kept = [self._sink, *self._modules.values(), *self.net.parameters(), *self.net.buffers()]
+        shared = {id(part): part for part in kept}
+        net = rewritten(_cast(copy.deepcopy(self.net, shared), self.wide), examples, self._sink)
+        if net is None:
+            return
+        net = _cast(net, self.dtype).to(memory_format=torch.channels_last)
+        try:
+            entry(net)(examples[0].to(self.dtype).contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return  # what `_observed` saw at least in fp32 mixes dtypes below
+        finally:
+            self._sink.clear()
+        self.net = net
+        self._modules = {m.name: m for m in net.modules() if isinstance(m, EmittingBatchNorm)}
+
     def compile(self) -> None:
         """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant.
 
@@ -119,7 +129,22 @@ class Teacher:
             view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
         x = ((view.to(self.wide) - self._mean) / self._std).to(self.dtype)
         self._sink.clear()
-        logits = self.net(x.contiguous(memory_format=torch.channels_last)).to(self.wide)
+        logits = entry(self.net)(x.contiguous(memory_format=torch.channels_last)).to(self.wide)
         moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
         self._sink.clear()
         return logits, moments
+
+
+def _cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`net`, in place, with its weights in `dtype`; BN layers keep theirs, running statistics are at least fp32."""
+    wide = torch.promote_types(dtype, torch.float32)
+    for module in net.modules():
+        if isinstance(module, EmittingBatchNorm):
+            continue
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(wide if "running" in key else dtype)
+    return net

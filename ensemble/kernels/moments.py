@@ -73,8 +73,7 @@ def _gradient_plain(
 def kernel_applies(x: torch.Tensor, *per_channel: torch.Tensor) -> bool:
     """Whether the C++ kernel takes `x` (N, C, H, W): on a CPU, fp32 or bf16, channels_last, and there is one."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.bfloat16, torch.float32)
+        _on_cpu(x)
         and all(v.dtype == torch.float32 and v.is_contiguous() for v in per_channel)
         and x.is_contiguous(memory_format=torch.channels_last)
         and library() is not None
@@ -110,6 +109,7 @@ def _gradient_cpu(
     if not kernel_applies(x, scale, shift, slope, offset) or dy.dtype != x.dtype:
         return _gradient_plain(dy, x, y, scale, shift, slope, offset, form)
     dy = dy.contiguous(memory_format=torch.channels_last)
+    y = None if y is None else y.contiguous(memory_format=torch.channels_last)
     dx = torch.empty_like(x)
     dz = torch.empty_like(x) if form == Form.ADD_RELU else x.new_empty(0)
     _call("gradient", form, x, dy, x, y, dx, dz, scale, shift, slope, offset)
@@ -195,8 +195,13 @@ def affine_with_moments(
     `x` is (N, C, H, W); `scale`, `shift`, `mean` are frozen (C,) tensors, at least fp32. `residual`, for
     `Form.ADD_RELU` alone, has the shape and dtype of `x`. Differentiable in x and the residual: with g = dy where
     y > 0 (all of dy for `Form.AFFINE`), dx = scale * g + dm[0] + 2 dm[1] (x - mean) and dresidual = g. Everything is
-    computed in the dtype of `scale` and rounded once; torch would round between the operations.
+    computed in the dtype of `scale` and rounded once; torch would round between the operations. RuntimeError where
+    shapes or dtypes do not fit.
     """
     if (form == Form.ADD_RELU) != (residual is not None):
         raise ValueError(f"{form.name} and residual: one needs the other")
+    if any(values.shape != (x.shape[1],) for values in (scale, shift, mean)):
+        raise RuntimeError(f"{x.shape[1]} channels, but {len(scale)}, {len(shift)} and {len(mean)} values for them")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise RuntimeError(f"residual {residual.dtype} {tuple(residual.shape)} beside {x.dtype} {tuple(x.shape)}")
     return _AffineWithMoments.apply(x, residual, scale, shift, mean, form)

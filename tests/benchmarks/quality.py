@@ -52,6 +52,7 @@ def errors(name: str, dtype: torch.dtype, images: torch.Tensor) -> dict[str, flo
     """Largest errors over all channels of all layers of one network (see above)."""
     net, card = create_model(name)
     exact, fast = (Teacher(name, net, card, dtype=d) for d in (torch.float64, dtype))
+    fast.rewrite()
     worst = torch.zeros((), dtype=torch.float64)
 
     def compare(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:

@@ -122,6 +122,7 @@ def ours(setting: Setting, dtype: torch.dtype, device: torch.device, compiled: b
     for i, name in enumerate(setting.models):
         net, card = create_model(name)
         teacher = Teacher(f"{i}", net, card, dtype=dtype, device=device)
+        teacher.rewrite()
         if compiled:
             teacher.compile()
         members.append(EnsembleMember(teacher.name, 1.0, teacher.statistics, targets, teacher))
@@ -164,6 +165,7 @@ def bare(setting: Setting, dtype: torch.dtype, device: torch.device, folded: boo
 def make(case: str, precision: str, setting: Setting, device: torch.device) -> Step:
     dtype = hardware.PRECISIONS[precision]
     if case == "hooks":
+        torch.backends.cudnn.allow_tf32 = False
         return hooks(setting, dtype, device)
     hardware.set_up(precision, device)
     if case.startswith("ours"):

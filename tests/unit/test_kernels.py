@@ -253,3 +253,20 @@ def test_nothing_falls_back_to_eager_silently(monkeypatch: pytest.MonkeyPatch) -
     assert len(compiled) == calls == 18
     assert torch._dynamo.config.fail_on_recompile_limit_hit
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("part", ["scale", "shape", "dtype", "form"])
+def test_what_does_not_fit_is_refused(part: str) -> None:
+    """The kernel itself trusts its pointers."""
+    x, residual, scale, shift, mean, _, _ = draw(20, (3, 8, 8), torch.float32)
+    form = Form.ADD_RELU
+    if part == "scale":
+        scale = scale[:16]
+    elif part == "shape":
+        residual = residual[:, :, :1]
+    elif part == "dtype":
+        residual = residual.double()
+    else:
+        form = Form.RELU
+    with pytest.raises((RuntimeError, ValueError)):
+        affine_with_moments(x, scale, shift, mean, form, residual)
