@@ -84,15 +84,15 @@ def _keep_freed_memory() -> None:
 
     Has no effect with another C library, or where the environment sets these thresholds itself.
     """
-    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
+    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
         return
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # parameters' numbers in malloc.h
+        trim_threshold, mmap_threshold = -1, -3  # parameters' numbers in malloc.h
         mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
+        mallopt(mmap_threshold, 64 << 20)  # what is larger would leave holes that nothing fits
 
 
 def peak_memory(device: torch.device) -> int:
