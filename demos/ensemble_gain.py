@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from safetensors.torch import load_file
 
 from ensemble.config import load_yaml
 from ensemble.data import load_images
 from ensemble.evaluation.judge import Judge
+from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.recording import write_json
 from models import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def cases(recipe: dict, steps: int) -> dict[str, list[str]]:
@@ -55,14 +54,9 @@ def run_case(recipe_file: Path, folder: Path, seed: int, arguments: list[str]) -
     if (folder / "summary.json").exists():
         return
     command = [sys.executable, str(ROOT / "invert.py"), "--recipe", str(recipe_file), "--output", str(folder)]
-    subprocess.run([*command, "--seed", str(seed), "--resume", *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
-def interval(values: list[float]) -> str:
-    """mean ± half-width of the 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{mean(values):.3f} ± {T95[len(values)] * stdev(values) / math.sqrt(len(values)):.3f}"
+    command += ["--seed", str(seed), "--resume", *arguments]
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(code)  # invert.py has said why
 
 
 def main() -> None:
@@ -109,17 +103,17 @@ def print_table(options: argparse.Namespace, table: dict[str, list[str]], judges
         for judge in judges:
             n = judged[0][judge]["n"]
             figures += [
-                interval([j[judge]["accuracy"]["top1"] for j in judged]),
-                interval([j[judge]["frechet"] for j in judged]),
-                interval([j[judge]["coverage"] for j in judged]),
+                mean_interval([j[judge]["accuracy"]["top1"] for j in judged]),
+                mean_interval([j[judge]["frechet"] for j in judged]),
+                mean_interval([j[judge]["coverage"] for j in judged]),
             ]
         lines.append(f"| {name} | {' | '.join(figures)} | {mean(seconds):.0f} |")
     figures = []
     for judge in judges.values():
         train = load_images(options.data, "train", judge.card.input_size)
         real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
-        figures.append(interval([r.accuracy.top1 for r in real]))
-        figures += [interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
+        figures.append(mean_interval([r.accuracy.top1 for r in real]))
+        figures += [mean_interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
     lines.append(f"| {n} real training images | {' | '.join(figures)} | |")
     (options.output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -232,8 +232,8 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     for t, (teacher, entry) in enumerate(zip(teachers, recipe.teachers, strict=True)):
         if t in owned:
             teacher.rewrite()  # after its cost was counted: placements must not depend on the device
-        if t in owned and recipe.runtime.compile == "on":
-            teacher.compile()
+            if recipe.runtime.compile == "on":
+                teacher.compile()
         members.append((teacher.name, entry.weight, teacher.statistics, teacher if t in owned else None))
     return Ensemble(tuple(members), placement, tuple(costs), tuple(memory))
 

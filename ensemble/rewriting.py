@@ -168,9 +168,13 @@ def _other_summand(node: torch.fx.Node, norm: torch.fx.Node) -> torch.fx.Node | 
     others = [argument for argument in node.args if argument is not norm]
     if len(others) != 1 or not isinstance(others[0], torch.fx.Node):
         return None
-    seen, own = (getattr(n.meta.get("tensor_meta"), "shape", None) for n in (others[0], norm))
-    dtypes = [getattr(n.meta.get("tensor_meta"), "dtype", None) for n in (others[0], norm)]
-    return others[0] if seen == own and dtypes[0] == dtypes[1] else None
+    return others[0] if _kind(others[0]) == _kind(norm) else None
+
+
+def _kind(node: torch.fx.Node) -> tuple[object, object]:
+    """Shape and dtype of a node's result on the example; None for what is no tensor."""
+    seen = node.meta.get("tensor_meta")
+    return getattr(seen, "shape", None), getattr(seen, "dtype", None)
 
 
 def _between(first: torch.fx.Node, last: torch.fx.Node) -> Sequence[torch.fx.Node]:

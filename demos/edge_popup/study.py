@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +24,7 @@ from torch import nn
 
 from ensemble.data import load_images
 from ensemble.evaluation.judge import Judge
+from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.recording import save_grid, write_json
 from ensemble.rng import generator
 from ensemble.training.loop import recalibrate_bn
@@ -38,7 +38,6 @@ import invert  # noqa: E402
 RECIPE = ROOT / "recipes" / "edge_popup.yaml"
 SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
 DENSE_ENSEMBLE = ["resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar"]
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 NO_BN = ["--set", "objectives=[{kind: cross_entropy, weight: 10.0, temperature: 4.0}, {kind: tv, weight: 1e-3}]"]
 SCORE = [
     "--set",
@@ -100,13 +99,6 @@ def cases(dense_folder: Path, subnet30: Path) -> dict[str, Case]:
     return table
 
 
-def interval(values: list[float]) -> str:
-    """mean ± half-width of the 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ± {T95[len(values)] * stdev(values) / math.sqrt(len(values)):.2f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -155,11 +147,11 @@ def print_table(output: Path, table: dict[str, Case], seeds: int, judges: dict[s
         folders = [output / f"seed{seed}" / folder_name(name) for seed in range(seeds)]
         judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
         teachers = [json.loads((folder / "summary.json").read_text())["teachers"].values() for folder in folders]
-        own = interval([mean(t["accuracy"] for t in each) for each in teachers])
-        read = [interval([j[judge]["accuracy"]["top1"] for j in judged]) for judge in judges]
-        distance = interval([j[next(iter(judges))]["frechet"] for j in judged])
+        own = mean_interval([mean(t["accuracy"] for t in each) for each in teachers], 2)
+        read = [mean_interval([j[judge]["accuracy"]["top1"] for j in judged], 2) for judge in judges]
+        distance = mean_interval([j[next(iter(judges))]["frechet"] for j in judged], 2)
         bn = [mean(t["bn_matching"] for t in each) for each in teachers if all("bn_matching" in t for t in each)]
-        lines.append(f"| {name} | {own} | {' | '.join(read)} | {distance} | {interval(bn) if bn else ''} |")
+        lines.append(f"| {name} | {own} | {' | '.join(read)} | {distance} | {mean_interval(bn, 2) if bn else ''} |")
     (output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -35,41 +35,6 @@ def channel_moments(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return torch.stack([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3))])
 
 
-def _forward_plain(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    mean: torch.Tensor,
-    form: int,
-) -> Pair:
-    y = x.to(scale.dtype) * scale[:, None, None] + shift[:, None, None]
-    if residual is not None:
-        y = y + residual.to(scale.dtype)
-    if form != Form.AFFINE:
-        y = y.relu()
-    return y.to(x.dtype), channel_moments(x, mean)
-
-
-def _gradient_plain(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    slope: torch.Tensor,
-    offset: torch.Tensor,
-    form: int,
-) -> Pair:
-    g, wide = dy.to(scale.dtype), x.to(scale.dtype)
-    if form == Form.RELU:
-        g = torch.where(wide * scale[:, None, None] + shift[:, None, None] > 0, g, 0)
-    elif y is not None:
-        g = torch.where(y > 0, g, 0)
-    dx = g * scale[:, None, None] + (wide * slope[:, None, None] + offset[:, None, None])
-    return dx.to(x.dtype), g.to(x.dtype) if form == Form.ADD_RELU else x.new_empty(0)
-
-
 def kernel_applies(x: torch.Tensor, *per_channel: torch.Tensor) -> bool:
     """Whether the C++ kernel takes `x` (N, C, H, W): on a CPU, fp32 or bf16, channels_last, and there is one."""
     return (
@@ -80,7 +45,12 @@ def kernel_applies(x: torch.Tensor, *per_channel: torch.Tensor) -> bool:
     )
 
 
-def _forward_cpu(
+def _on_cpu(x: torch.Tensor) -> bool:
+    """Whether the C++ kernel may apply; its layout is looked at when it runs."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+
+
+def _forward(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     scale: torch.Tensor,
@@ -88,15 +58,21 @@ def _forward_cpu(
     mean: torch.Tensor,
     form: int,
 ) -> Pair:
-    if not kernel_applies(x, scale, shift, mean):
-        return _forward_plain(x, residual, scale, shift, mean, form)
-    y, moments = torch.empty_like(x), mean.new_empty((2, x.shape[1]))
-    z = residual.contiguous(memory_format=torch.channels_last) if residual is not None else None
-    _call("forward", form, x, x, z, y, mean, scale, shift, moments)
-    return y, moments
+    """y and moments: by the kernel, or by plain operations."""
+    if kernel_applies(x, scale, shift, mean):
+        y, moments = torch.empty_like(x), mean.new_empty((2, x.shape[1]))
+        z = residual.contiguous(memory_format=torch.channels_last) if residual is not None else None
+        _call("forward", form, x, x, z, y, mean, scale, shift, moments)
+        return y, moments
+    y = x.to(scale.dtype) * scale[:, None, None] + shift[:, None, None]
+    if residual is not None:
+        y = y + residual.to(scale.dtype)
+    if form != Form.AFFINE:
+        y = y.relu()
+    return y.to(x.dtype), channel_moments(x, mean)
 
 
-def _gradient_cpu(
+def _gradient(
     dy: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor | None,
@@ -106,14 +82,21 @@ def _gradient_cpu(
     offset: torch.Tensor,
     form: int,
 ) -> Pair:
-    if not kernel_applies(x, scale, shift, slope, offset) or dy.dtype != x.dtype:
-        return _gradient_plain(dy, x, y, scale, shift, slope, offset, form)
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    y = None if y is None else y.contiguous(memory_format=torch.channels_last)
-    dx = torch.empty_like(x)
-    dz = torch.empty_like(x) if form == Form.ADD_RELU else x.new_empty(0)
-    _call("gradient", form, x, dy, x, y, dx, dz, scale, shift, slope, offset)
-    return dx, dz
+    """dx, and dresidual (empty without a residual): by the kernel, or by plain operations."""
+    if kernel_applies(x, scale, shift, slope, offset) and dy.dtype == x.dtype:
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        y = None if y is None else y.contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        dz = torch.empty_like(x) if form == Form.ADD_RELU else x.new_empty(0)
+        _call("gradient", form, x, dy, x, y, dx, dz, scale, shift, slope, offset)
+        return dx, dz
+    g, wide = dy.to(scale.dtype), x.to(scale.dtype)
+    if form == Form.RELU:
+        g = torch.where(wide * scale[:, None, None] + shift[:, None, None] > 0, g, 0)
+    elif y is not None:
+        g = torch.where(y > 0, g, 0)
+    dx = g * scale[:, None, None] + (wide * slope[:, None, None] + offset[:, None, None])
+    return dx.to(x.dtype), g.to(x.dtype) if form == Form.ADD_RELU else x.new_empty(0)
 
 
 def _call(name: str, form: int, like: torch.Tensor, *tensors: torch.Tensor | None) -> None:
@@ -124,8 +107,8 @@ def _call(name: str, form: int, like: torch.Tensor, *tensors: torch.Tensor | Non
     getattr(library(), name)(form, half, *pointers, n * height * width, channels, torch.get_num_threads())
 
 
-_forward_op = torch.library.custom_op("ensemble::affine_with_moments", _forward_cpu, mutates_args=())
-_gradient_op = torch.library.custom_op("ensemble::affine_with_moments_gradient", _gradient_cpu, mutates_args=())
+_forward_op = torch.library.custom_op("ensemble::affine_with_moments", _forward, mutates_args=())
+_gradient_op = torch.library.custom_op("ensemble::affine_with_moments_gradient", _gradient, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -153,9 +136,7 @@ class _AffineWithMoments(torch.autograd.Function):
         mean: torch.Tensor,
         form: int,
     ) -> Pair:
-        run = _forward_plain
-        if _on_cpu(x):
-            run = _forward_op if torch.compiler.is_compiling() else _forward_cpu
+        run = _forward_op if _is_one_operation(x) else _forward
         y, moments = run(x, residual, scale, shift, mean, form)
         # The gate of RELU follows from x; that of ADD_RELU would need the residual, so the output is kept.
         ctx.save_for_backward(x, y if form == Form.ADD_RELU else None, scale, shift, mean)
@@ -170,16 +151,14 @@ class _AffineWithMoments(torch.autograd.Function):
         # d/dx [sum (x - m), sum (x - m)^2] = [1, 2 (x - m)], folded into slope * x + offset per channel
         slope = 2 * dmoments[1]
         offset = dmoments[0] - slope * mean
-        run = _gradient_plain
-        if _on_cpu(x):
-            run = _gradient_op if torch.compiler.is_compiling() else _gradient_cpu
+        run = _gradient_op if _is_one_operation(x) else _gradient
         dx, dz = run(dy, x, y, scale, shift, slope, offset, ctx.form)
         return dx, dz if ctx.form == Form.ADD_RELU else None, None, None, None, None
 
 
-def _on_cpu(x: torch.Tensor) -> bool:
-    """Whether the C++ kernel may apply; its layout is looked at when it runs."""
-    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+def _is_one_operation(x: torch.Tensor) -> bool:
+    """Whether torch.compile is at work and must not look inside: it cannot trace a call through ctypes."""
+    return torch.compiler.is_compiling() and _on_cpu(x)
 
 
 def affine_with_moments(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.hardware import PRECISIONS
 from ensemble.teacher import Teacher
 from models import create_model
@@ -33,7 +33,6 @@ from tests.benchmarks.step import QUICKSTART
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {"fp32": ("fp32", "off"), "bf16": ("bf16", "off"), "bf16, compiled": ("bf16", "on")}
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def read(folder: Path, precision: str, compiled: str, seed: int, verifiers: list[str]) -> dict[str, float]:
@@ -42,7 +41,8 @@ def read(folder: Path, precision: str, compiled: str, seed: int, verifiers: list
         command = [sys.executable, str(ROOT / "invert.py"), "--recipe", str(ROOT / "recipes" / "quickstart.yaml")]
         command += ["--precision", precision, "--compile", compiled, "--seed", str(seed)]
         command += ["--resume", "--verifier", *verifiers, "--output", str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(code)  # invert.py has said why
     read = json.loads((folder / "summary.json").read_text())["verifiers"]
     return {name: result["accuracy"] for name, result in read.items()}
 
@@ -99,7 +99,7 @@ def main() -> None:
     names = list(accuracy["fp32"])
     table = Table("quickstart", *names, box=None, title=f"read as their target, seeds 0 to {options.seeds - 1}")
     for case, values in accuracy.items():
-        table.add_row(case, *(interval(values[name]) for name in names))
+        table.add_row(case, *(mean_interval(values[name]) for name in names))
     Console(width=110).print(table)
     images = load_file(options.output / "fp32_0" / "images.safetensors")["images"]
     found = {(name, p): errors(name, PRECISIONS[p], images) for name in QUICKSTART for p in ("fp32", "bf16")}
@@ -110,11 +110,6 @@ def main() -> None:
     if options.json:
         rows = [{"network": name, "precision": p, **values} for (name, p), values in found.items()]
         options.json.write_text(json.dumps({"accuracy": accuracy, "moments": rows}, indent=2))
-
-
-def interval(values: list[float]) -> str:
-    half = T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.inception_score import inception_score
 from ensemble.evaluation.kernel_distance import kernel_distance
+from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.evaluation.neighbours import nearest_neighbours
 from ensemble.evaluation.precision_recall import precision_recall
 from models._card import ModelCard
@@ -436,3 +437,13 @@ def test_unfit_feature_sets_are_refused(measure):
             measure(good, other)
         with pytest.raises(ValueError, match=says):
             measure(other, good)
+
+
+def test_mean_interval() -> None:
+    """By hand: mean 2, sd 1, t = 4.303, 4.303 / sqrt(3) = 2.484."""
+    assert mean_interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
+    assert mean_interval([1.0, 2.0, 3.0], 1) == "2.0 ± 2.5"
+    assert mean_interval([0.5], 2) == "0.50"
+    for values in ([], [1.0] * 6):
+        with pytest.raises(ValueError, match="one to five"):
+            mean_interval(values)
