@@ -14,6 +14,9 @@ from typing import Any, NoReturn  # noqa: E402
 
 from ensemble.errors import MachineFailure  # noqa: E402
 
+_OTHERS_TELL = 10.0
+"""Seconds a rank leaves to the one that tells of a failure which both met."""
+
 _EPILOG = """examples:
   python invert.py --recipe recipes/quickstart.yaml --output results/quickstart
   python invert.py --models resnet20_cifar vgg16_bn_slim_cifar --targets cat dog --images-per-class 8
@@ -107,10 +110,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(error: BaseException, cause: BaseException | None = None) -> None:
-    """One line on stderr: from the rank at fault if only one is, from the one to `report`, or from rank 0."""
+    """One line on stderr: from the rank at fault if only one is, from the one to `report`, or from rank 0.
+
+    The launcher ends all ranks as soon as one has failed. So a rank with nothing to tell does not leave before the
+    one that tells; if it is still there after a while, it met the mistake alone, before the ranks met, and tells.
+    """
     rank = getattr(cause or error, "failing_rank", None)
-    if not getattr(error, "report", rank is not None or os.environ.get("RANK", "0") == "0"):
-        return
+    here = int(os.environ.get("RANK", "0"))
+    if not getattr(error, "report", rank is not None or here == 0):
+        time.sleep(_OTHERS_TELL)
+        if hasattr(error, "report") or getattr(error, "collective", False):
+            return
+        rank = here
     text = str(error)
     if isinstance(error, OSError):
         text = f"{error.filename or 'the disk'}: {error.strerror or error}"

@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT))
 import invert  # noqa: E402
 
 PLUGIN = ["--plugin", str(Path(__file__).with_name("tiny.py")), "--device", "cpu", "--precision", "fp32"]
+MODELS = ["--models", "tiny_a@random", "tiny_b@random"]
 ONE = [*PLUGIN, "--models", "tiny_a@random"]
-TWO = [*PLUGIN, "--models", "tiny_a@random", "tiny_b@random"]
+TWO = [*PLUGIN, *MODELS]
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE, ROOT, TWO, Ended, end, environment, images, start, told, tree
+from conftest import MODELS, ONE, PLUGIN, ROOT, TWO, Ended, end, environment, images, start, told, tree
 from safetensors.torch import load_file
 
 from ensemble.checkpoint import save_checkpoint
@@ -59,6 +59,27 @@ def start_ranks(*arguments: object, **changes: str) -> list[subprocess.Popen[str
         )
         for rank in range(2)
     ]
+
+
+# ---- mistakes of all ranks
+
+
+def test_mistake_is_told_by_a_slow_rank_0(tmp_path):
+    """Rank 1 meets it first; if it left, the launcher would end rank 0 before that has told."""
+    late = tmp_path / "late.py"
+    late.write_text("import os, time\ntime.sleep(3 if os.environ.get('RANK') == '0' else 0)\n")
+    ended = end(start(*PLUGIN[:2], "--plugin", late, *MODELS, "--nproc", "2", "--devices", "cpu", "cpu", "cpu"))
+    assert ended.code == 2
+    assert len(told(ended)) == 1 and "3 devices are named for 2 ranks" in told(ended)[0], ended.errors
+
+
+def test_mistake_that_one_rank_meets_alone(run, monkeypatch):
+    """Its weights file is missing on that machine, say: rank 0 goes on and has nothing to tell."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("invert._OTHERS_TELL", 0)
+    ended = run("--models", "tiny_a@random", "--plugin", "nowhere.py")
+    assert ended.code == 2
+    assert len(ended.errors) == 1 and ended.errors[0].startswith("invert.py: rank 1: plugin"), ended.errors
 
 
 # ---- ranks that die
