@@ -52,6 +52,22 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, tensors, card, metadata)
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """What a safetensors file says about itself, read without its tensors; nothing for files of torch.save.
+
+    Raises ValueError as `read_weights` does.
+    """
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _card_in(file.metadata() or {}, path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -61,13 +77,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         raise ValueError(f"{path} is not a safetensors file ({error})") from None
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
+    return tensors, _card_in(metadata, path), metadata
+
+
+def _card_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
         card = json.loads(metadata.get("card", "{}"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: the metadata `card` is not JSON ({error})") from None
     if not isinstance(card, dict):
         raise ValueError(f"{path}: the metadata `card` is not a JSON object")
-    return tensors, card, metadata
+    return card
 
 
 def _read_torch(path: Path) -> Any:
@@ -152,34 +172,42 @@ def _hint(card: ModelCard, shaped: Mapping[str, tuple[tuple[int, ...], tuple[int
     return ""
 
 
-def described(card: ModelCard, weights: WeightsFile) -> ModelCard:
-    """`card` with what the weights file says instead: mean, std, class_names, label_space.
+def described(card: ModelCard, says: Mapping[str, Any], path: Path) -> ModelCard:
+    """`card` with what the weights file says instead: input_size, mean, std, class_names, label_space.
 
     Class names without a label space (and the reverse) clear the other where they differ from the card's.
     Raises ValueError for unknown or malformed entries, and for another `num_classes` than the card's.
     """
-    said = dict(weights.card)
+    said = dict(says)
     classes = said.pop("num_classes", card.num_classes)
     if classes != card.num_classes:
         raise ValueError(
-            f"{weights.path} is for {classes} classes, {card.name} has {card.num_classes};"
+            f"{path} is for {classes} classes, {card.name} has {card.num_classes};"
             f" ask for {card.name}:num_classes={classes}"
         )
     changes: dict[str, Any] = {}
+    if "input_size" in said:
+        changes["input_size"] = _positive(said.pop("input_size"), f"{path}: card.input_size")
     for key in ("mean", "std"):
         if key in said:
-            changes[key] = _channels(said.pop(key), f"{weights.path}: card.{key}", positive=key == "std")
+            changes[key] = _channels(said.pop(key), f"{path}: card.{key}", positive=key == "std")
     if "class_names" in said:
-        changes["class_names"] = _names(said.pop("class_names"), f"{weights.path}: card.class_names")
+        changes["class_names"] = _names(said.pop("class_names"), f"{path}: card.class_names")
     if "label_space" in said:
         changes["label_space"] = str(said.pop("label_space"))
     if said:
-        raise ValueError(f"{weights.path}: its card holds unknown entries: {', '.join(map(str, said))}")
+        raise ValueError(f"{path}: its card holds unknown entries: {', '.join(map(str, said))}")
     if changes.get("class_names", card.class_names) != card.class_names:
         changes.setdefault("label_space", "")
     if changes.get("label_space", card.label_space) != card.label_space:
         changes.setdefault("class_names", ())
     return replace(card, **changes)
+
+
+def _positive(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{where} must be a positive whole number, got {value!r}")
+    return value
 
 
 def _channels(value: Any, where: str, positive: bool) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from torch import nn
 
 from models._bundled import read_bundled, with_bundled
 from models._card import ModelCard, Weights
-from models._loading import described, fit, read_weights, sha256
+from models._loading import described, fit, read_card, read_weights, sha256
 from models._spec import ModelSpec, convert_option, parse_spec
 from models.edge_popup import PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 
@@ -121,12 +121,16 @@ def list_models(pattern: str | None = None) -> list[ModelCard]:
 def model_card(spec: str | ModelSpec) -> ModelCard:
     """The card of NAME with its options applied; with `@TAG`, of those weights. No weights are read.
 
-    Options that change the network take the published weights off its card, another `num_classes` also the
-    class names and the label space. Raises ValueError for unknown names and bad options.
+    Of a safetensors FILE, what it says about itself is read. Options that change the network take the published
+    weights off its card, another `num_classes` also the class names and the label space. Raises ValueError for
+    unknown names, bad options, and a file that is missing or is for another number of classes.
     """
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     entry = _find(parsed)
-    return _card(entry, _options(entry, parsed))
+    card = _card(entry, _options(entry, parsed))
+    if parsed.path is None or parsed.weights in card.weights:
+        return card
+    return described(card, read_card(parsed.path), parsed.path)
 
 
 def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
@@ -166,7 +170,7 @@ def _from_file(
         assert parsed.path is not None
         weights = read_weights(parsed.path)
         record = Weights(source="file", file=str(parsed.path), sha256=sha256(parsed.path))
-    card = described(card, weights)
+    card = described(card, weights.card, weights.path)
     net = entry.factory(**options)
     weights = replace(weights, tensors=entry.adapt(weights.tensors))
     if subnet_layers(net):

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 MixedLabels = tuple[torch.Tensor, torch.Tensor, float]
 
 
-def crop_and_flip(images: torch.Tensor, padding: int, rng: torch.Generator) -> torch.Tensor:
-    """Each image (N, 3, H, W) shifted by up to `padding` pixels (mirrored border), flipped with p = 0.5."""
+def crop_and_flip(images: torch.Tensor, padding: int, mirror: bool, rng: torch.Generator) -> torch.Tensor:
+    """Each image (N, 3, H, W) shifted by up to `padding` pixels (mirrored border); with `mirror`, flipped with p = 0.5.
+
+    Draws the same numbers with and without `mirror`.
+    """
     n, _, height, width = images.shape
     dy, dx = (torch.randint(0, 2 * padding + 1, (n, 1), generator=rng) for _ in range(2))
-    flip = torch.rand(n, 1, generator=rng) < 0.5
+    flip = (torch.rand(n, 1, generator=rng) < 0.5) & mirror
     rows = dy + torch.arange(height)
     columns = dx + torch.where(flip, torch.arange(width).flip(0), torch.arange(width))
     padded = F.pad(images, (padding,) * 4, mode="reflect").permute(0, 2, 3, 1)

@@ -25,6 +25,8 @@ class Augmentation:
     """What is done to a training batch; every part is off at 0."""
 
     crop_padding: int = 4
+    flip: bool = True
+    """Mirror every other image; turn it off where left and right differ, as in digits and letters."""
     cutout: int = 0
     """Side of the square, pixels."""
     mixup: float = 0.0
@@ -182,8 +184,9 @@ def evaluate(
 def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) -> None:
     """Set the running statistics of every BatchNorm to those of `inputs` (N, 3, H, W), already normalised.
 
-    The mean is that of the batches' means, the variance that of their unbiased variances: with equal batches
-    the first is exact and the second differs from the whole set's by the variance between batch means.
+    The inputs are cut into as few batches of at most `batch_size` as there can be, equal up to one image. The mean
+    is that of the batches' means, the variance that of their unbiased variances: with equal batches the first is
+    exact and the second differs from the whole set's by the variance between batch means.
     """
     layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
@@ -191,9 +194,8 @@ def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) 
         layer.reset_running_stats()
         layer.momentum = None  # cumulative average
     net.train()
-    for batch in inputs.split(batch_size):
-        if len(batch) == batch_size or len(inputs) < batch_size:
-            net(batch)
+    for batch in inputs.tensor_split(-(-len(inputs) // batch_size)):
+        net(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     net.eval()
@@ -206,7 +208,7 @@ def _normalised(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float,
 def _augmented(
     images: torch.Tensor, labels: torch.Tensor, augmentation: Augmentation, rng: torch.Generator
 ) -> tuple[torch.Tensor, MixedLabels]:
-    images = crop_and_flip(images, augmentation.crop_padding, rng)
+    images = crop_and_flip(images, augmentation.crop_padding, augmentation.flip, rng)
     if augmentation.cutout:
         images = cutout(images, augmentation.cutout, rng)
     mixed: MixedLabels = (labels, labels, 1.0)

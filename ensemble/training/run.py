@@ -43,9 +43,11 @@ def run(
     net, card = build_network(recipe.model, recipe.seed)
     _check_folder(recipe, output)
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
-    trained = _relabelled(card, train_set.class_names)
+    trained = replace(_relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)
     if export is not None and trained != card:
-        raise ValueError(f"export: the data's classes are not those of {card.name}, whose weights these would be")
+        raise ValueError(
+            f"export: the data's classes or size are not those of {card.name}, whose weights these would be"
+        )
     checkpoint = output / "checkpoint.pt"
     output.mkdir(parents=True, exist_ok=True)
     (output / "recipe.yaml").write_text(dump_yaml(to_plain(recipe)), encoding="utf-8")

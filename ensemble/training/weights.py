@@ -33,8 +33,8 @@ class Provenance:
 def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     """Writes the network's state as safetensors, whole or not at all; the file says what `card` does of it.
 
-    Those are the classes, the label space, mean and std: `models.create_model` reads them back. An edge-popup
-    subnet is stored compactly, as its masks.
+    Those are the classes, the label space, input size, mean and std: `models.create_model` reads them back. An
+    edge-popup subnet is stored compactly, as its masks.
     """
     if subnet_layers(net):
         _save(*compact(net), path, card)
@@ -91,6 +91,7 @@ def export_weights(
 def _save(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, card: ModelCard) -> None:
     about = {
         "num_classes": card.num_classes,
+        "input_size": card.input_size,
         "class_names": card.class_names,
         "label_space": card.label_space,
         "mean": card.mean,

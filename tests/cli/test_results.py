@@ -9,9 +9,10 @@ import torch
 import yaml
 from conftest import ONE, PLUGIN, TWO, end, images, start, tree
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ensemble.kernels.build import library
+from models import create_model
 
 SHORT = ["--iterations", "5", "--set", "record_every=2"]
 
@@ -158,3 +159,17 @@ def test_no_compiler_is_told_in_one_line(run, tmp_path, monkeypatch):
         library.cache_clear()
     assert ended.code == 0 and ended.output.count("there is no compiler here; the teachers run uncompiled") == 1
     assert not json.loads((tmp_path / "summary.json").read_text())["compiled"]
+
+
+def test_a_file_that_says_its_classes_and_its_size(run, tmp_path):
+    """As those that ensemble.training writes: targets by name, the image of that size, its own normalised space."""
+    net, _ = create_model("resnet20_cifar:num_classes=2,width=0.25@random")
+    said = {"num_classes": 2, "class_names": ["cat", "zebra"], "input_size": 16, "mean": [0.1] * 3, "std": [0.5] * 3}
+    save_file(net.state_dict(), tmp_path / "own.safetensors", {"card": json.dumps(said)})
+    own = ["--models", f"resnet20_cifar:num_classes=2,width=0.25@{tmp_path}/own.safetensors", "--device", "cpu"]
+    short = [*SHORT, "--images-per-class", "3", "--set", "image.parameterization={kind: pixels, space: normalised}"]
+    assert run(*own, *short, "--targets", "zebra", "--output", tmp_path / "out").code == 0
+    batch = load_file(tmp_path / "out/images.safetensors")
+    assert batch["images"].shape == (3, 3, 16, 16) and batch["targets"].tolist() == [1, 1, 1]
+    ended = run(*own, *short, "--targets", "lion", "--output", tmp_path / "other")
+    assert ended.code == 2 and len(ended.errors) == 1 and "lion" in ended.errors[0]

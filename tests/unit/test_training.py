@@ -29,7 +29,7 @@ from ensemble.training.loop import (
 from ensemble.training.recipe import DataSpec, parse_training_recipe
 from ensemble.training.run import build_network
 from ensemble.training.weights import Provenance, export_weights
-from models import ModelCard, create_model
+from models import ModelCard, create_model, model_card
 from models._bundled import read_bundled, with_bundled
 from models.cifar import CIFAR10_CLASSES, CifarResNet
 
@@ -190,6 +190,13 @@ def test_recalibration_uses_a_set_smaller_than_a_batch() -> None:
     np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-5)
 
 
+def test_recalibration_leaves_no_image_out() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    inputs = torch.randn(9, 3, 4, 4, generator=rng())
+    recalibrate_bn(net, inputs, batch_size=4)  # 3, 3, 3
+    np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-5)
+
+
 def test_too_few_images() -> None:
     with pytest.raises(ValueError, match="96 images are fewer than one batch of 97"):
         trained(replace(SHORT, batch_size=97))
@@ -203,10 +210,11 @@ def test_a_loss_that_is_not_finite() -> None:
 # --- augmentations -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize(("height", "width", "padding"), [(6, 6, 2), (5, 7, 3), (4, 4, 0)])
-def test_crop_and_flip_equals_numpy(height: int, width: int, padding: int) -> None:
+def test_crop_and_flip_equals_numpy(height: int, width: int, padding: int, mirror: bool) -> None:
     images = torch.rand(16, 3, height, width, generator=rng(1))
-    moved = crop_and_flip(images, padding, rng())
+    moved = crop_and_flip(images, padding, mirror, rng())
     draws = rng()
     dy = torch.randint(0, 2 * padding + 1, (16, 1), generator=draws)[:, 0].tolist()
     dx = torch.randint(0, 2 * padding + 1, (16, 1), generator=draws)[:, 0].tolist()
@@ -215,7 +223,7 @@ def test_crop_and_flip_equals_numpy(height: int, width: int, padding: int) -> No
     for image, result, y, x, flip in zip(images.numpy(), moved.numpy(), dy, dx, flips, strict=True):
         padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
         crop = padded[:, y : y + height, x : x + width]
-        np.testing.assert_array_equal(result, crop[:, :, ::-1] if flip else crop)
+        np.testing.assert_array_equal(result, crop[:, :, ::-1] if flip and mirror else crop)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
@@ -399,9 +407,13 @@ def test_data_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(options) == 2
     assert "ask for resnet20_cifar:num_classes=2@random" in capsys.readouterr().err
     spec = "resnet20_cifar:num_classes=2,width=0.25"
-    assert main([*options, "--set", f"model={spec}@random", "--set", "schedule.epochs=1"]) == 0
-    _, card = create_model(f"{spec}@{tmp_path / 'out/weights.safetensors'}")
-    assert card.class_names == ("cat", "zebra") and card.label_space == ""
+    small = ["--set", "data.size=16", "--set", "augmentation.flip=false", "--set", "schedule.epochs=1"]
+    assert main([*options, "--set", f"model={spec}@random", *small]) == 0
+    trained = f"{spec}@{tmp_path / 'out/weights.safetensors'}"
+    _, card = create_model(trained)
+    assert (card.class_names, card.label_space, card.input_size) == (("cat", "zebra"), "", 16)
+    known = model_card(trained)  # before the weights are read
+    assert (known.class_names, known.label_space, known.input_size) == (("cat", "zebra"), "", 16)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import ModelCard, Weights, create_model, list_models
+from models import ModelCard, Weights, create_model, list_models, model_card
 from models._bundled import read_bundled, with_bundled
 from models._loading import read_weights, sha256
 
@@ -50,11 +51,14 @@ def test_wrappings(state, tmp_path: Path, wrapper: str | None, prefix: str) -> N
 def test_safetensors_in_half_precision_with_a_card(state, tmp_path: Path) -> None:
     half = {key: value.half() for key, value in state.items() if value.is_floating_point()}
     said = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "class_names": list("abcdefghij"), "num_classes": 10}
+    said["input_size"] = 48
     save_file(half, tmp_path / "net.safetensors", {"card": json.dumps(said)})
     net, card = create_model(f"resnet20_cifar@{tmp_path}/net.safetensors")
     assert net.conv1.weight.dtype == torch.float32 and _same(net, {k: v.float() for k, v in half.items()})
     assert (card.mean, card.std, card.class_names) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), tuple("abcdefghij"))
     assert card.label_space == ""  # other classes than CIFAR-10's, and the file does not name them
+    before = model_card(f"resnet20_cifar@{tmp_path}/net.safetensors")
+    assert card.input_size == 48 and replace(card, weights=before.weights, default_weights="cifar10") == before
 
 
 @pytest.mark.parametrize(
@@ -67,13 +71,16 @@ def test_safetensors_in_half_precision_with_a_card(state, tmp_path: Path) -> Non
         ('{"std": [1, 1, 0]}', "card.std must be three positive numbers"),
         ('{"class_names": "abc"}', "list of names"),
         ('{"class_names": ["a"]}', "1 class names for 10 classes"),
+        ('{"input_size": "32"}', "card.input_size must be a positive whole number, got '32'"),
+        ('{"input_size": true}', "card.input_size must be a positive whole number, got True"),
         ('{"maen": [1, 1, 1]}', "unknown entries: maen"),
     ],
 )
 def test_bad_cards_in_files(state, tmp_path: Path, card: str, message: str) -> None:
     save_file(state, tmp_path / "net.safetensors", {"card": card})
-    with pytest.raises(ValueError, match=message):
-        create_model(f"resnet20_cifar@{tmp_path}/net.safetensors")
+    for read in (create_model, model_card):
+        with pytest.raises(ValueError, match=message):
+            read(f"resnet20_cifar@{tmp_path}/net.safetensors")
 
 
 def test_keys_that_do_not_fit(state, tmp_path: Path) -> None:
