@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol, TextIO
 
 import torch
@@ -461,7 +462,11 @@ class TerminalProgress:
 
 
 def _losses(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """Of a loss that each teacher has, as NAME/loss, the mean over the teachers: a line holds no more."""
+    of_teachers: dict[str, list[float]] = {}
+    for name, value in values.items():
+        of_teachers.setdefault(name.rpartition("/")[2], []).append(value)
+    return "  ".join(f"{name} {mean(each):.4g}" for name, each in of_teachers.items())
 
 
 def _rate(steps_per_second: float) -> str:

@@ -333,6 +333,15 @@ def test_closing_before_the_start_is_harmless():
     assert stream.getvalue().strip() == ""
 
 
+def test_a_line_shows_the_mean_over_teachers():
+    stream = io.StringIO()
+    reporter = PlainProgress(stream, interval=0)
+    reporter.start(total=1)
+    values = {"loss": 4.0, "timm/resnet18/bn_matching": 0.25, "b/bn_matching": 0.75, "b/accuracy": 1.0}
+    reporter.step(0, values)
+    assert stream.getvalue().endswith("loss 4  bn_matching 0.5  accuracy 1\n")
+
+
 def test_terminal_shows_steps_rate_and_losses():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)
