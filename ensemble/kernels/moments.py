@@ -69,7 +69,8 @@ def _forward(
         y = y + residual.to(scale.dtype)
     if form != Form.AFFINE:
         y = y.relu()
-    return y.to(x.dtype), channel_moments(x, mean)
+    # Up to torch 2.11 a traced autograd.Function loses the gradient of an output that `to` leaves as it is.
+    return y if y.dtype == x.dtype else y.to(x.dtype), channel_moments(x, mean)
 
 
 def _gradient(

@@ -202,7 +202,9 @@ def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypat
     assert torch.equal(plain[1], channel_moments(inputs[0], inputs[4]))
 
 
-def test_compiled_equals_eager() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_equals_eager(dtype: torch.dtype) -> None:
+    """In fp64 by the plain operations, which a GPU compiles: there is no kernel for it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(
@@ -215,10 +217,11 @@ def test_compiled_equals_eager() -> None:
         )
         view = torch.rand(3, 3, 8, 8)
         weights = torch.randn(3, 4), torch.randn(2, 7)
-    teacher = Teacher("tiny", net, ModelCard("tiny", "test", 8, 4))
+    teacher = Teacher("tiny", net, ModelCard("tiny", "test", 8, 4), dtype=dtype)
+    weights = tuple(w.to(dtype) for w in weights)
 
     def both() -> tuple[torch.Tensor, ...]:
-        leaf = view.clone().requires_grad_()
+        leaf = view.to(dtype).requires_grad_()
         logits, moments = teacher.observe(leaf)
         (gradient,) = torch.autograd.grad((logits, moments), leaf, weights)
         return logits.detach(), moments.detach(), gradient
