@@ -9,6 +9,7 @@ _BEGAN = time.perf_counter()
 import argparse  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import traceback  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
@@ -247,7 +248,13 @@ def _without_nproc(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except Exception:
+        if "RANK" not in os.environ:
+            raise
+        traceback.print_exc()
+        code = 1
     if "RANK" in os.environ:
         # All is written; threads of the communication library can abort a rank whose interpreter winds down.
         sys.stdout.flush()

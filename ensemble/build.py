@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble import recipe as spec
@@ -191,6 +192,7 @@ def count_cost(teacher: Teacher) -> tuple[float, int]:
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),  # attention as products, counted alike on every device
     ):
         logits, moments = teacher.observe(view)
         torch.autograd.grad(logits.sum() + moments.sum(), view)
@@ -311,7 +313,7 @@ def build_inversion(plan: Plan, ensemble: Ensemble, context: ProcessContext, tri
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
         share=context.share_,
-        poll_every=recipe.record_every if context.backend == "nccl" else 1,
+        poll_every=recipe.record_every if device.type == "cuda" and context.backend != "gloo" else 1,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -148,7 +149,8 @@ class ProcessContext:
         try:
             store = _get_default_store()
             store.set(f"present/{me}", "")
-            dist.destroy_process_group()  # ranks that wait for this one notice at once
+            if self.backend == "gloo":
+                dist.destroy_process_group()  # ranks that wait for this one notice at once
             deadline = time.monotonic() + _ROLL_CALL
             while absent and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -269,10 +271,11 @@ def process_context(device: torch.device) -> Iterator[ProcessContext]:
             error.failing_rank = context.rank  # type: ignore[attr-defined]
             with suppress(RuntimeError):
                 _get_default_store().set(f"failed/{context.rank}", "")
+        if backend == "gloo" and dist.is_initialized():
+            dist.destroy_process_group()  # nccl would wait for the others, which wait for this rank
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _meet() -> tuple[dist.Store, int, int]:
@@ -301,13 +304,15 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 
 def _backend(store: dist.Store, rank: int, world_size: int, device: torch.device) -> tuple[str, bool]:
-    """(nccl or gloo, whether devices of different types meet)."""
-    which = torch.cuda.get_device_properties(device).uuid if device.type == "cuda" else rank
-    store.set(f"device/{rank}", f"{device.type} {which} of {platform.node()}")
-    devices = [store.get(f"device/{r}").decode() for r in range(world_size)]
-    types = {name.partition(" ")[0] for name in devices}
-    own = types == {"cuda"} and len(set(devices)) == world_size
-    return ("nccl" if own else "gloo"), len(types) > 1
+    """(nccl or gloo, whether devices of different kinds meet, which would round differently)."""
+    kind, which = "cpu", str(rank)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        kind, which = properties.name, str(properties.uuid)
+    store.set(f"device/{rank}", json.dumps([device.type, kind, f"{which} of {platform.node()}"]))
+    devices = [tuple(json.loads(store.get(f"device/{r}"))) for r in range(world_size)]
+    own = all(name == "cuda" for name, _, _ in devices) and len(set(devices)) == world_size
+    return ("nccl" if own else "gloo"), len({kind for _, kind, _ in devices}) > 1
 
 
 def launch_ranks(command: Sequence[str], count: int) -> int:

@@ -339,11 +339,8 @@ class Inversion:
                 self._keep_best()
             observer.on_step(step)
             final = index == len(self.stages) - 1
-            if final and self.early_stopping is not None:
-                total = record.total.clone()
-                self.share(total)
-                if self.early_stopping.update(float(total)):
-                    return "converged"
+            if final and self.early_stopping is not None and self.early_stopping.update(self._shared_total(record)):
+                return "converged"
             stop = polled and totals.flag("stop")
             if stop or due or (polled and totals.flag("save")):
                 observer.on_save(self.step)
@@ -370,8 +367,14 @@ class Inversion:
         for parameter in self.parameterization.parameters():
             self.share(parameter.detach())
         if self.plateau is not None:
-            self.plateau.update(float(record.total))
+            self.plateau.update(self._shared_total(record))
         return record, totals
+
+    def _shared_total(self, record: Record) -> float:
+        """The loss, as rank 0 has it: devices of different kinds round differently, and all ranks must decide alike."""
+        total = record.total.clone()
+        self.share(total)
+        return float(total)
 
     def _multiplier(self, stage: StagePlan, local: int) -> float:
         if self.plateau is not None:
@@ -401,9 +404,10 @@ class Inversion:
     def _note_bad(self, totals: Totals, weights: Mapping[int, float], record: Record) -> None:
         """Remember, on the device, the first step at which a teacher (or the image itself) was not finite."""
         teacher_bad = [
-            totals.bad(t) > 0 if t in weights else torch.zeros((), dtype=torch.bool) for t in range(len(self.members))
+            totals.bad(t) > 0 if t in weights else self._bad_step.new_zeros((), dtype=torch.bool)
+            for t in range(len(self.members))
         ]
-        bad = torch.stack([b.to(self._bad_step.device) for b in (*teacher_bad, ~torch.isfinite(record.total))])
+        bad = torch.stack([*teacher_bad, ~torch.isfinite(record.total)])
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
@@ -436,7 +440,7 @@ class Inversion:
     @torch.no_grad()
     def _keep_best(self) -> None:
         record = self.measure(self.parameterization())
-        loss = float(record.total)
+        loss = self._shared_total(record)
         if not math.isfinite(loss):
             fine = torch.isfinite(record.per_teacher).all(dim=1).tolist()
             culprits = [name for name, good in zip(record.names, fine, strict=True) if not good]

@@ -66,8 +66,11 @@ class Exchange:
         """Start a step with this rank's `flags`."""
         self._reduction = reduction
         self._total = reduction.zeros((self.size,), torch.float64, self.device)
-        raised = torch.tensor([float(flags.get(name, False)) for name in FLAGS], dtype=torch.float64)
-        reduction.add(self._total[self._flags :], raised.to(self.device))
+        raised = torch.zeros(len(FLAGS), dtype=torch.float64, device=self.device)
+        for i, name in enumerate(FLAGS):
+            if flags.get(name, False):
+                raised[i] = 1.0
+        reduction.add(self._total[self._flags :], raised)
 
     def add(self, teacher: int, observation: Observation, targets: torch.Tensor) -> None:
         """Add one cell: a teacher's observation of a slice of the batch with these `targets`."""

@@ -8,6 +8,7 @@ import resource
 import shlex
 import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,11 +51,13 @@ def cpp_compiler() -> str | None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here: a C++ compiler for a CPU, Triton for a GPU."""
+    """Whether torch.compile has what it needs here: Python's headers and a C++ compiler, or for a GPU Triton and C."""
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return False
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        return bool(has_triton())
+        return bool(has_triton()) and any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"]))
     return cpp_compiler() is not None
 
 
@@ -70,6 +73,7 @@ def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> 
 
 def set_up(precision: str, device: torch.device) -> None:
     """Process-wide settings: deterministic kernels where they exist, TF32 only where it was asked for."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

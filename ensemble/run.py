@@ -154,7 +154,7 @@ def run(
     summary = _summary(plan, context, done, here.clock)
     if context.is_main:
         _write_images(output, plan, done)
-        summary |= _verify(verifiers, plan, done)
+        summary |= _verify(verifiers, plan, done, context.device)
         summary["wall_seconds"] = time.perf_counter() - began
         write_json(output / "summary.json", summary)
     return summary
@@ -175,6 +175,8 @@ def _run_trial(here: _Run, trial: int) -> None:
             here.metrics.write({"trial": trial, "step": record.step, **recorded})
 
     def on_step(step: int) -> None:
+        if step < 2 and context.device.type == "cuda":
+            torch.cuda.synchronize(context.device)  # what is timed and limited from here on is steps, not compilation
         if here.clock.step(warm_up=step < 2):
             context.limit(recipe.runtime.timeout)
         here.progress.step(here.steps_done, recorded or None)
@@ -324,12 +326,24 @@ def _largest_that_fits(plan: Plan, ensemble: Ensemble, context: ProcessContext) 
             inversion = build_inversion(replace(plan, recipe=replace(plan.recipe, runtime=runtime)), ensemble, alone, 0)
             with torch.no_grad():
                 view = inversion.parameterization()
-            inversion.loss_and_gradient(view, inversion.weights_at(0))
+            for weights in _acting_together(inversion):
+                inversion.loss_and_gradient(view, weights)
             return size
         except torch.OutOfMemoryError:
             size = (size or largest) // 2
-            torch.cuda.empty_cache()
+        finally:
+            if context.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(context.device)
+        torch.cuda.empty_cache()  # not above, where the error still holds the graph
     return 0
+
+
+def _acting_together(inversion: Inversion) -> list[dict[int, float]]:
+    """Weights under which each teacher acts in the company that takes most memory."""
+    everyone = range(len(inversion.members))
+    if inversion.acting == "turn" or (inversion.acting == "random" and inversion.acting_count == 1):
+        return [{t: 1.0} for t in everyone]
+    return [{t: 1.0 / len(everyone) for t in everyone}]
 
 
 def _collect(context: ProcessContext, here: _Run) -> _Finished:
@@ -389,12 +403,14 @@ def _summary(plan: Plan, context: ProcessContext, done: _Finished, clock: _Clock
     }
 
 
-def _verify(verifiers: Mapping[str, tuple[nn.Module, ModelCard]], plan: Plan, done: _Finished) -> dict[str, Any]:
+def _verify(
+    verifiers: Mapping[str, tuple[nn.Module, ModelCard]], plan: Plan, done: _Finished, device: torch.device
+) -> dict[str, Any]:
     """Each verifier's accuracy on all images, with its 95 % interval; `verifier_accuracy` is the first's."""
     images, targets = _images_and_targets(plan, done)
     read = {}
     for name, (net, card) in verifiers.items():
-        result = accuracy(net, card, images, targets)
+        result = accuracy(net.to(device), card, images, targets)
         read[name] = {"accuracy": result.top1, "interval": list(result.interval), "images": result.n}
     first = next(iter(read.values()))["accuracy"] if read else None
     return {"verifier_accuracy": first, "verifiers": read}

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ensemble.hardware import cpp_compiler
 from ensemble.rewriting import entry, rewritten
 from ensemble.rng import generator
 from ensemble.statistics import EmittingBatchNorm, probe, replace_batch_norm
+from ensemble.transforms import resize_bilinear
 from models import ModelCard
 
 
@@ -126,7 +126,7 @@ class Teacher:
     def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         size = self._input_sizes.get(view.shape[2], self.card.input_size)
         if view.shape[2] != size or view.shape[3] != size:
-            view = F.interpolate(view, (size, size), mode="bilinear", antialias=True, align_corners=False)
+            view = resize_bilinear(view, size)
         x = ((view.to(self.wide) - self._mean) / self._std).to(self.dtype)
         self._sink.clear()
         logits = entry(self.net)(x.contiguous(memory_format=torch.channels_last)).to(self.wide)

@@ -93,7 +93,23 @@ class Resize:
             return images
         if height == width and height % self.size == 0:
             return F.avg_pool2d(images, height // self.size)
-        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return resize_bilinear(images, self.size)
+
+
+def resize_bilinear(images: Tensor, size: int) -> Tensor:
+    """Images (N, C, H, W) to (N, C, size, size), bilinear with antialiasing, as in PIL: A x B^T for each channel.
+
+    The matrices are what torch's resampling makes of the unit matrix. Its own gradient is not deterministic on CUDA,
+    that of a product is.
+    """
+    rows, columns = (_resampling(length, size, images) for length in images.shape[2:])
+    return rows @ images @ columns.T
+
+
+def _resampling(length: int, size: int, like: Tensor) -> Tensor:
+    """(size, length): how much of each old position a new one takes."""
+    unit = torch.eye(length, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(unit, (size, length), mode="bilinear", antialias=True)[0, 0]
 
 
 @dataclass(frozen=True)
@@ -123,15 +139,16 @@ def _shift_reflected(images: Tensor, shift: int, dim: int) -> Tensor:
 def _shift_each(images: Tensor, shifts: Tensor, mode: str) -> Tensor:
     """Image n shifted by (dy, dx) = shifts[n], (N, 2): one gather over the flattened pixels."""
     n, channels, height, width = images.shape
+    shifts = shifts.to(images.device)
     rows = _sources(height, shifts[:, 0], mode)
     columns = _sources(width, shifts[:, 1], mode)
-    index = (rows[:, :, None] * width + columns[:, None, :]).reshape(n, 1, -1).to(images.device)
+    index = (rows[:, :, None] * width + columns[:, None, :]).reshape(n, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
 
 def _sources(length: int, shifts: Tensor, mode: str) -> Tensor:
     """(N, length): the position each output position reads from."""
-    positions = torch.arange(length)[None, :] - shifts[:, None]
+    positions = torch.arange(length, device=shifts.device)[None, :] - shifts[:, None]
     if mode == "wrap":
         return positions % length
     positions = positions.abs()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
     """Each folder's judgement, and that of as many real training images as the scale beside the largest."""
     net, card = create_model(options.judge)
     test = load_images(options.data, options.test_split, card.input_size)
-    judge = Judge(net, card, test)
+    judge = Judge(net.to("cuda" if torch.cuda.is_available() else "cpu"), card, test)
     rows = {}
     for folder in options.results:
         file = Path(folder) / "images.safetensors"

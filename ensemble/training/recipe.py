@@ -37,6 +37,7 @@ class TrainingRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     compile: bool = True
+    """By torch.compile, where it can be had."""
 
     def __post_init__(self) -> None:
         s, a = self.schedule, self.augmentation

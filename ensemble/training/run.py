@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble import hardware
 from ensemble.config import differences, dump_yaml, load_yaml, to_plain
 from ensemble.data import LabelledImages, load_images
 from ensemble.recording import Metrics, progress_reporter, write_json
@@ -38,6 +39,7 @@ def run(
     the network cannot be exported under its name.
     """
     began = time.perf_counter()
+    hardware.set_up("fp32", device)
     if export is not None:
         _check_exportable(recipe.model)
     net, card = build_network(recipe.model, recipe.seed)
@@ -74,7 +76,7 @@ def run(
                 augmentation=recipe.augmentation,
                 seed=recipe.seed,
                 device=device,
-                compile_net=recipe.compile,
+                compile_net=recipe.compile and hardware.can_compile(device),
                 checkpoint=checkpoint,
                 report=report,
             )

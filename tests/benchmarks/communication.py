@@ -46,24 +46,29 @@ def main() -> None:
         waited: list[float] = []
         tensors: list[torch.Tensor] = []
 
+        def now() -> float:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter()
+
         def timed(tensor: torch.Tensor) -> None:
-            began = time.perf_counter()
+            began = now()
             context.sum_(tensor)
-            waited.append(time.perf_counter() - began)
+            waited.append(now() - began)
             sizes.append(tensor.numel() * tensor.element_size())
             tensors[:] = [*tensors[-1:], tensor.detach().clone()]
 
         inversion.reduce = timed
-        marks = [time.perf_counter()]
-        inversion.run(Observer(on_step=lambda step: marks.append(time.perf_counter())))
+        marks = [now()]
+        inversion.run(Observer(on_step=lambda step: marks.append(now())))
         steps = [b - a for a, b in itertools.pairwise(marks[3:])]
         alone = []
         for _ in range(30):
             context.gather(None)
-            began = time.perf_counter()
+            began = now()
             for tensor in tensors:
                 context.sum_(tensor)
-            alone.append(time.perf_counter() - began)
+            alone.append(now() - began)
         if context.is_main:
             step, sums = statistics.median(steps), statistics.median(alone)
             pairs = [a + b for a, b in zip(waited[6::2], waited[7::2], strict=True)]

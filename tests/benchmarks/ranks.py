@@ -35,7 +35,8 @@ def ours(*options: str) -> float:
     """Seconds per step of invert.py in the steady state."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "invert.py"), "--models", *QUICKSTART, "--iterations", str(STEPS + 2)]
-        command += ["--images-per-class", str(IMAGES // 10), "--set", "best_every=0", "--compile", "off"]
+        command += ["--images-per-class", str(IMAGES // 10), "--set", "best_every=0"]
+        command += ["--compile", "off", "--device", "cpu"]
         done = subprocess.run([*command, "--output", folder, *options], capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)

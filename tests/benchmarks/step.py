@@ -201,13 +201,23 @@ def _case(wire: Connection, case: str, precision: str, setting: Setting, device_
         _peak(device, reset=True)  # the compiler's own peak does not count, what it leaves behind does
     step()
     wire.send(_peak(device, reset=False) - loaded)
+    _let_others(device)
     while (count := wire.recv()) is not None:
+        if device.type == "cuda":
+            step()  # its memory was given back
         _wait(device)
         began = time.perf_counter()
         for _ in range(count):
             step()
         _wait(device)
         wire.send((time.perf_counter() - began) / count)
+        _let_others(device)
+
+
+def _let_others(device: torch.device) -> None:
+    """All cases share the GPU, so none keeps memory while another one runs."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _wait(device: torch.device) -> None:
@@ -249,7 +259,7 @@ def print_table(name: str, setting: Setting, found: dict[str, dict[str, float]])
         floor = found[f"floor {case.rpartition(' ')[2]}"]["ms"]
         table.add_row(
             case,
-            f"{values['ms']:.0f}",
+            f"{values['ms']:.1f}",
             f"{base['ms'] / values['ms']:.2f}",
             f"{values['ms'] / floor:.2f}",
             f"{values['bytes'] / 2**20:.0f}",
@@ -266,11 +276,12 @@ def print_profile(name: str, setting: Setting, device: torch.device) -> None:
         with torch.profiler.profile() as profiler:
             for _ in range(3):
                 step()
-        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-        total = sum(event.self_cpu_time_total for event in events)
+        own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, own))
+        total = sum(getattr(event, own) for event in events)
         table = Table("operation", "share of the time", "calls a step", box=None, title=f"{name}: {case} {precision}")
         for event in events[:8]:
-            table.add_row(event.key, f"{event.self_cpu_time_total / total:.0%}", f"{event.count / 3:.0f}")
+            table.add_row(event.key, f"{getattr(event, own) / total:.0%}", f"{event.count / 3:.0f}")
         Console(width=100).print(table)
 
 

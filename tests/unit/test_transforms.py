@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ensemble.rng import generator
-from ensemble.transforms import Compose, Flip, Jitter, Resize
+from ensemble.transforms import Compose, Flip, Jitter, Resize, resize_bilinear
 
 ROW = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)  # every row is 0 1 2 3
 
@@ -147,6 +147,16 @@ def test_resize_by_an_integer_factor_is_the_block_mean() -> None:
     images = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert Resize(2)(images, generator(0)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     assert Resize(4)(images, generator(0)) is images
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(9, 9, 5), (9, 9, 12), (16, 7, 11), (299, 299, 149)])
+def test_resampling_and_its_gradient_are_torch_s(height: int, width: int, size: int) -> None:
+    image = torch.rand(2, 3, height, width, dtype=torch.float64, generator=generator(3), requires_grad=True)
+    cotangent = torch.rand(2, 3, size, size, dtype=torch.float64, generator=generator(4))
+    resized = resize_bilinear(image, size), F.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    gradients = [torch.autograd.grad(r, image, cotangent)[0] for r in resized]
+    torch.testing.assert_close(*resized, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [5, 12])
