@@ -23,9 +23,9 @@ def main() -> int:
     parser.add_argument("results", nargs="+", help="results folders of invert.py")
     parser.add_argument("--judge", required=True, metavar="MODEL", help="a network that was no teacher")
     parser.add_argument("--data", required=True, help="folder or archive with <split>/<class>/<file>")
-    parser.add_argument("--train-split", default="train")
-    parser.add_argument("--test-split", default="test")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE")
+    parser.add_argument("--train-split", default="train", help="real images that set the scale (default: train)")
+    parser.add_argument("--test-split", default="test", help="real images to compare with (default: test)")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="Python file with own models")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     try:
@@ -46,15 +46,17 @@ def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
     net, card = create_model(options.judge)
     test = load_images(options.data, options.test_split, card.input_size)
     judge = Judge(net.to("cuda" if torch.cuda.is_available() else "cpu"), card, test)
-    rows = {}
+    rows, judged = {}, []
     for folder in options.results:
         file = Path(folder) / "images.safetensors"
         if not file.exists():
-            raise ValueError(f"{file} does not exist; give a results folder of invert.py")
+            raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
         tensors = load_file(file)
         rows[folder] = judge(tensors["images"], tensors["targets"])
+        judged.append(tensors["targets"])
     n = max(row.n for row in rows.values())
-    rows[f"{n} real training images"] = judge.scale(load_images(options.data, options.train_split, card.input_size), n)
+    train = load_images(options.data, options.train_split, card.input_size)
+    rows[f"{n} real training images"] = judge.scale(train, n, classes=torch.cat(judged).unique())
     return rows
 
 

@@ -48,7 +48,7 @@ def distance_blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.nd
 def neighbour_radii(features: np.ndarray, k: int, name: str) -> np.ndarray:
     """Distance (N,) of every point to its k-th nearest neighbour in the same set, itself not counted."""
     if not 1 <= k < len(features):
-        raise ValueError(f"{name}: the {k}-th neighbour needs 1 <= k < {len(features)}, the number of points")
+        raise ValueError(f"{name}: {len(features)} images have no {k}-th neighbours; give at least {max(k, 1) + 1}")
     radii = np.empty(len(features))
     for rows, block in distance_blocks(features, features):
         block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = np.inf

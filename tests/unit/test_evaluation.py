@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ensemble.data import LabelledImages
 from ensemble.evaluation.classification import accuracy, wilson_interval
 from ensemble.evaluation.density_coverage import density_coverage
 from ensemble.evaluation.diversity import diversity
 from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.inception_score import inception_score
+from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.kernel_distance import kernel_distance
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.evaluation.neighbours import nearest_neighbours
@@ -447,3 +449,59 @@ def test_mean_interval() -> None:
     for values in ([], [1.0] * 6):
         with pytest.raises(ValueError, match="one to five"):
             mean_interval(values)
+
+
+# the judge
+
+
+class Colour(nn.Module):
+    """Features: the mean colour; classes: by its largest channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        nn.init.eye_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)))
+
+
+RGB = ModelCard("colour", "test", 2, 3, mean=(0.0,) * 3, std=(1.0,) * 3, class_names=("red", "green", "blue"))
+
+
+def coloured(counts: dict[str, int], seed: int = 0) -> LabelledImages:
+    """Noisy red, green and blue images, sorted by the classes' names as `load_images` sorts them."""
+    rng = torch.Generator().manual_seed(seed)
+    images, labels = [], []
+    for label, name in enumerate(sorted(counts)):
+        noise = torch.randint(0, 60, (counts[name], 3, 2, 2), generator=rng, dtype=torch.uint8)
+        if name in RGB.class_names:
+            noise[:, RGB.class_names.index(name)] += 190
+        images.append(noise)
+        labels += [label] * counts[name]
+    return LabelledImages(torch.cat(images), torch.tensor(labels), tuple(sorted(counts)))
+
+
+def test_judge_compares_with_real_images_of_all_classes() -> None:
+    """The data is sorted by class, and neighbours are sought among a part of it."""
+    judge = Judge(Colour(), RGB, coloured({"red": 1500, "green": 1500, "blue": 1500}))
+    seen = judge.scale(coloured({"red": 200, "green": 200, "blue": 200}, seed=1), 300)
+    assert seen.accuracy.top1 == 1  # folders are in another order than the classes
+    assert seen.precision > 0.9 and seen.recall > 0.9
+
+
+def test_judge_compares_with_real_images_of_the_same_classes() -> None:
+    judge = Judge(Colour(), RGB, coloured({"red": 300, "green": 300, "blue": 300}))
+    train = coloured({"red": 200, "green": 200, "blue": 200}, seed=1)
+    greens = judge.scale(train, 100, classes=torch.tensor([1]))
+    assert greens.n == 100 and greens.accuracy.top1 == 1
+    assert greens.frechet < 1e-3 < judge(train.images[:100].float() / 255, torch.arange(100) % 3).frechet
+
+
+def test_judge_refuses_classes_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match="colour has no class 'cyan', and 3 classes, not 2"):
+        Judge(Colour(), RGB, coloured({"red": 5, "cyan": 5}))
+    Judge(Colour(), RGB, coloured({"cyan": 5, "magenta": 5, "yellow": 5}))  # as many: in their order
+    with pytest.raises(ValueError, match="no real test image is of a class"):
+        Judge(Colour(), RGB, coloured({"red": 9}))(torch.rand(4, 3, 2, 2), torch.full((4,), 2))
