@@ -10,6 +10,7 @@ import argparse  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
@@ -61,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
     )
     where = p.add_argument_group("results")
     where.add_argument("--output", metavar="DIR", default="results/run", help="results folder (default: %(default)s)")
-    where.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
-    where.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
+    earlier = where.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
+    earlier.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR, or begin")
     how = p.add_argument_group("how to compute")
     how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
     device = how.add_mutually_exclusive_group()
@@ -148,6 +150,7 @@ def _main(arguments: list[str]) -> int:
     from ensemble.build import check_placement, plan
     from ensemble.distributed import choose_devices, is_main_process, launch_ranks, launched_ranks, process_context
     from ensemble.recording import check_output
+    from ensemble.resuming import is_finished
     from ensemble.run import Interrupted, run
 
     recipe = _recipe(options)
@@ -168,6 +171,10 @@ def _main(arguments: list[str]) -> int:
 
         if is_main_process():
             print_dry_run(planned, devices, nproc or launched_ranks())
+        return 0
+    if resume and is_finished(planned, output):
+        if is_main_process():
+            print(f"{output}: this run is finished")
         return 0
     check_output(output, options.overwrite or resume)
     _check_writable(output)
@@ -191,7 +198,7 @@ def _main(arguments: list[str]) -> int:
 
 def _recipe(options: argparse.Namespace) -> Any:
     """The recipe file or the defaults of --models, with the command line's options laid over it."""
-    from ensemble.config import apply_override, load_yaml
+    from ensemble.config import ConfigError, apply_override, load_yaml, to_plain
     from ensemble.recipe import default_recipe, parse_recipe
     from models import model_card
 
@@ -222,6 +229,9 @@ def _recipe(options: argparse.Namespace) -> Any:
     runtime = {key: value for key, value in runtime.items() if value is not None}
     if runtime:
         data["runtime"] = {**(data.get("runtime") or {}), **runtime}
+    if options.set:
+        with suppress(ConfigError):  # mistakes are told below, by then an override may have mended them
+            data = to_plain(parse_recipe(data))  # all fields are there to be overridden
     for assignment in options.set:
         data = apply_override(data, assignment)
     recipe = parse_recipe(data)

@@ -94,13 +94,18 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
     _check_start(recipe.image.start, size)
     names = unique_names([entry.model for entry in recipe.teachers])
     denied = recipe.runtime.compile == "on" and not compiled
-    return Plan(resolved, cards, names, size, classes, notes if denied else ())
+    judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
+    notes = (*(notes if denied else ()), *(f"verifiers: {name} is a teacher, so it proves nothing" for name in judged))
+    return Plan(resolved, cards, names, size, classes, notes)
 
 
 def _same_classes(a: ModelCard, b: ModelCard) -> bool:
-    """As many classes, and one label space where both name theirs."""
-    named = a.label_space and b.label_space
-    return a.num_classes == b.num_classes and not (named and a.label_space != b.label_space)
+    """As many classes, and one label space where both name theirs, else the same class names where both have some."""
+    if a.num_classes != b.num_classes:
+        return False
+    if a.label_space and b.label_space:
+        return a.label_space == b.label_space
+    return not (a.class_names and b.class_names) or a.class_names == b.class_names
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
@@ -108,8 +113,8 @@ def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
         card = model_card(name)
         if not _same_classes(card, first):
             raise ValueError(
-                f"verifiers: {name} judges other classes ({card.label_space or card.num_classes}) than the "
-                f"teachers' ({first.label_space or first.num_classes}); give a network of the same classes"
+                f"verifiers: {name} judges other classes ({_named(card)}) than the first teacher's ({_named(first)}); "
+                "give a network of the same classes, or put another teacher first"
             )
 
 
@@ -138,10 +143,14 @@ def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None
             continue
         if not _same_classes(card, first):
             raise ValueError(
-                f"teachers: {first.name} and {card.name} have different classes "
-                f"({first.label_space or first.num_classes} and {card.label_space or card.num_classes}); "
-                f"give a mapping in teachers[{i}].classes"
+                f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
+                f"map the names of the first to the indices of the other, as --set 'teachers[{i}].classes={{cat: 0}}'"
             )
+
+
+def _named(card: ModelCard) -> str:
+    names = f", {card.class_names[0]} to {card.class_names[-1]}" if card.class_names else ""
+    return f"{card.num_classes} of {card.label_space}" if card.label_space else f"{card.num_classes}{names}"
 
 
 def unique_names(models: Sequence[str]) -> tuple[str, ...]:
@@ -161,7 +170,10 @@ def _own_targets(targets: torch.Tensor, entry: spec.TeacherEntry, first: ModelCa
     mapped = table[targets]
     if (mapped < 0).any():
         missing = first.class_names[int(targets[mapped < 0][0])]
-        raise ValueError(f"teachers: the mapping of {entry.model} lacks the target class {missing!r}")
+        raise ValueError(
+            f"teachers: the mapping of {entry.model} lacks the target class {missing!r}; map it, or leave "
+            "it out of the targets"
+        )
     return mapped
 
 

@@ -401,7 +401,9 @@ def _split_override(override: str) -> tuple[list[str | int], str]:
         steps.append(int(index) if index else word or quoted)
         rest = rest[match.end() :]
     if not steps or not rest.startswith("="):
-        raise ConfigError([f"override {override!r}: expected path=value, such as optimizer.lr=0.1 or terms[0].scale=2"])
+        raise ConfigError(
+            [f"override {override!r}: expected path=value, as optimizer.lr=0.1 or objectives[0].weight=3"]
+        )
     return steps, rest[1:]
 
 

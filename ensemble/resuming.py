@@ -13,7 +13,7 @@ import torch
 
 from ensemble.build import Plan
 from ensemble.checkpoint import Checkpoint, load_checkpoint
-from ensemble.config import differences, to_plain
+from ensemble.config import differences, load_yaml, to_plain
 from ensemble.distributed import ProcessContext
 
 _NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
@@ -60,6 +60,18 @@ class Restored:
                 "those of an uninterrupted run up to rounding (to the bit under --reproducible ranks)"
             )
         return found
+
+
+def is_finished(plan: Plan, output: Path) -> bool:
+    """Whether `output` holds the results of this very recipe, all written."""
+    if not (output / "summary.json").exists() or not (output / "recipe.yaml").exists():
+        return False
+    left_out = set(_NOT_THE_IMAGES) - {"verifiers"}
+    saved, planned = (
+        {key: value for key, value in plain.items() if key not in left_out}
+        for plain in (load_yaml(output / "recipe.yaml"), to_plain(plan.recipe))
+    )
+    return not differences(saved, planned)
 
 
 def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restored:

@@ -59,9 +59,22 @@ class Teacher:
         self._std = torch.tensor(card.std, dtype=self.wide, device=self.device)[:, None, None]
         blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
         with torch.no_grad():
-            self.statistics, self.idle = probe(lambda: self._forward(blank), modules)
+            self.statistics, self.idle = probe(lambda: self._check(blank), modules)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
         self._run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._forward
+
+    def _check(self, blank: torch.Tensor) -> None:
+        """ValueError where the network cannot run, or its logits are not those of its card."""
+        size = f"an image of {blank.shape[2]} x {blank.shape[3]}"
+        try:
+            logits, _ = self._forward(blank)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a network may be anybody's
+            raise ValueError(f"{self.name}: its forward pass fails on {size}: {error}") from error
+        if logits.shape != (1, self.card.num_classes):
+            seen = f"logits of shape {tuple(logits.shape)}"
+            raise ValueError(f"{self.name}: {seen} for {size}, but its card says {self.card.num_classes} classes")
 
     def admit(self, view_size: int, image_size: int) -> None:
         """Let the network see views of `view_size`, of an image of `image_size`, in the image's own proportion.

@@ -91,6 +91,9 @@ def _card_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        if file.read(10)[8:] == b'{"':  # a length and a JSON object
+            raise ValueError(f"{path} looks like a safetensors file; give it the ending .safetensors")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -103,7 +106,9 @@ def _read_torch(path: Path) -> Any:
         ) from None
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = str(error).partition(". ")[0].partition("\n")[0]
-        raise ValueError(f"{path} is not a weights file ({type(error).__name__}: {reason})") from None
+        raise ValueError(
+            f"{path} is not a file of torch.save, or is damaged or cut short ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -39,6 +39,16 @@ MISTAKES = {
         [*PLUGIN, "--models", "tiny_a@random", "resnet20_cifar@random"],
         ["different classes", "teachers[1].classes"],
     ),
+    "teachers of other class names": (
+        [*PLUGIN, "--models", "tiny_a@random", "tiny_renamed@random"],
+        ["different classes", "3 of shapes and 3, star to circle", "--set 'teachers[1].classes={cat: 0}'"],
+    ),
+    "more logits than classes": (
+        [*PLUGIN, "--models", "tiny_wide@random"],
+        ["tiny_wide", "logits of shape (1, 7) for an image of 8 x 8", "its card says 3 classes"],
+    ),
+    "forward that fails": ([*PLUGIN, "--models", "tiny_broken@random"], ["tiny_broken", "forward pass fails", "8 x 8"]),
+    "resume and overwrite": ([*ONE, "--resume", "--overwrite"], ["--overwrite", "not allowed with"]),
     "class index": ([*ONE, "--targets", "3"], ["class 3", "0..2"]),
     "negative class": ([*ONE, "--targets", "-1"], ["class -1", "0..2"]),
     "class range": ([*ONE, "--targets", "1-99999999999999"], ["99999999999999", "0..2"]),
@@ -140,6 +150,12 @@ def test_file_that_is_no_weights(run, tmp_path):
     for name in ("net.pth", "net.safetensors"):
         (tmp_path / name).write_text("not weights at all")
         check_refusal(run(*PLUGIN, "--models", f"tiny_a@{tmp_path / name}", "--output", tmp_path / "out"), name)
+
+
+def test_safetensors_under_another_ending(run, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "net.pth")
+    ended = run(*PLUGIN, "--models", f"tiny_a@{tmp_path / 'net.pth'}", "--output", tmp_path / "out")
+    check_refusal(ended, "net.pth looks like a safetensors file; give it the ending .safetensors")
 
 
 def test_weights_that_cannot_be_downloaded(run, tmp_path, monkeypatch):

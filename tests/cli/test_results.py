@@ -173,3 +173,16 @@ def test_a_file_that_says_its_classes_and_its_size(run, tmp_path):
     assert batch["images"].shape == (3, 3, 16, 16) and batch["targets"].tolist() == [1, 1, 1]
     ended = run(*own, *short, "--targets", "lion", "--output", tmp_path / "other")
     assert ended.code == 2 and len(ended.errors) == 1 and "lion" in ended.errors[0]
+
+
+def test_every_field_can_be_set_without_a_recipe(run, tmp_path):
+    fields = ["--set", "objectives[0].weight=3", "--set", "stages[0].jitter=2", "--set", "optimizer.lr=0.5"]
+    assert run(*ONE, *SHORT, *fields, "--output", tmp_path).code == 0
+    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert (written["objectives"][0]["weight"], written["objectives"][1]["kind"]) == (3, "bn_matching")
+    assert (written["stages"][0]["jitter"], written["optimizer"]["lr"]) == (2, 0.5)
+
+
+def test_a_verifier_that_is_a_teacher_is_told(run, tmp_path):
+    ended = run(*ONE, *SHORT, "--verifier", "tiny_a@random", "--output", tmp_path)
+    assert ended.code == 0 and "tiny_a@random is a teacher, so it proves nothing" in ended.output

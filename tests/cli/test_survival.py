@@ -61,6 +61,16 @@ def start_ranks(*arguments: object, **changes: str) -> list[subprocess.Popen[str
     ]
 
 
+def test_resume_of_a_finished_run_does_nothing(run, tmp_path):
+    assert run(*ONE, *STEPS, "--output", tmp_path).code == 0
+    before = tree(tmp_path)
+    again = run(*ONE, *STEPS, "--output", tmp_path, "--resume", "--precision", "fp32")
+    assert again.code == 0 and "this run is finished" in again.output
+    assert tree(tmp_path) == before
+    other = run(*ONE, *STEPS, "--seed", "1", "--output", tmp_path, "--resume")
+    assert other.code == 2 and tree(tmp_path) == before
+
+
 # ---- mistakes of all ranks
 
 

@@ -80,3 +80,20 @@ def tiny_inf(num_classes: int = 3) -> nn.Module:
     net = Tiny(8, num_classes)
     nn.init.constant_(net.fc.bias, float("inf"))
     return net
+
+
+@register_model(ModelCard("tiny_renamed", "tiny", 8, 3, class_names=NAMES[::-1]))
+def tiny_renamed(num_classes: int = 3) -> nn.Module:
+    return Tiny(8, num_classes)
+
+
+@register_model(ModelCard("tiny_wide", "tiny", 8, 3))
+def tiny_wide(num_classes: int = 3) -> nn.Module:
+    return Tiny(8, 7)
+
+
+@register_model(ModelCard("tiny_broken", "tiny", 8, 3))
+def tiny_broken(num_classes: int = 3) -> nn.Module:
+    net = Tiny(8, num_classes)
+    net.norm = nn.BatchNorm2d(9)
+    return net
