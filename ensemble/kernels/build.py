@@ -26,8 +26,13 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         warnings.warn("no C++ compiler found: moments are computed by plain torch operations, slower", stacklevel=2)
         return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensemble_inversion"
     try:
-        return _load(_built(compiler))
+        try:
+            return _load(_built(compiler, cache))
+        except OSError:  # a home that cannot be written, or holds nothing that may run: then for this process alone
+            with tempfile.TemporaryDirectory() as folder:
+                return _load(_built(compiler, Path(folder)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         line = detail.strip().splitlines()[0] if detail.strip() else type(error).__name__
@@ -35,9 +40,8 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, cache: Path) -> Path:
     key = hashlib.sha256(_SOURCE.read_bytes() + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensemble_inversion"
     target = cache / f"moments-{key}.so"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -202,6 +202,17 @@ def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypat
     assert torch.equal(plain[1], channel_moments(inputs[0], inputs[4]))
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: None) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made below a file
+    library.cache_clear()
+    try:
+        assert library() is not None
+        assert kernel_applies(torch.rand(1, 16, 4, 4).to(memory_format=torch.channels_last))
+    finally:
+        library.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_equals_eager(dtype: torch.dtype) -> None:
     """In fp64 by the plain operations, which a GPU compiles: there is no kernel for it."""
