@@ -15,7 +15,7 @@ from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
-from ensemble.errors import MachineFailure  # noqa: E402
+from ensemble.errors import MachineFailure, is_out_of_memory  # noqa: E402
 
 _OTHERS_TELL = 10.0
 """Seconds a rank leaves to the one that tells of a failure which both met."""
@@ -103,8 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(error)
         return 1
     except (RuntimeError, MemoryError) as error:
-        named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-        if not named and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         _tell(MachineFailure("out of memory; pass --micro-batch auto, or make fewer images at once"), error)
         return 1
@@ -117,7 +116,8 @@ def _tell(error: BaseException, cause: BaseException | None = None) -> None:
     """One line on stderr: from the rank at fault if only one is, from the one to `report`, or from rank 0.
 
     The launcher ends all ranks as soon as one has failed. So a rank with nothing to tell does not leave before the
-    one that tells; if it is still there after a while, it met the mistake alone, before the ranks met, and tells.
+    one that tells; if it is still there after a while, it met the mistake alone, before the ranks met, or on a
+    machine without rank 0, and tells.
     """
     rank = getattr(cause or error, "failing_rank", None)
     here = int(os.environ.get("RANK", "0"))
@@ -173,7 +173,7 @@ def _main(arguments: list[str]) -> int:
         if is_main_process():
             print_dry_run(planned, devices, nproc or launched_ranks())
         return 0
-    if resume and is_finished(planned, output):
+    if options.resume and is_finished(planned, output):
         if is_main_process():
             print(f"{output}: this run is finished")
         return 0
@@ -230,10 +230,9 @@ def _recipe(options: argparse.Namespace) -> Any:
     runtime = {key: value for key, value in runtime.items() if value is not None}
     if runtime:
         data["runtime"] = {**(data.get("runtime") or {}), **runtime}
-    if options.set:
-        with suppress(ConfigError):  # mistakes are told below, by then an override may have mended them
-            data = to_plain(parse_recipe(data))  # all fields are there to be overridden
     for assignment in options.set:
+        with suppress(ConfigError):  # mistakes are told below; an override may mend them
+            data = to_plain(parse_recipe(data))  # all fields are there to be overridden
         data = apply_override(data, assignment)
     recipe = parse_recipe(data)
     return recipe if options.iterations is None else recipe.with_iterations(options.iterations)

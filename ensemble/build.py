@@ -79,7 +79,6 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
     passes = recipe.iterations * recipe.trials * len(cards)
     precision = resolve_precision(recipe.runtime.precision, devices)
     compiled = resolve_compile(recipe.runtime.compile, devices, passes)
-    notes = ("compile: there is no compiler here; the teachers run uncompiled",)
     runtime = replace(
         recipe.runtime,
         precision=precision,  # type: ignore[arg-type]
@@ -95,23 +94,16 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
     names = unique_names([entry.model for entry in recipe.teachers])
     denied = recipe.runtime.compile == "on" and not compiled
     judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
-    notes = (*(notes if denied else ()), *(f"verifiers: {name} is a teacher, so it proves nothing" for name in judged))
-    return Plan(resolved, cards, names, size, classes, notes)
-
-
-def _same_classes(a: ModelCard, b: ModelCard) -> bool:
-    """As many classes, and one label space where both name theirs, else the same class names where both have some."""
-    if a.num_classes != b.num_classes:
-        return False
-    if a.label_space and b.label_space:
-        return a.label_space == b.label_space
-    return not (a.class_names and b.class_names) or a.class_names == b.class_names
+    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
+    if denied:
+        notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
+    return Plan(resolved, cards, names, size, classes, tuple(notes))
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
     for name in verifiers:
         card = model_card(name)
-        if not _same_classes(card, first):
+        if not card.shares_classes(first):
             raise ValueError(
                 f"verifiers: {name} judges other classes ({_named(card)}) than the first teacher's ({_named(first)}); "
                 "give a network of the same classes, or put another teacher first"
@@ -141,7 +133,7 @@ def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None
                 what = f"no class {unknown[0]!r} in {first.name}" if unknown else f"index {outside[0]} is out of range"
                 raise ValueError(f"teachers[{i}].classes: {what}")
             continue
-        if not _same_classes(card, first):
+        if not card.shares_classes(first):
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
                 f"map the names of the first to the indices of the other, as --set 'teachers[{i}].classes={{cat: 0}}'"

@@ -384,7 +384,8 @@ def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
     """`data` with `override`, written `a.b[1].c=value`, applied; `data` itself stays as it is.
 
     The value is YAML (`3`, `1e-4`, `[1, 2]`, `{kind: adam, lr: 0.1}`; nothing after the `=` means null).
-    Mappings on the way that are missing or null are created; list entries are not.
+    Mappings on the way that are missing or null are created; list entries are not. Another `kind` takes the
+    fields of the one before with it.
 
     Raises ConfigError with one line if the override is malformed, an index is out of range, or the path leads
     through something that is neither a mapping nor a list.
@@ -425,6 +426,8 @@ def _replace(node: Any, steps: Sequence[str | int], value: Any, path: str, overr
     node = {} if node is None else node
     if not isinstance(node, dict):
         raise ConfigError([f"{here} is not a mapping but {_show(node)}"])
+    if step == "kind" and not rest and _kinds_differ(node, {"kind": value}):
+        return {"kind": value}
     return {**node, step: _replace(node.get(step), rest, value, _join(path, step), override)}
 
 

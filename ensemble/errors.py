@@ -11,3 +11,8 @@ class CollectiveFailure(MachineFailure):
     """A failure that every rank meets at the same point, so that one of them need tell."""
 
     collective = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine, where torch says so in words alone."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)

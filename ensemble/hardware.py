@@ -52,7 +52,7 @@ def cpp_compiler() -> str | None:
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has what it needs here: Python's headers and a C++ compiler, or for a GPU Triton and C."""
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists():
         return False
     if device.type == "cuda":
         from torch.utils._triton import has_triton

@@ -283,8 +283,9 @@ def _open_output(
     try:
         if until:
             rewind_metrics(output / "metrics.jsonl", until)
-            return
-        prepare_output(output, replace_files)
+            (output / "summary.json").unlink(missing_ok=True)  # of the run before, if it had ended
+        else:
+            prepare_output(output, replace_files)
         (output / "recipe.yaml").write_text(dump_yaml(to_plain(plan.recipe)), encoding="utf-8")
     except OSError as error:
         why = error.strerror or error
@@ -410,7 +411,10 @@ def _verify(
     images, targets = _images_and_targets(plan, done)
     read = {}
     for name, (net, card) in verifiers.items():
-        result = accuracy(net.to(device), card, images, targets)
+        try:
+            result = accuracy(net.to(device), card, images, targets)
+        except torch.OutOfMemoryError:
+            result = accuracy(net.cpu(), card, images, targets)
         read[name] = {"accuracy": result.top1, "interval": list(result.interval), "images": result.n}
     first = next(iter(read.values()))["accuracy"] if read else None
     return {"verifier_accuracy": first, "verifiers": read}

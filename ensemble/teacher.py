@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ensemble.errors import is_out_of_memory
 from ensemble.hardware import cpp_compiler
 from ensemble.rewriting import entry, rewritten
 from ensemble.rng import generator
@@ -68,9 +69,9 @@ class Teacher:
         size = f"an image of {blank.shape[2]} x {blank.shape[3]}"
         try:
             logits, _ = self._forward(blank)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a network may be anybody's
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"{self.name}: its forward pass fails on {size}: {error}") from error
         if logits.shape != (1, self.card.num_classes):
             seen = f"logits of shape {tuple(logits.shape)}"
@@ -90,7 +91,9 @@ class Teacher:
         try:
             with torch.no_grad():
                 statistics, _ = probe(lambda: self._forward(blank), self._modules)
-        except (RuntimeError, AssertionError, ValueError):
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             del self._input_sizes[view_size]
             return
         assert statistics is not None

@@ -53,3 +53,11 @@ class ModelCard:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.default_weights is not None and self.default_weights not in self.weights:
             raise ValueError(f"{self.name}: default weights {self.default_weights!r} are not on the card")
+
+    def shares_classes(self, other: ModelCard) -> bool:
+        """As many classes, and one label space where both name theirs, else the same names where both have some."""
+        if self.num_classes != other.num_classes:
+            return False
+        if self.label_space and other.label_space:
+            return self.label_space == other.label_space
+        return not (self.class_names and other.class_names) or self.class_names == other.class_names

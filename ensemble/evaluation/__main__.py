@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from ensemble import hardware
+from ensemble.config import load_yaml
 from ensemble.data import load_images
 from ensemble.evaluation.judge import Judge, Judgement
 from ensemble.recording import write_json
-from models import create_model, load_plugin
+from models import ModelCard, create_model, load_plugin, model_card
 
 
 def main() -> int:
@@ -43,21 +45,35 @@ def main() -> int:
 
 def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
     """Each folder's judgement, and that of as many real training images as the scale beside the largest."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hardware.set_up("fp32", device)
     net, card = create_model(options.judge)
     test = load_images(options.data, options.test_split, card.input_size)
-    judge = Judge(net.to("cuda" if torch.cuda.is_available() else "cpu"), card, test)
+    judge = Judge(net.to(device), card, test)
     rows, judged = {}, []
     for folder in options.results:
         file = Path(folder) / "images.safetensors"
         if not file.exists():
             raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
+        _check_classes(file.parent, card)
         tensors = load_file(file)
         rows[folder] = judge(tensors["images"], tensors["targets"])
         judged.append(tensors["targets"])
     n = max(row.n for row in rows.values())
     train = load_images(options.data, options.train_split, card.input_size)
-    rows[f"{n} real training images"] = judge.scale(train, n, classes=torch.cat(judged).unique())
+    real = judge.scale(train, n, classes=torch.cat(judged).unique())
+    rows[f"{real.n} real training images"] = real
     return rows
+
+
+def _check_classes(folder: Path, judge: ModelCard) -> None:
+    """ValueError where the run's targets count other classes than the judge's, as far as its recipe tells."""
+    try:
+        first = model_card(load_yaml(folder / "recipe.yaml")["teachers"][0]["model"])
+    except (ValueError, KeyError, IndexError, TypeError):  # no recipe, or a network that is not known here
+        return
+    if not first.shares_classes(judge):
+        raise ValueError(f"{folder} has targets of {first.name}, and {judge.name} has other classes")
 
 
 def print_rows(rows: dict[str, Judgement]) -> None:

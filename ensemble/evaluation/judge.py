@@ -75,13 +75,15 @@ class Judge:
     def scale(self, train: LabelledImages, n: int, seed: int = 0, classes: torch.Tensor | None = None) -> Judgement:
         """The same for `n` real training images, drawn without replacement: what a perfect inversion would get.
 
-        They are of `classes`, all where it is None.
+        They are of `classes`, all where it is None; fewer than `n` where there are no more. ValueError for none.
         """
         labels = _own_labels(self.card, train)
         index = torch.randperm(len(train), generator=generator(seed, "scale"))
         if classes is not None:
             index = index[torch.isin(labels[index], classes)]
         index = index[:n]
+        if not len(index):
+            raise ValueError("data: no real training image is of a class of the images that are judged")
         return self(train.images[index].float() / 255, labels[index])
 
 
@@ -89,10 +91,10 @@ def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
     """The labels as the judge numbers its classes: by their names, or where it has other names, in their order."""
     if set(data.class_names) <= set(card.class_names):
         return torch.tensor([card.class_names.index(name) for name in data.class_names])[data.labels]
-    if len(data.class_names) == card.num_classes:
+    if len(data.class_names) == card.num_classes and set(data.class_names).isdisjoint(card.class_names):
         return data.labels
     unknown = [name for name in data.class_names if name not in card.class_names]
     raise ValueError(
-        f"data: {card.name} has no class {unknown[0]!r}, and {card.num_classes} classes, not {len(data.class_names)}; "
-        "name the folders as its classes, or give one for each in its order"
+        f"data: {card.name} has no class {unknown[0]!r}; name the folders as its {card.num_classes} classes, or give "
+        "one for each, none named as a class, in its order"
     )

@@ -67,8 +67,9 @@ def test_resume_of_a_finished_run_does_nothing(run, tmp_path):
     again = run(*ONE, *STEPS, "--output", tmp_path, "--resume", "--precision", "fp32")
     assert again.code == 0 and "this run is finished" in again.output
     assert tree(tmp_path) == before
-    other = run(*ONE, *STEPS, "--seed", "1", "--output", tmp_path, "--resume")
-    assert other.code == 2 and tree(tmp_path) == before
+    for change in (["--seed", "1"], ["--verifier", "tiny_b@random"]):
+        other = run(*ONE, *STEPS, *change, "--output", tmp_path, "--resume")
+        assert other.code == 2 and tree(tmp_path) == before
 
 
 # ---- mistakes of all ranks

@@ -494,14 +494,17 @@ def test_judge_compares_with_real_images_of_all_classes() -> None:
 def test_judge_compares_with_real_images_of_the_same_classes() -> None:
     judge = Judge(Colour(), RGB, coloured({"red": 300, "green": 300, "blue": 300}))
     train = coloured({"red": 200, "green": 200, "blue": 200}, seed=1)
-    greens = judge.scale(train, 100, classes=torch.tensor([1]))
-    assert greens.n == 100 and greens.accuracy.top1 == 1
-    assert greens.frechet < 1e-3 < judge(train.images[:100].float() / 255, torch.arange(100) % 3).frechet
+    reds = judge.scale(train, 100, classes=torch.tensor([0]))
+    assert reds.n == 100 and reds.accuracy.top1 == 1
+    assert reds.frechet < 1e-3 < judge(train.images[:100].float() / 255, torch.arange(100) % 3).frechet
 
 
 def test_judge_refuses_classes_it_does_not_have() -> None:
-    with pytest.raises(ValueError, match="colour has no class 'cyan', and 3 classes, not 2"):
-        Judge(Colour(), RGB, coloured({"red": 5, "cyan": 5}))
+    for names in (("red", "cyan"), ("red", "cyan", "green")):
+        with pytest.raises(ValueError, match="colour has no class 'cyan'; name the folders as its 3 classes"):
+            Judge(Colour(), RGB, coloured(dict.fromkeys(names, 5)))
     Judge(Colour(), RGB, coloured({"cyan": 5, "magenta": 5, "yellow": 5}))  # as many: in their order
+    with pytest.raises(ValueError, match="no real training image is of a class"):
+        Judge(Colour(), RGB, coloured({"red": 9})).scale(coloured({"red": 9}), 5, classes=torch.tensor([2]))
     with pytest.raises(ValueError, match="no real test image is of a class"):
         Judge(Colour(), RGB, coloured({"red": 9}))(torch.rand(4, 3, 2, 2), torch.full((4,), 2))

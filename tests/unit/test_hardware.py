@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,14 @@ def test_compile(
 def test_nothing_is_compiled_without_a_compiler(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     assert not hardware.resolve_compile(mode, CPU, 10**6)
+
+
+def test_nothing_is_compiled_without_python_s_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "sh")
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
+    assert not hardware.can_compile(CPU[0])
+    (tmp_path / "Python.h").write_text("")
+    assert hardware.can_compile(CPU[0])
 
 
 def test_a_compiler_with_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
