@@ -345,6 +345,20 @@ def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> No
     assert inversion.step == 3 + 1 + 5
 
 
+def test_decisions_follow_the_owner_s_loss() -> None:
+    """Ranks on devices of different kinds round differently; here the owner sees no progress at all."""
+
+    def share(tensor: torch.Tensor) -> None:
+        if tensor.ndim == 0:
+            tensor.fill_(7.0)
+
+    plan = StagePlan(50, NO_CHANGE, Adam(lr=0.05), schedule="constant")
+    stopping = EarlyStopping(patience=4, threshold=0.01)
+    inversion = make(stages=[plan], early_stopping=stopping, share=share, best_every=2)
+    assert inversion.run(Observer()) == "converged"
+    assert inversion.step == 1 + 5 and inversion.best.loss == 7.0
+
+
 def test_plateau_shrinks_the_rate() -> None:
     plan = StagePlan(9, NO_CHANGE, Adam(lr=1e-9), schedule="plateau", plateau=(0.5, 2))
     inversion = make(stages=[plan])
