@@ -107,7 +107,7 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = str(error).partition(". ")[0].partition("\n")[0]
         raise ValueError(
-            f"{path} is not a file of torch.save, or is damaged or cut short ({type(error).__name__}: {reason})"
+            f"{path} is not a weights file, or is damaged or cut short ({type(error).__name__}: {reason})"
         ) from None
 
 
