@@ -159,7 +159,9 @@ def test_a_layer_under_two_names_is_one_module() -> None:
 
 
 def test_layers_without_running_statistics_are_left_alone() -> None:
-    net = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    net = nn.Sequential(
+        nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)
+    )
     teacher = Teacher("t", net, card())
     assert teacher.statistics is None
     assert teacher.observe(draw_view(2).float()).moments.shape == (2, 0)
