@@ -66,12 +66,9 @@ def is_finished(plan: Plan, output: Path) -> bool:
     """Whether `output` holds the results of this very recipe, all written."""
     if not (output / "summary.json").exists() or not (output / "recipe.yaml").exists():
         return False
-    left_out = set(_NOT_THE_IMAGES) - {"verifiers"}
-    saved, planned = (
-        {key: value for key, value in plain.items() if key not in left_out}
-        for plain in (load_yaml(output / "recipe.yaml"), to_plain(plan.recipe))
-    )
-    return not differences(saved, planned)
+    saved, planned = load_yaml(output / "recipe.yaml"), to_plain(plan.recipe)
+    same_images = not differences(_fingerprint(saved), _fingerprint(planned))
+    return same_images and saved.get("verifiers") == planned["verifiers"]
 
 
 def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restored:

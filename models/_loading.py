@@ -6,7 +6,8 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,23 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix != ".safetensors":
         return {}
+    with _opened(path) as file:
+        return _card_in(file.metadata() or {}, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return _card_in(file.metadata() or {}, path)
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file ({error})") from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     return tensors, _card_in(metadata, path), metadata

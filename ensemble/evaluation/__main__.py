@@ -48,22 +48,23 @@ def judge_folders(options: argparse.Namespace) -> dict[str, Judgement]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hardware.set_up("fp32", device)
     net, card = create_model(options.judge)
-    test = load_images(options.data, options.test_split, card.input_size)
-    judge = Judge(net.to(device), card, test)
-    rows, judged = {}, []
-    for folder in options.results:
-        file = Path(folder) / "images.safetensors"
-        if not file.exists():
-            raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
-        _check_classes(file.parent, card)
-        tensors = load_file(file)
-        rows[folder] = judge(tensors["images"], tensors["targets"])
-        judged.append(tensors["targets"])
+    made = {folder: _images_and_targets(Path(folder), card) for folder in options.results}
+    judge = Judge(net.to(device), card, load_images(options.data, options.test_split, card.input_size))
+    rows = {folder: judge(images, targets) for folder, (images, targets) in made.items()}
     n = max(row.n for row in rows.values())
     train = load_images(options.data, options.train_split, card.input_size)
-    real = judge.scale(train, n, classes=torch.cat(judged).unique())
+    real = judge.scale(train, n, classes=torch.cat([targets for _, targets in made.values()]).unique())
     rows[f"{real.n} real training images"] = real
     return rows
+
+
+def _images_and_targets(folder: Path, judge: ModelCard) -> tuple[torch.Tensor, torch.Tensor]:
+    file = folder / "images.safetensors"
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
+    _check_classes(folder, judge)
+    tensors = load_file(file)
+    return tensors["images"], tensors["targets"]
 
 
 def _check_classes(folder: Path, judge: ModelCard) -> None:

@@ -37,7 +37,8 @@ class Judgement:
 class Judge:
     """A network that was no teacher, and its features of the real test images.
 
-    Raises ValueError where the real images' classes are neither among the judge's by name nor as many.
+    Raises ValueError where the real images' classes are neither among the judge's by name, nor as many under names
+    that are all different.
     """
 
     def __init__(self, net: nn.Module, card: ModelCard, real: LabelledImages) -> None:
