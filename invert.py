@@ -15,7 +15,7 @@ from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
-from ensemble.errors import MachineFailure, is_out_of_memory  # noqa: E402
+from ensemble.machine.errors import MachineFailure, is_out_of_memory  # noqa: E402
 
 _OTHERS_TELL = 10.0
 """Seconds a rank leaves to the one that tells of a failure which both met."""
@@ -144,15 +144,15 @@ def _main(arguments: list[str]) -> int:
     for plugin in options.plugin:
         load_plugin(plugin)
     if options.list_models is not None:
-        from ensemble.reports import print_models
+        from ensemble.runs.reports import print_models
 
         print_models(options.list_models)
         return 0
-    from ensemble.build import check_placement, plan
-    from ensemble.distributed import choose_devices, is_main_process, launch_ranks, launched_ranks, process_context
-    from ensemble.recording import check_output
-    from ensemble.resuming import is_finished
-    from ensemble.run import Interrupted, run
+    from ensemble.machine.ranks import choose_devices, is_main_process, launch_ranks, launched_ranks, process_context
+    from ensemble.runs.build import check_placement, plan
+    from ensemble.runs.checkpoints import is_finished
+    from ensemble.runs.folder import check_output
+    from ensemble.runs.run import Interrupted, run
 
     recipe = _recipe(options)
     output = Path(options.output).expanduser()
@@ -168,7 +168,7 @@ def _main(arguments: list[str]) -> int:
     device, devices = choose_devices(named)
     planned = plan(recipe, devices)
     if options.dry_run:
-        from ensemble.reports import print_dry_run
+        from ensemble.runs.reports import print_dry_run
 
         if is_main_process():
             print_dry_run(planned, devices, nproc or launched_ranks())
@@ -191,7 +191,7 @@ def _main(arguments: list[str]) -> int:
                 print(f"invert.py: {stop}", file=sys.stderr)
             return 0
         if context.is_main:
-            from ensemble.reports import print_summary
+            from ensemble.runs.reports import print_summary
 
             print_summary(summary, output)
     return 0
@@ -199,7 +199,7 @@ def _main(arguments: list[str]) -> int:
 
 def _recipe(options: argparse.Namespace) -> Any:
     """The recipe file or the defaults of --models, with the command line's options laid over it."""
-    from ensemble.config import ConfigError, apply_override, load_yaml, to_plain
+    from ensemble.config.parsing import ConfigError, apply_override, load_yaml, to_plain
     from ensemble.recipe import default_recipe, parse_recipe
     from models import model_card
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from ensemble.config import parse
+from ensemble.config.parsing import parse
 
 # --- teachers ---------------------------------------------------------------------------------------------------
 

@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ensemble.data import load_images
+from ensemble.data.labelled import load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.recording import save_grid, write_json
-from ensemble.rng import generator
+from ensemble.machine.rng import generator
+from ensemble.runs.folder import save_grid, write_json
 from ensemble.training.loop import recalibrate_bn
 from models import ModelCard, create_model, model_card, register_model
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensemble.data import LabelledImages
+from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.classification import Accuracy, accuracy
 from ensemble.evaluation.density_coverage import density_coverage
 from ensemble.evaluation.diversity import diversity
@@ -15,7 +15,7 @@ from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.kernel_distance import kernel_distance
 from ensemble.evaluation.precision_recall import precision_recall
-from ensemble.rng import generator
+from ensemble.machine.rng import generator
 from models import ModelCard
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from ensemble.statistics import BNStatistics
+from ensemble.teachers.statistics import BNStatistics
 
 Convention = Literal["relative", "paper"]
 

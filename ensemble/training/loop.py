@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.data import LabelledImages
-from ensemble.rng import generator
+from ensemble.data.labelled import LabelledImages
+from ensemble.machine.rng import generator
 from ensemble.training.augment import MixedLabels, crop_and_flip, cutmix, cutout, mixup
 
 

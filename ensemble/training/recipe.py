@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensemble.config import ConfigError, parse
+from ensemble.config.parsing import ConfigError, parse
 from ensemble.training.loop import Augmentation, Schedule
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble import hardware
-from ensemble.config import differences, dump_yaml, load_yaml, to_plain
-from ensemble.data import LabelledImages, load_images
-from ensemble.recording import Metrics, progress_reporter, write_json
+from ensemble.config.parsing import differences, dump_yaml, load_yaml, to_plain
+from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.machine import hardware
+from ensemble.runs.folder import Metrics, progress_reporter, write_json
 from ensemble.training.loop import Progress, evaluate, train
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from ensemble.data import LabelledImages
-from ensemble.recording import write_json
+from ensemble.data.labelled import LabelledImages
+from ensemble.runs.folder import write_json
 from ensemble.training.loop import evaluate
 from models import ModelCard
 from models._loading import fit, read_weights, sha256

@@ -20,12 +20,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ensemble import hardware  # noqa: E402
-from ensemble.build import build_ensemble, build_inversion, plan  # noqa: E402
-from ensemble.config import load_yaml  # noqa: E402
-from ensemble.distributed import choose_device, process_context  # noqa: E402
-from ensemble.engine import Observer  # noqa: E402
+from ensemble.config.parsing import load_yaml  # noqa: E402
+from ensemble.engine.inversion import Observer  # noqa: E402
+from ensemble.machine import hardware  # noqa: E402
+from ensemble.machine.ranks import choose_device, process_context  # noqa: E402
 from ensemble.recipe import parse_recipe  # noqa: E402
+from ensemble.runs.build import build_ensemble, build_inversion, plan  # noqa: E402
 
 
 def main() -> None:

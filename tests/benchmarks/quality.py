@@ -26,8 +26,8 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.hardware import PRECISIONS
-from ensemble.teacher import Teacher
+from ensemble.machine.hardware import PRECISIONS
+from ensemble.teachers.teacher import Teacher
 from models import create_model
 from tests.benchmarks.step import QUICKSTART
 

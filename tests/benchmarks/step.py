@@ -36,14 +36,14 @@ from rich.table import Table
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from ensemble import hardware
-from ensemble.engine import EnsembleMember, Inversion, StagePlan
+from ensemble.engine.inversion import EnsembleMember, Inversion, StagePlan
+from ensemble.engine.optimizers import Adam
+from ensemble.engine.placement import Share
+from ensemble.image.parameterization import PixelImage
+from ensemble.image.transforms import Compose
+from ensemble.machine import hardware
 from ensemble.objectives import BNMatching, CrossEntropy, Formulation
-from ensemble.optimizers import Adam
-from ensemble.parameterization import PixelImage
-from ensemble.placement import Share
-from ensemble.teacher import Teacher
-from ensemble.transforms import Compose
+from ensemble.teachers.teacher import Teacher
 from models import create_model
 
 Step = Callable[[], object]

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ensemble.distributed import ProcessContext, process_context
-from ensemble.kernels.build import library
+from ensemble.machine.ranks import ProcessContext, process_context
+from ensemble.teachers.kernels.build import library
 
 Work = Callable[[ProcessContext], dict[str, Any]]
 

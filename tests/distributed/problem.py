@@ -13,16 +13,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.distributed import ProcessContext
-from ensemble.engine import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.engine.inversion import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.engine.optimizers import Adam
+from ensemble.engine.placement import Share, place, slices
+from ensemble.engine.reduction import FixedPointSum
+from ensemble.image.parameterization import FourierImage
+from ensemble.image.transforms import Compose, Flip, Jitter
+from ensemble.machine.ranks import ProcessContext
+from ensemble.machine.rng import generator
 from ensemble.objectives import BNMatching, CrossEntropy, Formulation, L2Prior, TotalVariation
-from ensemble.optimizers import Adam
-from ensemble.parameterization import FourierImage
-from ensemble.placement import Share, place, slices
-from ensemble.reduction import FixedPointSum
-from ensemble.rng import generator
-from ensemble.teacher import Teacher
-from ensemble.transforms import Compose, Flip, Jitter
+from ensemble.teachers.teacher import Teacher
 from models import ModelCard
 
 IMAGES = 7

@@ -1,0 +1,367 @@
+"""The process context, its collectives and the launch of ranks: all that uses torch.distributed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from ensemble.machine.errors import MachineFailure
+
+T = TypeVar("T")
+
+_STARTUP = timedelta(minutes=30)
+"""How long ranks may wait for each other before the first step: downloads and compilation take their time."""
+_ROLL_CALL = 2.0
+"""Seconds for the ranks that are left to find each other after a collective failed."""
+
+
+class RankLostError(MachineFailure):
+    """A collective failed because ranks died or hang. One rank of those left has `report` set and tells."""
+
+    def __init__(self, message: str, report: bool = True) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class ProcessContext:
+    """This process among the `world_size` that work on one batch. `backend` is None where it works alone.
+
+    Ranks form a mesh (replica, member): replicas make batches of their own, side by side.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    backend: str | None = None
+    mixed: bool = False
+    """The ranks' devices are of different types and round differently: rank 0 owns the image."""
+    replica: int = 0
+    replicas: int = 1
+    group: dist.ProcessGroup | None = None
+    """The members of this replica; None for all ranks."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first rank of its replica."""
+        return self.rank == 0
+
+    @property
+    def first(self) -> int:
+        """The global rank of this replica's rank 0."""
+        return self.replica * self.world_size
+
+    def split(self, replicas: int) -> ProcessContext:
+        """This process in its replica, of `replicas` equal ones. All ranks must call it."""
+        members = self.world_size // replicas
+        assert members * replicas == self.world_size and self.replicas == 1
+        if replicas == 1:
+            return self
+        firsts = range(0, self.world_size, members)
+        groups = [dist.new_group(list(range(f, f + members)), timeout=_STARTUP) for f in firsts]
+        replica, rank = divmod(self.rank, members)
+        backend = self.backend if members > 1 else None
+        return replace(
+            self,
+            rank=rank,
+            world_size=members,
+            backend=backend,
+            replica=replica,
+            replicas=replicas,
+            group=groups[replica],  # type: ignore[arg-type]
+        )
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by its sum over all ranks; without a group there is nothing to do."""
+        if self.backend is not None:
+            self._on_wire(tensor, lambda t: dist.all_reduce(t, group=self.group))
+
+    def share_(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by rank 0's where ranks would not compute the same bits."""
+        if self.backend is not None and self.mixed:
+            self._on_wire(tensor, lambda t: dist.broadcast(t, src=self.first, group=self.group))
+
+    def gather(self, value: object) -> list[object]:
+        """`value` of every rank, in rank order, on every rank. Small Python objects outside the loop only."""
+        if self.backend is None:
+            return [value]
+        values: list[object] = [None] * self.world_size
+        self._collective(lambda: dist.all_gather_object(values, value, group=self.group))
+        return values
+
+    def collect(self, value: T) -> list[T]:
+        """`value` of every rank, in rank order, on rank 0; an empty list on the others."""
+        if self.backend is None:
+            return [value]
+        values: list[T | None] | None = [None] * self.world_size if self.is_main else None
+        self._collective(lambda: dist.gather_object(value, values, dst=self.first, group=self.group))
+        return values or []  # type: ignore[return-value]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.backend is None:
+            return value
+        values = [value]
+        self._collective(lambda: dist.broadcast_object_list(values, src=self.first, group=self.group))
+        return values[0]
+
+    def limit(self, seconds: float) -> None:
+        """From now on a collective gives up on a rank after so many seconds."""
+        if self.backend is not None:
+            _set_timeout(timedelta(seconds=seconds), self.group)
+
+    def _on_wire(self, tensor: torch.Tensor, call: Callable[[torch.Tensor], object]) -> None:
+        """gloo sums and sends in main memory; tensors of a GPU go there and back."""
+        if self.backend == "gloo" and tensor.is_cuda:
+            staged = tensor.cpu()
+            self._collective(lambda: call(staged))
+            tensor.copy_(staged)
+        else:
+            self._collective(lambda: call(tensor))
+
+    def _collective(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise self._lost(str(error)) from None
+
+    def _lost(self, reason: str) -> RankLostError:
+        """Calls the roll over the store: who does not answer is at fault, the first of the others tells."""
+        slow = "timed out" in reason.lower() or "timeout" in reason.lower()
+        how = "did not answer in time; it hangs or is far slower than the others" if slow else "died"
+        me, everyone = self.first + self.rank, range(self.first, self.first + self.world_size)
+        present, absent = [me], [r for r in everyone if r != me]
+        try:
+            store = _get_default_store()
+            store.set(f"present/{me}", "")
+            if self.backend == "gloo":
+                dist.destroy_process_group()  # ranks that wait for this one notice at once
+            deadline = time.monotonic() + _ROLL_CALL
+            while absent and time.monotonic() < deadline:
+                time.sleep(0.05)
+                if any(store.check([f"failed/{r}"]) for r in absent):
+                    return RankLostError("another rank failed and told why", report=False)
+                present += [r for r in absent if store.check([f"present/{r}"])]
+                absent = [r for r in absent if r not in present]
+        except RuntimeError:
+            absent = [0]  # the store lives in rank 0 where no launcher keeps it
+            present = [r for r in everyone if r]
+        what = f"a collective failed ({_one_line(reason)})"
+        if absent:
+            what = f"rank {', '.join(map(str, absent))} {how}"
+        text = f"{what}; to go on, run the same command with --resume"
+        return RankLostError(text, report=me == min(present))
+
+
+def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
+    if hasattr(dist, "set_timeout"):  # torch 2.11 has only the private name
+        dist.set_timeout(timeout, group)
+    else:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def launched_ranks() -> int:
+    """How many processes torchrun (or our own launcher) started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, known before any group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def choose_device(requested: str) -> torch.device:
+    """This process' device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` and `cuda` take the GPU of its local rank.
+
+    Raises ValueError where CUDA is asked for and absent, or where a machine has more ranks than GPUs.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return _device(requested, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[torch.device]]:
+    """(this process' device, all devices that are known to take part): one name, or one for each local rank.
+
+    In a list, each `auto` or `cuda` takes the next GPU. Raises ValueError as `choose_device` does, and where ranks
+    and devices differ in number.
+    """
+    if isinstance(requested, str):
+        device = choose_device(requested)
+        return device, [device]
+    devices: list[torch.device] = []
+    for name in requested:
+        devices.append(_device(name, sum(device.type == "cuda" for device in devices), 1))
+    if "LOCAL_RANK" not in os.environ:
+        return devices[0], devices
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if len(devices) != local_size:
+        raise ValueError(f"device: {len(devices)} devices are named for {local_size} ranks on this machine")
+    return devices[int(os.environ["LOCAL_RANK"])], devices
+
+
+def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if requested == "cpu" or (requested == "auto" and not available):
+        return torch.device("cpu")
+    try:
+        device = torch.device("cuda" if requested == "auto" else requested)
+    except RuntimeError:
+        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N") from None
+    if device.type != "cuda":
+        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N")
+    if not available:
+        raise ValueError(f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None:
+        if device.index >= count:
+            raise ValueError(f"device: {requested} does not exist; this machine has {count} CUDA device(s)")
+        return device
+    if max(local_size, local_rank + 1) > count:
+        raise ValueError(
+            f"device: {max(local_size, local_rank + 1)} ranks on a machine with {count} GPU(s); start fewer, "
+            "or name one with --device cuda:0"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def process_context(device: torch.device) -> Iterator[ProcessContext]:
+    """The context of this process: a group under torchrun, none without.
+
+    Ranks that each have a GPU of their own talk by nccl, all others by gloo.
+    Collectives wait for half an hour, until `limit` says otherwise. An exception that only this rank meets
+    gets its number as `failing_rank`, and the other ranks will know that it has told why.
+    """
+    if "RANK" not in os.environ:
+        yield ProcessContext(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        store, rank, world_size = _meet()
+        backend, mixed = _backend(store, rank, world_size, device)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_STARTUP)
+    except RuntimeError as error:
+        text = f"rank {os.environ['RANK']}: the ranks could not find each other ({_one_line(str(error))})"
+        raise RankLostError(text) from None
+    context = ProcessContext(rank, world_size, device, backend, mixed)
+    try:
+        yield context
+    except BaseException as error:
+        if not isinstance(error, RankLostError) and not getattr(error, "collective", False):
+            error.failing_rank = context.rank  # type: ignore[attr-defined]
+            with suppress(RuntimeError):
+                _get_default_store().set(f"failed/{context.rank}", "")
+        if backend == "gloo" and dist.is_initialized():
+            dist.destroy_process_group()  # nccl would wait for the others, which wait for this rank
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """(the launcher's store under a prefix that only the ranks now alive share, rank, world size).
+
+    torchrun keeps one store over its restarts, and in it the addresses of ranks that are dead. Rank 0 draws the
+    prefix and hands it to each rank that answers: a rank of an earlier start cannot.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=_STARTUP))
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"arrived/{rank}", mine)
+        prefix = store.get(f"prefix/{mine}").decode()
+        store.set(f"{prefix}/met/{rank}", "")
+        return dist.PrefixStore(prefix, store), rank, world_size
+    absent = set(range(1, world_size))
+    deadline = time.monotonic() + _STARTUP.total_seconds()
+    while absent:
+        for other in [r for r in absent if store.check([f"arrived/{r}"])]:
+            store.set(f"prefix/{store.get(f'arrived/{other}').decode()}", mine)
+        absent = {r for r in absent if not store.check([f"{mine}/met/{r}"])}
+        if absent and time.monotonic() > deadline:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(absent)))} did not come")
+        time.sleep(0.02)
+    return dist.PrefixStore(mine, store), rank, world_size
+
+
+def _backend(store: dist.Store, rank: int, world_size: int, device: torch.device) -> tuple[str, bool]:
+    """(nccl or gloo, whether devices of different kinds meet, which would round differently)."""
+    kind, which = "cpu", str(rank)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        kind, which = properties.name, str(properties.uuid)
+    store.set(f"device/{rank}", json.dumps([device.type, kind, f"{which} of {platform.node()}"]))
+    devices = [tuple(json.loads(store.get(f"device/{r}"))) for r in range(world_size)]
+    own = all(name == "cuda" for name, _, _ in devices) and len(set(devices)) == world_size
+    return ("nccl" if own else "gloo"), len({kind for _, kind, _ in devices}) > 1
+
+
+def launch_ranks(command: Sequence[str], count: int) -> int:
+    """Run `command` as `count` ranks on this machine through torch's own launcher; returns the exit code.
+
+    SIGTERM and SIGINT go on to the ranks, which save and stop. When a rank fails the others are ended; the
+    exit code is its own, or 1 where a signal killed it, which is told.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    logging.disable(logging.ERROR)  # the ranks tell their errors themselves
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
+    }
+    ranks = start_processes(
+        "invert",
+        command[0],
+        {rank: tuple(command[1:]) for rank in range(count)},
+        {rank: common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
+        DefaultLogsSpecs(),
+    )
+
+    def forward(*_: object) -> None:
+        for pid in ranks.pids().values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        result = ranks.wait(period=0.1)
+    finally:
+        ranks.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert result is not None, "the ranks were waited for without a limit"
+    codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+    told = [code for code in codes.values() if code > 0]
+    if codes and not told:
+        # those that were asked to end because of another come last
+        rank, code = min(codes.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))
+        name = signal.Signals(-code).name
+        text = f"rank {rank} was ended by {name}; to go on, run the same command with --resume"
+        print(f"invert.py: {text}", file=sys.stderr)
+        return 1
+    return max(told, default=0)

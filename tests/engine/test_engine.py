@@ -1,0 +1,521 @@
+"""The loop: its gradient against plain autograd, what it keeps, and runs that stop, resume and fail."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ensemble.engine.inversion import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.engine.optimizers import Adam
+from ensemble.engine.placement import Share
+from ensemble.engine.reduction import FixedPointSum
+from ensemble.engine.schedules import EarlyStopping
+from ensemble.image.parameterization import FourierImage, PixelImage
+from ensemble.image.transforms import Compose, Flip, Jitter, Resize
+from ensemble.machine.rng import generator
+from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.teachers.teacher import Teacher
+from models import ModelCard
+
+IMAGES = 5
+TARGETS = torch.tensor([0, 1, 2, 3, 1])
+CARD = ModelCard("tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
+NO_CHANGE = Compose(())
+
+
+class Net(nn.Module):
+    """Two BN layers; `plain` has none."""
+
+    def __init__(self, width: int, plain: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.norm1 = nn.Identity() if plain else nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 6, 3, stride=2, padding=1)
+        self.norm2 = nn.Identity() if plain else nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.silu(self.norm1(self.conv1(x)))
+        return self.head(F.silu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+class Cliff(nn.Module):
+    """A network whose logits are not a number once the batch's mean input exceeds `height`."""
+
+    def __init__(self, net: nn.Module, height: float) -> None:
+        super().__init__()
+        self.net, self.height = net, height
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + (self.height - x.mean()).sqrt()
+
+
+def net(seed: int, plain: bool = False) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = Net(4 + seed, plain)
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.5)
+                module.running_var.uniform_(0.3, 2)
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias, 0, 0.3)
+    return made.double().eval().requires_grad_(False)
+
+
+def member(index: int, network: nn.Module, weight: float = 1.0, card: ModelCard = CARD) -> EnsembleMember:
+    teacher = Teacher(f"t{index}", network, card, dtype=torch.float64)
+    return EnsembleMember(teacher.name, weight, teacher.statistics, TARGETS, teacher)
+
+
+def whole(count: int) -> list[Share]:
+    return [Share(t, 0, IMAGES) for t in range(count)]
+
+
+def uneven(count: int) -> list[Share]:
+    """Cells of 1, 3 and 1 images for one teacher, 2 and 3 for the next, and so on."""
+    bounds = itertools.cycle([(0, 1, 4, 5), (0, 2, 5), (0, 5)])
+    return [Share(t, a, b) for t, cut in zip(range(count), bounds, strict=False) for a, b in itertools.pairwise(cut)]
+
+
+FORMULATION = Formulation(
+    (CrossEntropy(weight=0.7, temperature=2.0), ClassScore(weight=0.1)),
+    (BNMatching(weight=1.3, first=4.0), BNMatching(weight=0.05, convention="paper", name="bn_paper")),
+    (TotalVariation(weight=0.01), L2Prior(weight=0.02)),
+    prior_mean=CARD.mean,
+    prior_std=CARD.std,
+)
+
+
+def make(
+    members: Sequence[EnsembleMember] | None = None,
+    *,
+    iterations: int = 6,
+    transform: Compose = NO_CHANGE,
+    lr: float = 0.05,
+    schedule: str = "cosine",
+    stages: Sequence[StagePlan] | None = None,
+    formulation: Formulation = FORMULATION,
+    pixels: bool = False,
+    **options: object,
+) -> Inversion:
+    """An inversion in float64 from a random start; two teachers where `members` are not given."""
+    members = [member(0, net(0)), member(1, net(1), 2.0)] if members is None else members
+    image = (PixelImage if pixels else FourierImage)(IMAGES, 8, dtype=torch.float64)
+    if not pixels:
+        image.randomize(0.5, generator(1))
+    plan = StagePlan(iterations, transform, Adam(lr=lr), schedule=schedule)  # type: ignore[arg-type]
+    options.setdefault("cells", whole(len(members)))
+    return Inversion(image, members, formulation, stages or [plan], seed=3, **options)  # type: ignore[arg-type]
+
+
+def draw_view() -> torch.Tensor:
+    return torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+# --- the loss and its gradient ------------------------------------------------------------------------
+
+
+def plain_loss(view: torch.Tensor, networks: Sequence[nn.Module], weights: Sequence[float]) -> torch.Tensor:
+    """FORMULATION as one graph over the whole batch, with a hook on every BN layer."""
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (CARD.mean, CARD.std))
+    x = (view - mean) / std
+    total = torch.zeros((), dtype=torch.float64)
+    for network, weight in zip(networks, weights, strict=True):
+        gaps: list[tuple[torch.Tensor, ...]] = []
+
+        def look(norm: nn.Module, inputs: tuple[torch.Tensor, ...], gaps: list = gaps) -> None:
+            assert isinstance(norm, nn.BatchNorm2d)
+            mu, var = norm.running_mean, norm.running_var
+            assert mu is not None and var is not None
+            mean_gap = (inputs[0].mean((0, 2, 3)) - mu).norm()
+            var_gap = (inputs[0].var((0, 2, 3), correction=0) - var).norm()
+            gaps.append((mean_gap, var_gap, mean_gap / var.sqrt().norm(), var_gap / var.norm()))
+
+        network = copy.deepcopy(network)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(look)
+        logits = network(x)
+        score = logits[torch.arange(IMAGES), TARGETS].mean()
+        loss = 0.7 * F.cross_entropy(logits / 2, TARGETS) - 0.1 * score
+        for i, (mean_gap, var_gap, relative_mean, relative_var) in enumerate(gaps):
+            loss = loss + 1.3 * (4 if i == 0 else 1) * (relative_mean + relative_var) / len(gaps)
+            loss = loss + 0.05 * (mean_gap + var_gap)
+        total = total + weight / sum(weights) * loss
+    down, right = x[:, :, 1:] - x[:, :, :-1], x[..., 1:] - x[..., :-1]
+    diagonals = x[:, :, 1:, 1:] - x[:, :, :-1, :-1], x[:, :, 1:, :-1] - x[:, :, :-1, 1:]
+    return total + 0.01 * sum(d.norm() for d in (down, right, *diagonals)) + 0.02 * x.norm()
+
+
+@pytest.mark.parametrize("cells", [whole, uneven])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0), (0.5, 2.0, 1.0)])
+def test_gradient_is_plain_autograds(weights: tuple[float, ...], recompute: bool, cells: object) -> None:
+    networks = [net(seed) for seed in range(len(weights))]
+    members = [member(t, n, w) for t, (n, w) in enumerate(zip(networks, weights, strict=True))]
+    inversion = make(members, cells=cells(len(weights)), recompute=recompute)  # type: ignore[operator]
+    view = draw_view()
+    record, gradient, totals = inversion.loss_and_gradient(view, inversion.weights_at(0))
+    leaf = view.clone().requires_grad_()
+    expected = plain_loss(leaf, networks, weights)
+    (wanted,) = torch.autograd.grad(expected, leaf)
+    torch.testing.assert_close(record.total, expected.detach(), rtol=1e-12, atol=0)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
+    torch.testing.assert_close(inversion.measure(view).total, record.total, rtol=1e-12, atol=0)
+    assert not any(totals.bad(t) for t in range(len(weights)))
+
+
+def test_gradient_by_finite_differences() -> None:
+    inversion, view = make(cells=uneven(2)), draw_view()
+    _, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(0))
+    direction = torch.randn(view.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ahead, behind = (inversion.measure(view + h * direction).total for h in (1e-6, -1e-6))
+    assert float((ahead - behind) / 2e-6) == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_network_without_bn_layers(recompute: bool) -> None:
+    networks = [net(0, plain=True), net(1)]
+    members = [member(t, n) for t, n in enumerate(networks)]
+    inversion, view = (
+        make(members, recompute=recompute, formulation=Formulation((CrossEntropy(),), ())),
+        draw_view(),
+    )
+    _, gradient, _ = inversion.loss_and_gradient(view, {0: 1.0})
+    leaf = view.clone().requires_grad_()
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (CARD.mean, CARD.std))
+    (wanted,) = torch.autograd.grad(F.cross_entropy(networks[0]((leaf - mean) / std), TARGETS), leaf)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
+
+
+def test_record_names_each_term() -> None:
+    inversion, view = make(), draw_view()
+    values = inversion.measure(view).values()
+    teacher = inversion.members[1].teacher
+    assert teacher is not None
+    logits = teacher.observe(view).logits
+    assert values["t1/cross_entropy"] == pytest.approx(F.cross_entropy(logits / 2, TARGETS).item())
+    assert values["t1/class_score"] == pytest.approx(-logits[torch.arange(IMAGES), TARGETS].mean().item())
+    assert values["t1/accuracy"] == pytest.approx((logits.argmax(1) == TARGETS).double().mean().item())
+    assert values["prior"] == pytest.approx(FORMULATION.prior_loss(view).item())
+    teachers = [
+        0.7 * values[f"{t}/cross_entropy"]
+        + 0.1 * values[f"{t}/class_score"]
+        + 1.3 * values[f"{t}/bn_matching"]
+        + 0.05 * values[f"{t}/bn_paper"]
+        for t in ("t0", "t1")
+    ]
+    assert values["loss"] == pytest.approx(values["prior"] + teachers[0] / 3 + 2 * teachers[1] / 3)
+
+
+def test_targets_are_each_teachers_own() -> None:
+    """A teacher whose classes are numbered backwards, with targets to match, says the same."""
+    straight, backwards = net(0), net(0)
+    backwards.head.weight.copy_(backwards.head.weight.flip(0))
+    backwards.head.bias.copy_(backwards.head.bias.flip(0))
+    first, second = member(0, straight), member(0, backwards)
+    second = EnsembleMember("t0", 1.0, second.statistics, 3 - TARGETS, second.teacher)
+    view = draw_view()
+    one, other = (make([m], cells=uneven(1)).loss_and_gradient(view, {0: 1.0}) for m in (first, second))
+    torch.testing.assert_close(one[1], other[1], rtol=1e-12, atol=1e-15)
+
+
+# --- who acts -----------------------------------------------------------------------------------------
+
+
+def test_all_act_with_weights_that_sum_to_one() -> None:
+    assert make().weights_at(5) == {0: pytest.approx(1 / 3), 1: pytest.approx(2 / 3)}
+
+
+def test_teachers_take_turns() -> None:
+    members = [member(t, net(t)) for t in range(3)]
+    assert [make(members, acting="turn").weights_at(s) for s in range(4)] == [
+        {0: 1.0},
+        {1: 1.0},
+        {2: 1.0},
+        {0: 1.0},
+    ]
+
+
+def test_teachers_are_drawn_by_seed_and_step() -> None:
+    members = [member(t, net(t), weight=1.0 + t) for t in range(3)]
+    inversion = make(members, acting="random", acting_count=2)
+    drawn = [inversion.weights_at(s) for s in range(40)]
+    assert drawn == [make(members, acting="random", acting_count=2).weights_at(s) for s in range(40)]
+    assert {tuple(d) for d in drawn} == {(0, 1), (0, 2), (1, 2)}
+    assert all(sum(d.values()) == pytest.approx(1) for d in drawn)
+    assert all(d[2] / d[1] == pytest.approx(3 / 2) for d in drawn if tuple(d) == (1, 2))
+
+
+@pytest.mark.parametrize("acting", ["turn", "random"])
+def test_only_acting_teachers_count(acting: str) -> None:
+    networks = [net(0), net(1)]
+    members = [member(t, n) for t, n in enumerate(networks)]
+    inversion, view = make(members, acting=acting, cells=uneven(2)), draw_view()
+    for step in range(4):
+        (chosen,) = inversion.weights_at(step)
+        record, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(step))
+        leaf = view.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(plain_loss(leaf, networks[chosen : chosen + 1], [1.0]), leaf)
+        assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
+        assert record.names == (f"t{chosen}",)
+    inversion.run(Observer())
+
+
+# --- the loop -----------------------------------------------------------------------------------------
+
+VIEWS = Compose((Resize(8), Jitter(2), Flip()))
+
+
+def images_of(inversion: Inversion, observer: Observer | None = None) -> torch.Tensor:
+    inversion.run(observer or Observer())
+    return inversion.result()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_same_recipe_gives_the_same_bits(recompute: bool) -> None:
+    first, second = (images_of(make(transform=VIEWS, recompute=recompute)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_loop_is_adam_on_the_plain_loss() -> None:
+    networks = [net(0), net(1)]
+    members = [member(0, networks[0]), member(1, networks[1], 2.0)]
+    images = images_of(make(members, iterations=30, schedule="constant", cells=uneven(2)))
+    twin = FourierImage(IMAGES, 8, dtype=torch.float64)
+    twin.randomize(0.5, generator(1))
+    optimizer = torch.optim.Adam(twin.parameters(), lr=0.05, betas=(0.5, 0.9))
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = plain_loss(twin(), networks, (1.0, 2.0))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    torch.testing.assert_close(images, twin().detach(), rtol=0, atol=1e-9)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_gradient_passes_through_the_view() -> None:
+    """A step on a mirrored, shifted view is the plain step on plain images that look like it."""
+    mirrored = make(iterations=1, transform=Compose((Flip(1.0),)), pixels=True, lr=0.1, schedule="constant")
+    straight = make(iterations=1, pixels=True, lr=0.1, schedule="constant")
+    with torch.no_grad():
+        mirrored.parameterization.set_image(draw_view())
+        straight.parameterization.set_image(draw_view().flip(3))
+    torch.testing.assert_close(images_of(mirrored), images_of(straight).flip(3), rtol=0, atol=1e-12)
+
+
+def test_records_come_every_so_often_and_at_the_end() -> None:
+    steps: list[int] = []
+    calls: list[int] = []
+    inversion = make(iterations=12)
+    observer = Observer(every=5, on_record=lambda r: steps.append(r.step), on_step=calls.append)
+    assert inversion.run(observer) == "finished"
+    assert steps == [0, 5, 10, 11]
+    assert calls == list(range(12))
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    """Adam's first step moves every pixel by lr x multiplier."""
+    for schedule, warmup, expected in (("cosine", 0, 0.1), ("cosine", 4, 0.025), ("constant", 4, 0.025)):
+        stage = StagePlan(8, NO_CHANGE, Adam(lr=0.1), warmup=warmup, schedule=schedule)  # type: ignore[arg-type]
+        inversion = make(stages=[stage], pixels=True)
+        start = inversion.parameterization().detach().clone()
+        inversion.run(Observer(wants_stop=lambda: True))
+        moved = (inversion.parameterization().detach() - start).abs()
+        assert moved.median().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> None:
+    plans = [
+        StagePlan(3, NO_CHANGE, Adam(lr=0.05)),
+        StagePlan(50, NO_CHANGE, Adam(lr=1e-9), schedule="constant"),
+    ]
+    inversion = make(stages=plans, early_stopping=EarlyStopping(patience=4, threshold=0.01))
+    assert inversion.run(Observer()) == "converged"
+    assert inversion.step == 3 + 1 + 5
+
+
+def test_decisions_follow_the_owner_s_loss() -> None:
+    """Ranks on devices of different kinds round differently; here the owner sees no progress at all."""
+
+    def share(tensor: torch.Tensor) -> None:
+        if tensor.ndim == 0:
+            tensor.fill_(7.0)
+
+    plan = StagePlan(50, NO_CHANGE, Adam(lr=0.05), schedule="constant")
+    stopping = EarlyStopping(patience=4, threshold=0.01)
+    inversion = make(stages=[plan], early_stopping=stopping, share=share, best_every=2)
+    assert inversion.run(Observer()) == "converged"
+    assert inversion.step == 1 + 5 and inversion.best.loss == 7.0
+
+
+def test_plateau_shrinks_the_rate() -> None:
+    plan = StagePlan(9, NO_CHANGE, Adam(lr=1e-9), schedule="plateau", plateau=(0.5, 2))
+    inversion = make(stages=[plan])
+    inversion.run(Observer())
+    assert inversion.plateau is not None
+    assert inversion.plateau.multiplier == 0.25  # 1 step improves, then 3 and 3 do not
+
+
+def test_the_best_image_is_kept() -> None:
+    inversion = make(lr=5.0, schedule="constant", iterations=12, best_every=1, transform=VIEWS)
+    seen: list[torch.Tensor] = []
+    inversion.run(Observer(on_step=lambda step: seen.append(inversion.parameterization().detach().clone())))
+    losses = [float(inversion.measure(image).total) for image in seen]
+    best = min(range(12), key=losses.__getitem__)
+    assert best != 11, "the test needs a loss that rises again"
+    assert inversion.best.step == best + 1
+    assert inversion.best.loss == losses[best]
+    assert torch.equal(inversion.result(), seen[best].clamp(0, 1))
+    assert torch.equal(inversion.parameterization(), seen[-1]), "reading the result leaves the image as it is"
+
+
+def test_without_measuring_the_last_image_is_the_result() -> None:
+    inversion = make(lr=1.0, schedule="constant", iterations=12)
+    inversion.run(Observer())
+    assert torch.equal(inversion.result(), inversion.parameterization().clamp(0, 1))
+
+
+# --- stop and resume ----------------------------------------------------------------------------------
+
+
+def resumable() -> Inversion:
+    """Three stages with everything that has a state."""
+    early = EarlyStopping(patience=3, threshold=0.02)
+    plans = [
+        StagePlan(4, Compose((Resize(4), Jitter(1))), Adam(lr=0.1), warmup=2),
+        StagePlan(4, VIEWS, Adam(lr=0.3), schedule="plateau", plateau=(0.5, 0)),
+        StagePlan(40, NO_CHANGE, Adam(lr=0.3), schedule="plateau", plateau=(0.5, 1), warmup=2),
+    ]
+    return make(stages=plans, best_every=2, early_stopping=early, acting="random")
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 7, 8, 9, 11, 12, 13])
+def test_a_resumed_run_is_the_uninterrupted_one(step: int) -> None:
+    saved: list = []
+    first = resumable()
+    observer = Observer(
+        on_save=lambda at: saved.append((at, copy.deepcopy(first.state()))), wants_save=lambda at: at == step
+    )
+    assert first.run(observer) == "converged"
+    ((at, state),) = saved
+    assert at == step < first.step
+    second = resumable()
+    second.load_state(*state)
+    assert second.run(Observer()) == "converged"
+    assert second.step == first.step
+    assert torch.equal(second.parameterization(), first.parameterization())
+    assert second.best.step == first.best.step and second.best.loss == first.best.loss
+    assert torch.equal(second.result(), first.result())
+
+
+@pytest.mark.parametrize("step", [2, 4, 9])
+def test_a_stopped_run_resumes(step: int) -> None:
+    whole_run = resumable()
+    whole_run.run(Observer())
+    saved: list = []
+    first = resumable()
+    observer = Observer(
+        wants_stop=lambda: first.step == step - 1,
+        on_save=lambda at: saved.append(copy.deepcopy(first.state())),
+    )
+    assert first.run(observer) == "stopped"
+    assert first.step == step and len(saved) == 1
+    second = resumable()
+    second.load_state(*saved[0])
+    second.run(Observer())
+    assert second.step == whole_run.step
+    assert torch.equal(second.result(), whole_run.result())
+
+
+def test_flags_are_read_when_polled() -> None:
+    inversion = make(iterations=12, poll_every=4)
+    assert inversion.run(Observer(wants_stop=lambda: inversion.step >= 2)) == "stopped"
+    assert inversion.step == 4
+
+
+# --- what is not finite -------------------------------------------------------------------------------
+
+
+def climbing(poll_every: int) -> tuple[Inversion, list[torch.Tensor]]:
+    """Pixels brighten by 0.03 a step from 0.5 and `t1` fails above a mean of 0.65; with the images so far."""
+    raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    members = [member(0, net(0)), member(1, Cliff(net(1), 0.65), card=raw), member(2, net(2))]
+    formulation = Formulation((CrossEntropy(weight=1e-6),), (BNMatching(weight=1e-6),), (L2Prior(weight=-100.0),))
+    inversion = make(
+        members, iterations=20, formulation=formulation, pixels=True, lr=0.03, schedule="constant",
+        poll_every=poll_every, cells=uneven(3),
+    )  # fmt: skip
+    images = [inversion.parameterization().detach().clone()]
+    return inversion, images
+
+
+@pytest.mark.parametrize("poll_every", [1, 4])
+def test_a_teacher_that_is_not_finite_stops_the_run(poll_every: int) -> None:
+    inversion, images = climbing(poll_every)
+    observer = Observer(on_step=lambda step: images.append(inversion.parameterization().detach().clone()))
+    with pytest.raises(NotFiniteError, match=r"of teacher t1 is not finite at step 6"):
+        inversion.run(observer)
+    first_bad = next(i for i, image in enumerate(images) if float(image.mean()) > 0.65)
+    assert first_bad == 6
+    restored = inversion.parameterization().detach()
+    assert torch.isfinite(inversion.measure(restored).total), "the image restored is a good one"
+    good = images[:first_bad]
+    assert any(torch.equal(restored, image) for image in good)
+    assert torch.equal(restored, good[-1] if poll_every == 1 else good[3])
+
+
+def test_the_first_step_can_fail() -> None:
+    raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    inversion = make([member(0, Cliff(net(0), -1.0), card=raw)], pixels=True)
+    with pytest.raises(NotFiniteError, match="of teacher t0 is not finite at step 0"):
+        inversion.run(Observer())
+    assert torch.equal(inversion.parameterization(), torch.full((IMAGES, 3, 8, 8), 0.5, dtype=torch.float64))
+
+
+def test_fixed_point_sums_notice_what_is_not_finite() -> None:
+    inversion, _ = climbing(1)
+    inversion.reduction = FixedPointSum()
+    with pytest.raises(NotFiniteError, match="of teacher t1 is not finite at step 6"):
+        inversion.run(Observer())
+
+
+# --- sums in fixed point ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_fixed_point_sums_do_not_depend_on_the_order(recompute: bool) -> None:
+    members = [member(t, net(t)) for t in range(3)]
+    cells, view = uneven(3), draw_view()
+    orders = [cells, cells[::-1], cells[2:] + cells[:2]]
+    results = []
+    for order in orders:
+        inversion = make(members, cells=order, recompute=recompute, reduction=FixedPointSum())
+        record, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(0))
+        results.append((record.total, gradient, images_of(inversion)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    plain = make(members, cells=cells)
+    record, gradient, _ = plain.loss_and_gradient(view, plain.weights_at(0))
+    torch.testing.assert_close(results[0][0], record.total, rtol=1e-10, atol=0)
+    assert float((results[0][1] - gradient).norm() / gradient.norm()) < 1e-9
+
+
+def test_floating_point_sums_do_depend_on_it() -> None:
+    """Why fixed point exists: the same cells in another order differ in the last bits."""
+    members = [member(t, net(t)) for t in range(3)]
+    cells, view = uneven(3), draw_view()
+    orders = [cells, cells[::-1]]
+    inversions = [make(members, cells=order) for order in orders]
+    first, second = (i.loss_and_gradient(view, i.weights_at(0))[1] for i in inversions)
+    assert not torch.equal(first, second)

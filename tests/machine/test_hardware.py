@@ -1,0 +1,79 @@
+"""What `auto` resolves to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ensemble.machine import hardware
+
+CPU, CUDA = [torch.device("cpu")], [torch.device("cuda:0")]
+
+
+@pytest.mark.parametrize(
+    "mode, devices, passes, expected",
+    [
+        ("off", CUDA, 10**6, False),
+        ("on", CPU, 1, True),
+        ("auto", CPU, 10**6, False),
+        ("auto", CUDA, 1999, False),
+        ("auto", CUDA, 2000, True),
+        ("auto", CPU + CUDA, 10**6, False),
+    ],
+)
+def test_compile(
+    mode: str, devices: list[torch.device], passes: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "can_compile", lambda device: True)
+    assert hardware.resolve_compile(mode, devices, passes) is expected
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_nothing_is_compiled_without_a_compiler(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    assert not hardware.resolve_compile(mode, CPU, 10**6)
+
+
+def test_nothing_is_compiled_without_python_s_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "sh")
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
+    assert not hardware.can_compile(CPU[0])
+    (tmp_path / "Python.h").write_text("")
+    assert hardware.can_compile(CPU[0])
+
+
+def test_a_compiler_with_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "sh -c")
+    assert hardware.cpp_compiler() == "sh -c"
+
+
+def test_precision_is_what_all_devices_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "computes_in_bf16", lambda device: device.type == "cpu")
+    both = [torch.device("cpu"), torch.device("meta")]
+    assert hardware.resolve_precision("auto", CPU) == "bf16"
+    assert hardware.resolve_precision("auto", both) == "fp32"
+    assert hardware.resolve_precision("fp64", both) == "fp64"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept() -> None:
+    """Steps after the first page nothing in. In a process of its own: the setting lasts."""
+    script = """
+import resource, torch
+from ensemble.machine import hardware
+hardware.set_up("fp32", torch.device("cpu"))
+for step in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(12 << 20) for _ in range(3)]
+    del maps
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1000  # 3 x 48 MiB are 36,864 pages

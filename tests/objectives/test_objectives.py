@@ -1,0 +1,318 @@
+"""Every term of the loss: a value worked out by hand, a twin written from its formula, and that it falls."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.teachers.statistics import BNLayer, BNStatistics
+from ensemble.teachers.teacher import Teacher
+from models import ModelCard
+
+CARD = ModelCard("tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def falls(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, below: float, lr: float = 0.02) -> None:
+    """A hundred steps of Adam from `start` bring `loss` below `below` x its first value."""
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=lr)
+    first = loss(x).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(x).backward()
+        optimizer.step()
+    assert loss(x).item() < below * first
+
+
+# --- BN matching ----------------------------------------------------------------------------------
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        first = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU()
+        second = nn.Conv2d(5, 6, 3, stride=2), nn.BatchNorm2d(6), nn.SiLU()
+        net = nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.5)
+                module.running_var.uniform_(0.3, 2)
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias, 0, 0.3)
+    return net.double().eval().requires_grad_(False)
+
+
+class InputStatistics:
+    """The gaps |mean - mu| and |var - var_run| of one BN layer's input, kept by a hook."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        norm.register_forward_pre_hook(self)
+
+    def __call__(self, norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        x = inputs[0]
+        mean, var = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
+        self.mean_gap = torch.linalg.vector_norm(mean - norm.running_mean)
+        self.var_gap = torch.linalg.vector_norm(var - norm.running_var)
+        self.relative_mean = self.mean_gap / torch.linalg.vector_norm(norm.running_var**0.5)
+        self.relative_var = self.var_gap / torch.linalg.vector_norm(norm.running_var)
+
+
+def twin(view: torch.Tensor, convention: str, weights: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+    """R_feature of the tiny network by hooks, from the equations."""
+    net = copy.deepcopy(network())
+    layers = [InputStatistics(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    mean, std = tensor(*CARD.mean)[:, None, None], tensor(*CARD.std)[:, None, None]
+    net((view - mean) / std)
+    if convention == "paper":
+        return sum((a * (r.mean_gap + r.var_gap) for a, r in zip(weights, layers, strict=True)), start=tensor(0)[0])
+    rows = [a * (r.relative_mean + r.relative_var) for a, r in zip(weights, layers, strict=True)]
+    return torch.stack(rows).mean()
+
+
+def ours(view: torch.Tensor, objective: BNMatching) -> torch.Tensor:
+    teacher = Teacher("t", network(), CARD, dtype=torch.float64)
+    assert teacher.statistics is not None
+    return objective(teacher.observe(view).moments, teacher.statistics, len(view))
+
+
+def two_channels() -> tuple[BNStatistics, torch.Tensor]:
+    """One layer, var (1, 4); a batch of 3 images x 2 positions, 3 and 4 off the mean, of variance (1, 16)."""
+    statistics = BNStatistics((BNLayer("a", 0, 2, 2),), tensor(7, -5), tensor(1, 4))
+    return statistics, torch.stack([6 * tensor(3, 4), 6 * (tensor(1, 16) + tensor(3, 4) ** 2)])
+
+
+def test_bn_matching_by_hand() -> None:
+    statistics, moments = two_channels()
+    # |(3, 4)| = 5, |(1, 16) - (1, 4)| = 12; |sigma| = sqrt(1 + 4), |var| = sqrt(1 + 16)
+    assert float(BNMatching(convention="paper")(moments, statistics, 3)) == pytest.approx(17)
+    expected = 5 / math.sqrt(5) + 12 / math.sqrt(17)
+    assert float(BNMatching()(moments, statistics, 3)) == pytest.approx(expected)
+    assert float(BNMatching(first=10)(moments, statistics, 3)) == pytest.approx(10 * expected)
+    assert float(BNMatching(weight=10)(moments, statistics, 3)) == pytest.approx(expected)  # weighed by its caller
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, (1.0, 1.0)),
+        ({"first": 10.0}, (10.0, 1.0)),
+        ({"first": 2.0, "layers": {"*": 0.5, "4": 0.0}}, (1.0, 0.0)),
+    ],
+)
+def test_bn_matching_is_its_twin(convention: str, options: dict, weights: tuple[float, float]) -> None:
+    objective = BNMatching(convention=convention, **options)  # type: ignore[arg-type]
+    view = draw(5, 3, 8, 8).requires_grad_()
+    value, expected = ours(view, objective), twin(view, convention, weights)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    (gradient,), (wanted,) = torch.autograd.grad(value, view), torch.autograd.grad(expected, view)
+    assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+def test_bn_matching_gradcheck(convention: str) -> None:
+    statistics, moments = two_channels()
+    objective = BNMatching(convention=convention)  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(lambda m: objective(m, statistics, 3), moments.requires_grad_())
+    view = draw(2, 3, 8, 8)
+    leaf = view.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(ours(leaf, objective), leaf)
+    direction = draw(2, 3, 8, 8, seed=1) - 0.5
+    up, down = ours(view + 1e-6 * direction, objective), ours(view - 1e-6 * direction, objective)
+    assert float((up - down) / 2e-6) == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+
+
+def test_bn_matching_of_a_perfect_match_is_zero_with_a_zero_gradient() -> None:
+    statistics, _ = two_channels()
+    moments = torch.stack([tensor(0, 0), 6 * tensor(1, 4)]).requires_grad_()
+    loss = BNMatching()(moments, statistics, 3)
+    loss.backward()
+    assert loss.item() < 1e-150
+    assert moments.grad is not None and not moments.grad.any()
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative"])
+def test_bn_matching_falls(convention: str) -> None:
+    objective = BNMatching(convention=convention)  # type: ignore[arg-type]
+    teacher = Teacher("t", network(), CARD, dtype=torch.float64)
+    statistics = teacher.statistics
+    assert statistics is not None
+    falls(lambda view: objective(teacher.observe(view).moments, statistics, 6), draw(6, 3, 8, 8), below=0.5)
+
+
+def test_bn_matching_names_a_pattern_that_matches_nothing() -> None:
+    statistics, moments = two_channels()
+    with pytest.raises(ValueError, match=r"no BN layer matches 'layer\*'; layers: a"):
+        BNMatching(layers={"layer*": 2.0})(moments, statistics, 3)
+
+
+# --- classification -------------------------------------------------------------------------------
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = tensor(0, 0, math.log(3), 0).view(2, 2)
+    # log 2 for the first image; the second gives class 0 three quarters
+    value = CrossEntropy().share(logits, torch.tensor([1, 0]), 2)
+    assert float(value) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    softened = CrossEntropy(temperature=0.5).share(logits[1:], torch.tensor([0]), 1)
+    assert float(softened) == pytest.approx(math.log(10 / 9))
+
+
+def test_class_score_by_hand() -> None:
+    assert float(ClassScore().share(tensor(1, 2, 5, 7).view(2, 2), torch.tensor([1, 0]), 2)) == -3.5
+
+
+def numpy_cross_entropy(z: np.ndarray, y: np.ndarray, temperature: float) -> float:
+    z = z / temperature
+    return float(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_logits_terms_are_their_twins_and_shares_add(temperature: float) -> None:
+    logits, targets = 6 * draw(7, 4) - 3, torch.tensor([0, 1, 2, 3, 3, 0, 1])
+    picked = logits.numpy()[np.arange(7), targets.numpy()]
+    for term, expected in (
+        (
+            CrossEntropy(temperature=temperature),
+            numpy_cross_entropy(logits.numpy(), targets.numpy(), temperature),
+        ),
+        (ClassScore(), -float(picked.mean())),
+    ):
+        assert float(term.share(logits, targets, 7)) == pytest.approx(expected, rel=1e-12)
+        parts = [term.share(logits[a:b], targets[a:b], 7) for a, b in ((0, 1), (1, 5), (5, 7))]
+        assert float(sum(parts)) == pytest.approx(expected, rel=1e-12)
+        assert torch.autograd.gradcheck(lambda z, t=term: t.share(z, targets, 7), logits.clone().requires_grad_())
+
+
+def test_logits_terms_fall() -> None:
+    targets = torch.tensor([0, 1, 2])
+    falls(lambda z: CrossEntropy(temperature=2.0).share(z, targets, 3), draw(3, 4), below=0.7)
+    falls(lambda z: ClassScore().share(z, targets, 3) + 10, draw(3, 4), below=0.9)
+
+
+# --- priors ---------------------------------------------------------------------------------------
+
+
+def test_total_variation_by_hand() -> None:
+    view = tensor(0, 1, 2, 4).view(1, 1, 2, 2)
+    # right: (1, 2); down: (2, 3); one diagonal 2 - 1, the other 4 - 0
+    assert float(TotalVariation()(view)) == pytest.approx(math.sqrt(5) + math.sqrt(13) + 1 + 4)
+    assert float(TotalVariation(order=1)(view)) == pytest.approx(255 * (1.5 + 2.5 + 1 + 4))
+    batch = torch.cat([view, 0 * view, 3 * view])
+    assert float(TotalVariation()(batch)) == pytest.approx(math.sqrt(10) * (math.sqrt(5) + math.sqrt(13) + 5))
+    per_image = TotalVariation(over="image")(batch)
+    assert float(per_image) == pytest.approx(4 / 3 * (math.sqrt(5) + math.sqrt(13) + 5))
+
+
+def test_l2_by_hand() -> None:
+    view = tensor(3, 0, 0, 4, 0, 0, 12, 0).view(2, 1, 2, 2)
+    assert float(L2Prior()(view)) == pytest.approx(13)
+    assert float(L2Prior(over="image")(view)) == pytest.approx((5 + 12) / 2)
+
+
+def numpy_total_variation(x: np.ndarray, order: int) -> float:
+    """Each pixel against its neighbour at offset (dy, dx), pixel by pixel."""
+    total = 0.0
+    height, width = x.shape[2:]
+    for dy, dx in ((0, 1), (1, 0), (1, -1), (1, 1)):
+        differences = [
+            x[:, :, i + dy, j + dx] - x[:, :, i, j]
+            for i in range(height - dy)
+            for j in range(width)
+            if 0 <= j + dx < width
+        ]
+        d = np.stack(differences)
+        total += float(np.sqrt((d**2).sum())) if order == 2 else float(255 * np.abs(d).mean())
+    return total
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_total_variation_is_its_twin(order: int) -> None:
+    view = draw(2, 3, 5, 6)
+    prior = TotalVariation(order=order)  # type: ignore[arg-type]
+    assert prior.name == f"tv_l{order}"
+    assert float(prior(view)) == pytest.approx(numpy_total_variation(view.numpy(), order), rel=1e-12)
+    images = [numpy_total_variation(view[i : i + 1].numpy(), order) for i in range(2)]
+    over_image = TotalVariation(order=order, over="image")(view)  # type: ignore[arg-type]
+    assert float(over_image) == pytest.approx(np.mean(images), rel=1e-12)
+
+
+def test_l2_is_its_twin() -> None:
+    view = draw(2, 3, 4, 4)
+    assert float(L2Prior()(view)) == pytest.approx(np.linalg.norm(view.numpy()), rel=1e-12)
+    norms = np.linalg.norm(view.numpy().reshape(2, -1), axis=1)
+    assert float(L2Prior(over="image")(view)) == pytest.approx(norms.mean(), rel=1e-12)
+
+
+PRIORS = [
+    TotalVariation(),
+    TotalVariation(order=1),
+    TotalVariation(over="image"),
+    L2Prior(),
+    L2Prior(over="image"),
+]
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
+def test_priors_gradcheck_and_fall(prior: TotalVariation | L2Prior) -> None:
+    view = draw(2, 3, 4, 4)
+    assert torch.autograd.gradcheck(prior, view.clone().requires_grad_())
+    falls(prior, view, below=0.5)
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=repr)
+def test_priors_of_a_flat_start_have_a_gradient(prior: TotalVariation | L2Prior) -> None:
+    view = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    prior(view).backward()
+    assert view.grad is not None and torch.isfinite(view.grad).all()
+
+
+# --- the whole formula ----------------------------------------------------------------------------
+
+
+def test_formulation_adds_weighted_priors_in_its_space() -> None:
+    view = draw(2, 3, 4, 4)
+    priors = (TotalVariation(weight=2.0), L2Prior(weight=0.5))
+    plain = Formulation((CrossEntropy(),), (), priors)
+    expected = 2.0 * numpy_total_variation(view.numpy(), 2) + 0.5 * np.linalg.norm(view.numpy())
+    assert float(plain.prior_loss(view)) == pytest.approx(expected, rel=1e-12)
+    scaled = Formulation((CrossEntropy(),), (), priors, prior_mean=CARD.mean, prior_std=CARD.std)
+    mean, std = np.array(CARD.mean)[:, None, None], np.array(CARD.std)[:, None, None]
+    z = (view.numpy() - mean) / std
+    expected = 2.0 * numpy_total_variation(z, 2) + 0.5 * np.linalg.norm(z)
+    assert float(scaled.prior_loss(view)) == pytest.approx(expected, rel=1e-12)
+    assert float(Formulation((CrossEntropy(),), ()).prior_loss(view)) == 0
+
+
+def test_formulation_describes_every_term() -> None:
+    text = Formulation(
+        (CrossEntropy(weight=0.25), ClassScore(weight=3)),
+        (BNMatching(weight=7, first=10),),
+        (L2Prior(weight=1e-5),),
+    ).describe([("a", 0.25), ("b", 0.75)])
+    for part in ("0.25 cross_entropy", "3 class_score", "7 bn_matching[relative, first x 10]", "1e-05 l2"):
+        assert part in text
+    assert "w(a) = 0.25" in text and "w(b) = 0.75" in text
+
+
+def test_formulation_needs_a_teacher() -> None:
+    with pytest.raises(ValueError, match="nothing ties the images to a teacher"):
+        Formulation((), (), (L2Prior(),))

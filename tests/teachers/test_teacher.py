@@ -1,0 +1,59 @@
+"""Teachers at other view sizes: low-resolution stages run the network at low resolution."""
+
+import torch
+from torch import nn
+
+from ensemble.teachers.teacher import Teacher
+from models import ModelCard
+
+
+class _Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+class _OneSizeOnly(_Convolutional):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * 16 * 16, 2)
+
+    def forward(self, x):
+        return self.linear(self.bn(self.conv(x)).relu().flatten(1))
+
+
+def _teacher(net):
+    torch.manual_seed(0)
+    card = ModelCard("tiny", "tiny", input_size=16, num_classes=2, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Teacher("tiny", net.eval(), card, dtype=torch.float64)
+
+
+def test_a_smaller_view_runs_small_and_counts_its_own_positions():
+    teacher = _teacher(_Convolutional())
+    teacher.admit(view_size=32, image_size=64)  # half of an image twice the input size: 8 pixels
+    view = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    statistics = teacher.statistics.at(32)
+    assert statistics.layers[0].positions == 64 and teacher.statistics.layers[0].positions == 256
+    small = torch.nn.functional.interpolate(view, (8, 8), mode="bilinear", antialias=True)
+    features = teacher.net.conv((small - 0.5) / 0.25)
+    offset, var = statistics.batch_statistics(teacher.observe(view).moments, images=3)
+    torch.testing.assert_close(offset + statistics.mean, features.mean((0, 2, 3)))
+    torch.testing.assert_close(var, features.var((0, 2, 3), unbiased=False))
+
+
+def test_a_network_of_one_size_sees_the_view_enlarged():
+    teacher = _teacher(_OneSizeOnly())
+    teacher.admit(view_size=8, image_size=16)
+    assert teacher.statistics.at(8) is teacher.statistics
+    assert teacher.observe(torch.rand(1, 3, 8, 8, dtype=torch.float64)).logits.shape == (1, 2)
+
+
+def test_the_network_passed_in_stays_as_it_was():
+    net = _Convolutional()
+    _teacher(net)
+    assert type(net.bn) is nn.BatchNorm2d and net.conv.weight.dtype == torch.float32
+    assert net.conv.weight.requires_grad

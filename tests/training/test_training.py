@@ -1,0 +1,458 @@
+"""The training loop, its augmentations, and the command: hand values, NumPy twins, resume to the bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ensemble.applications.train import main, reproducing_command
+from ensemble.config.parsing import load_yaml
+from ensemble.data.labelled import LabelledImages
+from ensemble.machine.rng import generator
+from ensemble.training.augment import _beta, crop_and_flip, cutmix, cutout, mixup
+from ensemble.training.loop import (
+    Augmentation,
+    Progress,
+    Schedule,
+    _mixed_cross_entropy,
+    evaluate,
+    recalibrate_bn,
+    train,
+)
+from ensemble.training.recipe import DataSpec, parse_training_recipe
+from ensemble.training.run import build_network
+from ensemble.training.weights import Provenance, export_weights
+from models import ModelCard, create_model, model_card
+from models._bundled import read_bundled, with_bundled
+from models.cifar import CIFAR10_CLASSES, CifarResNet
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes/training").glob("*.yaml"))
+CPU = torch.device("cpu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return generator(seed, "test")
+
+
+def toy_set(n: int = 96, seed: int = 0) -> LabelledImages:
+    """Two classes, redder and bluer, in noise that a single pixel drowns in."""
+    labels = torch.arange(n) % 2
+    noise = torch.randn(n, 3, 8, 8, generator=rng(seed)) * 40 + 120
+    noise[:, 0] += torch.where(labels == 0, 15, -15)[:, None, None]
+    return LabelledImages(noise.clamp(0, 255).to(torch.uint8), labels, ("red", "blue"))
+
+
+def toy_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+
+
+def trained(schedule: Schedule, augmentation: Augmentation | None = None, **options) -> nn.Module:
+    return train(
+        *(toy_net(), toy_set(), toy_set(64, seed=1)),
+        mean=MEAN,
+        std=STD,
+        schedule=schedule,
+        augmentation=augmentation or Augmentation(crop_padding=1),
+        seed=3,
+        device=CPU,
+        compile_net=False,
+        **options,
+    )
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# --- the loop ------------------------------------------------------------------------------------------
+
+SHORT = Schedule(epochs=6, batch_size=16, lr=0.1, precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "augmentation"),
+    [
+        (SHORT, Augmentation(crop_padding=1)),
+        (replace(SHORT, precision="bf16", label_smoothing=0.1), Augmentation(crop_padding=0, cutout=2)),
+        (replace(SHORT, ema=0.8), Augmentation(crop_padding=1, cutmix=1.0, mix_probability=0.5)),
+    ],
+)
+def test_a_tiny_network_learns(schedule: Schedule, augmentation: Augmentation) -> None:
+    seen: list[Progress] = []
+    net = trained(schedule, augmentation, report=seen.append)
+    assert [p.epoch for p in seen] == [1, 2, 3, 4, 5, 6] and not net.training
+    assert seen[-1].loss < seen[0].loss
+    test_set = toy_set(64, seed=1)
+    assert evaluate(toy_net(), test_set, mean=MEAN, std=STD, device=CPU) < 0.75
+    assert evaluate(net, test_set, mean=MEAN, std=STD, device=CPU) > 0.95
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, ema: float) -> None:
+    schedule, augmentation = replace(SHORT, ema=ema), Augmentation(crop_padding=1, cutout=2, mixup=0.4)
+    whole = trained(schedule, augmentation)
+    checkpoint = tmp_path / "run/checkpoint.pt"
+
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(schedule, augmentation, checkpoint=checkpoint, report=stop)
+    seen: list[Progress] = []
+    resumed = trained(schedule, augmentation, checkpoint=checkpoint, report=seen.append)
+    assert [p.epoch for p in seen] == [3, 4, 5, 6]
+    assert same(resumed, whole)
+    assert same(trained(schedule, augmentation, checkpoint=checkpoint), whole)  # nothing left to do
+    assert not same(trained(replace(schedule, lr=0.05), augmentation), whole)
+
+
+def test_weight_decay_acts_on_matrices_only() -> None:
+    frozen = Augmentation(crop_padding=0)
+    with_decay, without = (
+        trained(replace(SHORT, epochs=1, batch_size=96, weight_decay=decay, recalibrate_bn=False), frozen)
+        for decay in (0.5, 0.0)
+    )
+    start, lr = toy_net(), 0.1  # one step, Nesterov: p - lr (1 + momentum) (g + decay p)
+    for (name, a), b, p in zip(with_decay.named_parameters(), without.parameters(), start.parameters(), strict=True):
+        expected = -lr * 1.9 * 0.5 * p if p.ndim > 1 else torch.zeros_like(p)
+        torch.testing.assert_close(a - b, expected, atol=1e-6, rtol=1e-5, msg=name)
+        assert not torch.equal(b, p), f"{name} is not trained"
+
+
+def test_learning_rate_by_hand() -> None:
+    schedule = Schedule(lr=0.4, warmup=0.2)
+    rates = [schedule.lr_at(step, 20) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert rates[12] == pytest.approx(0.2)  # half way down the cosine
+    assert rates[19] == pytest.approx(0.4 * 0.5 * (1 + np.cos(np.pi * 15 / 16)))
+    assert Schedule(lr=0.4, warmup=0.0).lr_at(0, 20) == pytest.approx(0.4)
+
+
+def test_mixed_cross_entropy_equals_numpy() -> None:
+    logits = torch.randn(5, 4, generator=rng(), dtype=torch.float64)
+    first, second = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1, 1, 3, 0, 2])
+    log_p = logits.numpy() - np.log(np.exp(logits.numpy()).sum(1, keepdims=True))
+    target = 0.7 * np.eye(4)[first] + 0.3 * np.eye(4)[second]
+    target = 0.9 * target + 0.1 / 4
+    loss = _mixed_cross_entropy(logits, (first, second, 0.7), smoothing=0.1)
+    assert float(loss) == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-12)
+
+
+def test_evaluate_by_hand() -> None:
+    """The network sees (rgb - mean) / std; its logits are the channel means, the label the larger one."""
+
+    class Channels(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    images = torch.zeros(600, 3, 2, 2, dtype=torch.uint8)
+    images[:, 0], images[:, 1] = 153, 128  # (0.6 - 0.5) / 0.2 = 0.5; (0.502 - mean) / 0.25 = 0.41 or 0.81
+    data = LabelledImages(images, torch.tensor([0] * 450 + [1] * 150), ("a", "b", "c"))
+    assert evaluate(Channels(), data, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), device=CPU) == 0.75
+    assert evaluate(Channels(), data, mean=(0.5, 0.3, 0.3), std=(0.2, 0.25, 0.3), device=CPU) == 0.25
+
+
+def test_recalibrated_statistics_equal_numpy() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(3, affine=False)).double()
+    nn.init.uniform_(net[0].weight)
+    net[0].running_mean.fill_(9)
+    inputs = torch.randn(12, 3, 4, 5, generator=rng(), dtype=torch.float64) * 3 + 1
+    recalibrate_bn(net, inputs, batch_size=4)
+    weight = net[0].weight.detach().numpy()[:, None, None]
+    batches = list(inputs.numpy().reshape(3, 4, 3, 4, 5))
+    normalised = [
+        (b - b.mean((0, 2, 3), keepdims=True)) / np.sqrt(b.var((0, 2, 3), keepdims=True) + 1e-5) for b in batches
+    ]
+    for layer, seen in ((net[0], batches), (net[2], [np.maximum(weight * b, 0) for b in normalised])):
+        np.testing.assert_allclose(layer.running_mean, np.mean(seen, (0, 1, 3, 4)), rtol=1e-6)
+        np.testing.assert_allclose(layer.running_var, np.mean([b.var((0, 2, 3), ddof=1) for b in seen], 0), rtol=1e-6)
+    np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-6)
+    assert net[0].momentum == 0.3 and not net.training
+
+
+def test_recalibration_uses_a_set_smaller_than_a_batch() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    inputs = torch.randn(5, 3, 4, 4, generator=rng()) + 2
+    recalibrate_bn(net, inputs)
+    np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-5)
+
+
+def test_recalibration_leaves_no_image_out() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    inputs = torch.randn(9, 3, 4, 4, generator=rng())
+    recalibrate_bn(net, inputs, batch_size=4)  # 3, 3, 3
+    np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-5)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(ValueError, match="96 images are fewer than one batch of 97"):
+        trained(replace(SHORT, batch_size=97))
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    with pytest.raises(ValueError, match="not finite in epoch 0; lower the learning rate"):
+        trained(replace(SHORT, lr=1e30))
+
+
+# --- augmentations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize(("height", "width", "padding"), [(6, 6, 2), (5, 7, 3), (4, 4, 0)])
+def test_crop_and_flip_equals_numpy(height: int, width: int, padding: int, mirror: bool) -> None:
+    images = torch.rand(16, 3, height, width, generator=rng(1))
+    moved = crop_and_flip(images, padding, mirror, rng())
+    draws = rng()
+    dy = torch.randint(0, 2 * padding + 1, (16, 1), generator=draws)[:, 0].tolist()
+    dx = torch.randint(0, 2 * padding + 1, (16, 1), generator=draws)[:, 0].tolist()
+    flips = (torch.rand(16, 1, generator=draws) < 0.5)[:, 0].tolist()
+    assert len(set(flips)) == 2
+    for image, result, y, x, flip in zip(images.numpy(), moved.numpy(), dy, dx, flips, strict=True):
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+        crop = padded[:, y : y + height, x : x + width]
+        np.testing.assert_array_equal(result, crop[:, :, ::-1] if flip and mirror else crop)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_cutout_equals_numpy(side: int) -> None:
+    images = torch.rand(20, 3, 6, 8, generator=rng(1)) + 1
+    result = cutout(images, side, rng())
+    draws = rng()
+    cy = torch.randint(0, 6, (20, 1), generator=draws)[:, 0].tolist()
+    cx = torch.randint(0, 8, (20, 1), generator=draws)[:, 0].tolist()
+    expected = images.numpy().copy()
+    for i, (y, x) in enumerate(zip(cy, cx, strict=True)):
+        top, left = y - side // 2, x - side // 2
+        expected[i, :, max(0, top) : top + side, max(0, left) : left + side] = 0
+    np.testing.assert_array_equal(result.numpy(), expected)
+    assert max(int((image[0] == 0).sum()) for image in result) == side * side
+
+
+def constant_images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image i holds i everywhere, and its label is i."""
+    return torch.arange(float(n)).reshape(n, 1, 1, 1).expand(n, 3, 8, 10), torch.arange(n)
+
+
+def test_mixup_by_hand() -> None:
+    images, labels = constant_images(6)
+    mixed, (first, second, share) = mixup(images, labels, 0.4, rng())
+    assert torch.equal(first, labels) and 0 < share < 1 and sorted(second.tolist()) == [*range(6)]
+    torch.testing.assert_close(mixed[:, 1, 2, 3], share * first + (1 - share) * second)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_labels_are_shares_of_pixels(seed: int) -> None:
+    images, labels = constant_images(6)
+    mixed, (first, second, share) = cutmix(images, labels, 1.0, rng(seed))
+    assert 0 < share <= 1
+    for image, mine, other in zip(mixed, first.tolist(), second.tolist(), strict=True):
+        own = float((image == mine).float().mean())
+        assert own == pytest.approx(share if other != mine else 1.0)
+        assert set(image.unique().tolist()) <= {mine, other}
+        changed = (image[0] != mine).nonzero()  # a rectangle
+        if len(changed):
+            rows, columns = (changed.amax(0) - changed.amin(0) + 1).tolist()
+            assert rows * columns == len(changed)
+    assert float(images[3].mean()) == 3  # the batch itself is left alone
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_beta_has_the_moments_of_its_law(alpha: float) -> None:
+    draws, source = [], rng()
+    for _ in range(4000):
+        draws.append(_beta(alpha, source))
+    assert np.mean(draws) == pytest.approx(0.5, abs=0.03)
+    assert np.var(draws) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
+
+
+def test_mixup_and_cutmix_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        Augmentation(mixup=0.2, cutmix=1.0)
+
+
+# --- recipes and networks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipe_of_bundled_weights(file: Path) -> None:
+    recipe = parse_training_recipe(load_yaml(file))
+    assert recipe.model == f"{file.stem}@random"
+    net, card = build_network(recipe.model, recipe.seed)
+    free = {name for name, p in net.named_parameters() if p.requires_grad}
+    scores = {name for name, _ in net.named_parameters() if name.endswith("scores")}
+    assert net.training and free == (scores or {name for name, _ in net.named_parameters()}) and card.name == file.stem
+    assert recipe.data == DataSpec("data/cifar10-jpeg.tar.xz") and recipe.compile
+
+
+def test_random_weights_come_from_the_seed() -> None:
+    before = torch.get_rng_state()
+    net, _ = build_network("resnet20_cifar@random", 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert same(net, CifarResNet(20))
+    assert not same(build_network("resnet20_cifar@random", 6)[0], net)
+
+
+def test_all_mistakes_of_a_recipe_at_once() -> None:
+    with pytest.raises(ValueError) as error:
+        parse_training_recipe(
+            {
+                "model": "resnet20_cifar@random",
+                "data": {"path": "x"},
+                "schedule": {"epochs": 0, "momentum": 0},
+                "augmentation": {"cutout": -1},
+            }
+        )
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "schedule.epochs",
+        "schedule.momentum",
+        "augmentation",
+    ]
+
+
+# --- weights -------------------------------------------------------------------------------------------
+
+
+def test_exported_weights_are_what_models_reads(tmp_path: Path) -> None:
+    card = ModelCard("toy", "toy", 8, 2, mean=MEAN, std=STD, class_names=("red", "blue"), label_space="toy")
+    net, test_set = trained(SHORT), toy_set(64, seed=1)
+    accuracy = export_weights(net, card, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
+    bundled = with_bundled(card, tmp_path)
+    record = bundled.weights["toy"]
+    assert bundled.default_weights == "toy" and record.accuracy == accuracy
+    assert (record.licence, record.trained_on, record.command) == ("MIT", "toys", "make toys")
+    tensors = read_bundled(record, tmp_path).tensors
+    state = net.state_dict()
+    assert set(tensors) == {key for key in state if "num_batches" not in key}
+    for key, value in tensors.items():
+        assert value.dtype == (torch.float32 if "running" in key else torch.float16)
+        assert torch.equal(value, state[key].to(value.dtype))
+    twin = toy_net()
+    twin.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    assert evaluate(twin, test_set, mean=MEAN, std=STD, device=CPU) == accuracy
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
+    with torch.no_grad():
+        net[0].weight[0, 0, 0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"0\.weight of toy do not fit into fp16"):
+        export_weights(net, card, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, classes: tuple[str, ...], per_class: int = 2) -> None:
+    noise = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def cifar_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, CIFAR10_CLASSES)
+    return folder
+
+
+def arguments(folder: Path, data: Path, *more: str) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"model: resnet20_cifar@random\ndata: {{path: {data}}}\ncompile: false\n"
+        "schedule: {epochs: 2, batch_size: 8, lr: 1e-2, precision: fp32}\n"
+    )
+    return ["--recipe", str(recipe), "--output", str(folder / "out"), "--device", "cpu", *more]
+
+
+def test_the_command(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = arguments(tmp_path, cifar_like, "--export", str(tmp_path / "weights"))
+    assert main(options) == 0
+    output = tmp_path / "out"
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["train_images"], summary["test_images"], summary["epochs"]) == (20, 20, 2)
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert load_yaml(output / "recipe.yaml")["schedule"]["momentum"] == 0.9
+    net, card = create_model(f"resnet20_cifar@{output / 'weights.safetensors'}")
+    assert card.label_space == "cifar10" and torch.isfinite(net(torch.rand(1, 3, 32, 32))).all()
+    record = json.loads((tmp_path / "weights/resnet20_cifar.json").read_text())
+    assert record["accuracy"] == summary["exported_accuracy"] and str(tmp_path) not in str(record)
+    before = (output / "weights.safetensors").read_bytes()
+    assert main(options) == 0  # finished: the same again
+    assert (output / "weights.safetensors").read_bytes() == before
+    assert (output / "metrics.jsonl").read_text().splitlines() == lines
+    capsys.readouterr()
+    assert main([*options, "--set", "seed=1"]) == 2
+    assert capsys.readouterr().err.strip().endswith("holds a run that differs in seed; give another folder")
+
+
+def test_data_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images", ("cat", "zebra"), per_class=8)
+    options = arguments(tmp_path, tmp_path / "images")
+    assert main(options) == 2
+    assert "ask for resnet20_cifar:num_classes=2@random" in capsys.readouterr().err
+    spec = "resnet20_cifar:num_classes=2,width=0.25"
+    small = ["--set", "data.size=16", "--set", "augmentation.flip=false", "--set", "schedule.epochs=1"]
+    assert main([*options, "--set", f"model={spec}@random", *small]) == 0
+    trained = f"{spec}@{tmp_path / 'out/weights.safetensors'}"
+    _, card = create_model(trained)
+    assert (card.class_names, card.label_space, card.input_size) == (("cat", "zebra"), "", 16)
+    known = model_card(trained)  # before the weights are read
+    assert (known.class_names, known.label_space, known.input_size) == (("cat", "zebra"), "", 16)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "schedule.epcohs=3"], "schedule.epcohs: unknown key; did you mean 'epochs'?"),
+        (["--set", "model=resnet20_cifr@random"], "did you mean resnet20_cifar"),
+        (["--set", "data.path=nowhere"], "nowhere does not exist"),
+        (["--set", "augmentation.crop_padding=32"], "crop_padding: 32 must be below the image size 32"),
+        (["--set", "schedule.batch_size=21"], "20 images are fewer than one batch of 21"),
+        (["--device", "tpu"], "'tpu' is none of auto, cpu"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs 3; see"),
+        (["--recipe", "none.yaml"], "none.yaml: cannot be read"),
+        (
+            ["--export", "w", "--set", "model=resnet20_cifar:width=0.5@random"],
+            "register resnet20_cifar:width=0.5",
+        ),
+        (["--export", "w", "--set", "model=timm/resnet18@random"], "another library's network"),
+    ],
+)
+def test_users_mistakes(
+    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(arguments(tmp_path, cifar_like, *more)) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1 and error.startswith("training: ")
+
+
+def test_output_that_is_something_else(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("")
+    assert main(arguments(tmp_path, cifar_like)) == 2
+    assert "is not empty and holds no training run" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_reproducing_command_names_no_place_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = "python -m ensemble.training --recipe {} --set seed=1 --output results/a --export models/weights"
+    overrides = ["data.path=/somewhere/else", "seed=1"]
+    assert reproducing_command(tmp_path / "recipes/a.yaml", overrides) == expected.format("recipes/a.yaml")
+    assert reproducing_command(tmp_path.parent / "a.yaml", overrides) == expected.format("a.yaml")
