@@ -148,10 +148,12 @@ def _main(arguments: list[str]) -> int:
 
         print_models(options.list_models)
         return 0
-    from ensemble.machine.ranks import choose_devices, is_main_process, launch_ranks, launched_ranks, process_context
-    from ensemble.runs.build import check_placement, plan
+    from ensemble.machine.hardware import choose_devices
+    from ensemble.machine.launch import is_main_process, launch_ranks, launched_ranks
+    from ensemble.machine.ranks import process_context
     from ensemble.runs.checkpoints import is_finished
     from ensemble.runs.folder import check_output
+    from ensemble.runs.plan import check_placement, plan
     from ensemble.runs.run import Interrupted, run
 
     recipe = _recipe(options)
@@ -199,7 +201,10 @@ def _main(arguments: list[str]) -> int:
 
 def _recipe(options: argparse.Namespace) -> Any:
     """The recipe file or the defaults of --models, with the command line's options laid over it."""
-    from ensemble.config.parsing import ConfigError, apply_override, load_yaml, to_plain
+    from ensemble.config.mistakes import ConfigError
+    from ensemble.config.overrides import apply_override
+    from ensemble.config.parsing import to_plain
+    from ensemble.config.yaml_files import load_yaml
     from ensemble.recipe import default_recipe, parse_recipe
     from models import model_card
 

@@ -19,11 +19,11 @@ from statistics import mean
 
 from safetensors.torch import load_file
 
-from ensemble.config.parsing import load_yaml
+from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.runs.folder import write_json
+from ensemble.machine.files import write_json
 from models import create_model
 
 ROOT = Path(__file__).resolve().parents[1]

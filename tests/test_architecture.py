@@ -64,7 +64,7 @@ def names(file: Path, *modules: str) -> set[str]:
 
 
 def reaches(start: str) -> set[str]:
-    """The modules that importing `start` (a module or a package) brings along, itself included, also inside functions."""
+    """What importing `start` (a module or a package) brings along, itself included, also inside functions."""
     known = {module_name(file): file for file in sources()}
     todo = [name for name in known if name == start or name.startswith(start + ".")]
     seen: set[str] = set()

@@ -25,8 +25,9 @@ from torch import nn
 from ensemble.data.labelled import load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
+from ensemble.image.pictures import save_grid
+from ensemble.machine.files import write_json
 from ensemble.machine.rng import generator
-from ensemble.runs.folder import save_grid, write_json
 from ensemble.training.loop import recalibrate_bn
 from models import ModelCard, create_model, model_card, register_model
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from ensemble.config.parsing import load_yaml
+from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
 from ensemble.evaluation.judge import Judge, Judgement
 from ensemble.machine import hardware
-from ensemble.runs.folder import write_json
+from ensemble.machine.files import write_json
 from models import ModelCard, create_model, load_plugin, model_card
 
 

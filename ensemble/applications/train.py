@@ -59,8 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    from ensemble.config.parsing import apply_override, load_yaml
-    from ensemble.machine.ranks import choose_device
+    from ensemble.config.overrides import apply_override
+    from ensemble.config.yaml_files import load_yaml
+    from ensemble.machine.hardware import choose_device
     from ensemble.training.recipe import parse_training_recipe
     from ensemble.training.run import run
 

@@ -105,3 +105,57 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def choose_device(requested: str) -> torch.device:
+    """This process' device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` and `cuda` take the GPU of its local rank.
+
+    Raises ValueError where CUDA is asked for and absent, or where a machine has more ranks than GPUs.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return _device(requested, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[torch.device]]:
+    """(this process' device, all devices that are known to take part): one name, or one for each local rank.
+
+    In a list, each `auto` or `cuda` takes the next GPU. Raises ValueError as `choose_device` does, and where ranks
+    and devices differ in number.
+    """
+    if isinstance(requested, str):
+        device = choose_device(requested)
+        return device, [device]
+    devices: list[torch.device] = []
+    for name in requested:
+        devices.append(_device(name, sum(device.type == "cuda" for device in devices), 1))
+    if "LOCAL_RANK" not in os.environ:
+        return devices[0], devices
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if len(devices) != local_size:
+        raise ValueError(f"device: {len(devices)} devices are named for {local_size} ranks on this machine")
+    return devices[int(os.environ["LOCAL_RANK"])], devices
+
+
+def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if requested == "cpu" or (requested == "auto" and not available):
+        return torch.device("cpu")
+    try:
+        device = torch.device("cuda" if requested == "auto" else requested)
+    except RuntimeError:
+        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N") from None
+    if device.type != "cuda":
+        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N")
+    if not available:
+        raise ValueError(f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu")
+    count = torch.cuda.device_count()
+    if device.index is not None:
+        if device.index >= count:
+            raise ValueError(f"device: {requested} does not exist; this machine has {count} CUDA device(s)")
+        return device
+    if max(local_size, local_rank + 1) > count:
+        raise ValueError(
+            f"device: {max(local_size, local_rank + 1)} ranks on a machine with {count} GPU(s); start fewer, "
+            "or name one with --device cuda:0"
+        )
+    return torch.device("cuda", local_rank)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
-import signal
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -179,70 +176,6 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:200]
 
 
-def launched_ranks() -> int:
-    """How many processes torchrun (or our own launcher) started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is rank 0, known before any group exists."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def choose_device(requested: str) -> torch.device:
-    """This process' device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` and `cuda` take the GPU of its local rank.
-
-    Raises ValueError where CUDA is asked for and absent, or where a machine has more ranks than GPUs.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return _device(requested, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[torch.device]]:
-    """(this process' device, all devices that are known to take part): one name, or one for each local rank.
-
-    In a list, each `auto` or `cuda` takes the next GPU. Raises ValueError as `choose_device` does, and where ranks
-    and devices differ in number.
-    """
-    if isinstance(requested, str):
-        device = choose_device(requested)
-        return device, [device]
-    devices: list[torch.device] = []
-    for name in requested:
-        devices.append(_device(name, sum(device.type == "cuda" for device in devices), 1))
-    if "LOCAL_RANK" not in os.environ:
-        return devices[0], devices
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if len(devices) != local_size:
-        raise ValueError(f"device: {len(devices)} devices are named for {local_size} ranks on this machine")
-    return devices[int(os.environ["LOCAL_RANK"])], devices
-
-
-def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
-    available = torch.cuda.is_available()
-    if requested == "cpu" or (requested == "auto" and not available):
-        return torch.device("cpu")
-    try:
-        device = torch.device("cuda" if requested == "auto" else requested)
-    except RuntimeError:
-        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N") from None
-    if device.type != "cuda":
-        raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N")
-    if not available:
-        raise ValueError(f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu")
-    count = torch.cuda.device_count()
-    if device.index is not None:
-        if device.index >= count:
-            raise ValueError(f"device: {requested} does not exist; this machine has {count} CUDA device(s)")
-        return device
-    if max(local_size, local_rank + 1) > count:
-        raise ValueError(
-            f"device: {max(local_size, local_rank + 1)} ranks on a machine with {count} GPU(s); start fewer, "
-            "or name one with --device cuda:0"
-        )
-    return torch.device("cuda", local_rank)
-
-
 @contextmanager
 def process_context(device: torch.device) -> Iterator[ProcessContext]:
     """The context of this process: a group under torchrun, none without.
@@ -313,55 +246,3 @@ def _backend(store: dist.Store, rank: int, world_size: int, device: torch.device
     devices = [tuple(json.loads(store.get(f"device/{r}"))) for r in range(world_size)]
     own = all(name == "cuda" for name, _, _ in devices) and len(set(devices)) == world_size
     return ("nccl" if own else "gloo"), len({kind for _, kind, _ in devices}) > 1
-
-
-def launch_ranks(command: Sequence[str], count: int) -> int:
-    """Run `command` as `count` ranks on this machine through torch's own launcher; returns the exit code.
-
-    SIGTERM and SIGINT go on to the ranks, which save and stop. When a rank fails the others are ended; the
-    exit code is its own, or 1 where a signal killed it, which is told.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
-
-    logging.disable(logging.ERROR)  # the ranks tell their errors themselves
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
-    }
-    ranks = start_processes(
-        "invert",
-        command[0],
-        {rank: tuple(command[1:]) for rank in range(count)},
-        {rank: common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
-        DefaultLogsSpecs(),
-    )
-
-    def forward(*_: object) -> None:
-        for pid in ranks.pids().values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        result = ranks.wait(period=0.1)
-    finally:
-        ranks.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert result is not None, "the ranks were waited for without a limit"
-    codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-    told = [code for code in codes.values() if code > 0]
-    if codes and not told:
-        # those that were asked to end because of another come last
-        rank, code = min(codes.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))
-        name = signal.Signals(-code).name
-        text = f"rank {rank} was ended by {name}; to go on, run the same command with --resume"
-        print(f"invert.py: {text}", file=sys.stderr)
-        return 1
-    return max(told, default=0)

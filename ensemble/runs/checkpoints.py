@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from ensemble.config.parsing import differences, load_yaml, to_plain
+from ensemble.config.overrides import differences
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import load_yaml
 from ensemble.machine.checkpoint import Checkpoint, load_checkpoint
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import Plan
+from ensemble.runs.plan import Plan
 
 _NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
 """Parts of a recipe that do not decide which images come out."""

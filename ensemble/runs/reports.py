@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import Plan, build_ensemble, build_formulation, members_of
+from ensemble.runs.build import build_ensemble, build_formulation
+from ensemble.runs.plan import Plan, members_of
 from models import list_models
 
 

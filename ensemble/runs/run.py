@@ -11,14 +11,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ensemble.config.parsing import dump_yaml, to_plain
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml
 from ensemble.engine.inversion import Inversion, NotFiniteError, Observer, Record
 from ensemble.evaluation.classification import accuracy
+from ensemble.image.pictures import save_grid
 from ensemble.machine import hardware
 from ensemble.machine.checkpoint import CheckpointError
 from ensemble.machine.errors import CollectiveFailure
+from ensemble.machine.files import Metrics, write_json
+from ensemble.machine.launch import StopRequest, stop_on_signals
+from ensemble.machine.progress import ProgressReporter, progress_reporter
 from ensemble.machine.ranks import ProcessContext, RankLostError
-from ensemble.runs.build import Ensemble, Plan, build_ensemble, build_inversion, unique_names
+from ensemble.runs.build import Ensemble, build_ensemble, build_inversion
 from ensemble.runs.checkpoints import (
     Restored,
     check_left_over,
@@ -28,16 +33,9 @@ from ensemble.runs.checkpoints import (
     saved_runtime,
     share_restored,
 )
-from ensemble.runs.folder import (
-    Metrics,
-    ProgressReporter,
-    prepare_output,
-    progress_reporter,
-    save_grid,
-    save_images,
-    write_json,
-)
-from ensemble.runs.saving import Saver, StopRequest, stop_on_signals, versions
+from ensemble.runs.folder import prepare_output, save_images
+from ensemble.runs.plan import Plan, unique_names
+from ensemble.runs.saving import Saver, versions
 from models import ModelCard, create_model
 
 T = TypeVar("T")

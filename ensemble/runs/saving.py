@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,20 +17,13 @@ from ensemble.engine.inversion import Inversion
 from ensemble.machine.checkpoint import KEPT, CheckpointError, save_checkpoint
 from ensemble.machine.errors import CollectiveFailure
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import Plan
 from ensemble.runs.checkpoints import checkpoint_prefix
+from ensemble.runs.plan import Plan
 from ensemble.teachers.kernels.build import library
 
 
 class ReplicaError(CollectiveFailure):
     """The ranks hold different images."""
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal, read at the end of each step."""
-
-    asked: bool = False
 
 
 @dataclass
@@ -99,21 +90,6 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers before are put back."""
-
-    def ask(*_: object) -> None:
-        stop.asked = True
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensemble.config.parsing import ConfigError, parse
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.parsing import parse
 from ensemble.training.loop import Augmentation, Schedule
 
 

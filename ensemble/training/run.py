@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble.config.parsing import differences, dump_yaml, load_yaml, to_plain
+from ensemble.config.overrides import differences
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.machine import hardware
-from ensemble.runs.folder import Metrics, progress_reporter, write_json
+from ensemble.machine.files import Metrics, write_json
+from ensemble.machine.progress import progress_reporter
 from ensemble.training.loop import Progress, evaluate, train
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.runs.folder import write_json
+from ensemble.machine.files import write_json
 from ensemble.training.loop import evaluate
 from models import ModelCard
 from models._loading import fit, read_weights, sha256

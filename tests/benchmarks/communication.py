@@ -20,12 +20,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ensemble.config.parsing import load_yaml  # noqa: E402
+from ensemble.config.yaml_files import load_yaml  # noqa: E402
 from ensemble.engine.inversion import Observer  # noqa: E402
 from ensemble.machine import hardware  # noqa: E402
-from ensemble.machine.ranks import choose_device, process_context  # noqa: E402
+from ensemble.machine.hardware import choose_device  # noqa: E402
+from ensemble.machine.ranks import process_context  # noqa: E402
 from ensemble.recipe import parse_recipe  # noqa: E402
-from ensemble.runs.build import build_ensemble, build_inversion, plan  # noqa: E402
+from ensemble.runs.build import build_ensemble, build_inversion  # noqa: E402
+from ensemble.runs.plan import plan  # noqa: E402
 
 
 def main() -> None:

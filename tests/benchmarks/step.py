@@ -39,7 +39,7 @@ from torch.fx.experimental.optimization import fuse
 from ensemble.engine.inversion import EnsembleMember, Inversion, StagePlan
 from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Share
-from ensemble.image.parameterization import PixelImage
+from ensemble.image.pixels import PixelImage
 from ensemble.image.transforms import Compose
 from ensemble.machine import hardware
 from ensemble.objectives import BNMatching, CrossEntropy, Formulation

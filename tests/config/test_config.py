@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from ensemble.config.parsing import ConfigError, apply_override, differences, dump_yaml, load_yaml, parse, to_plain
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.overrides import apply_override, differences
+from ensemble.config.parsing import parse, to_plain
+from ensemble.config.yaml_files import dump_yaml, load_yaml
 
 
 @dataclass(frozen=True)

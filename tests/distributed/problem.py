@@ -17,7 +17,7 @@ from ensemble.engine.inversion import EnsembleMember, Inversion, NotFiniteError,
 from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Share, place, slices
 from ensemble.engine.reduction import FixedPointSum
-from ensemble.image.parameterization import FourierImage
+from ensemble.image.fourier import FourierImage
 from ensemble.image.transforms import Compose, Flip, Jitter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator

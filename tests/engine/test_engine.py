@@ -16,7 +16,8 @@ from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Share
 from ensemble.engine.reduction import FixedPointSum
 from ensemble.engine.schedules import EarlyStopping
-from ensemble.image.parameterization import FourierImage, PixelImage
+from ensemble.image.fourier import FourierImage
+from ensemble.image.pixels import PixelImage
 from ensemble.image.transforms import Compose, Flip, Jitter, Resize
 from ensemble.machine.rng import generator
 from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.image.parameterization import FourierImage, ImageParameterization, PixelImage
+from ensemble.image.fourier import FourierImage
+from ensemble.image.parameterization import ImageParameterization
+from ensemble.image.pixels import PixelImage
 from ensemble.machine.rng import generator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

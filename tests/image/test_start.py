@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ensemble.image.parameterization import FourierImage, ImageParameterization, PixelImage
-from ensemble.image.start import initialise, list_images, read_image
+from ensemble.image.files import list_images, read_image
+from ensemble.image.fourier import FourierImage
+from ensemble.image.parameterization import ImageParameterization
+from ensemble.image.pixels import PixelImage
+from ensemble.image.start import initialise
 from ensemble.machine.rng import generator
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 import invert
-from ensemble.config.parsing import load_yaml
+from ensemble.config.yaml_files import load_yaml
 from ensemble.recipe import Recipe, parse_recipe
 from models import model_card
 

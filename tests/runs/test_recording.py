@@ -16,17 +16,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ensemble.runs.folder import (
-    Metrics,
-    PlainProgress,
-    SilentProgress,
-    TerminalProgress,
-    prepare_output,
-    progress_reporter,
-    save_grid,
-    save_images,
-    write_json,
-)
+from ensemble.image.pictures import save_grid
+from ensemble.machine.files import Metrics, write_json
+from ensemble.machine.progress import PlainProgress, SilentProgress, TerminalProgress, progress_reporter
+from ensemble.runs.folder import prepare_output, save_images
 
 NAMES = ("airplane", "tench, Tinca tinca", "../evil", "???")
 

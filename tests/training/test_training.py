@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ensemble.applications.train import main, reproducing_command
-from ensemble.config.parsing import load_yaml
+from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
 from ensemble.training.augment import _beta, crop_and_flip, cutmix, cutout, mixup

@@ -1,0 +1,46 @@
+"""A user's mistakes: how they are collected, and the words they are told in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+_WORD = re.compile(r"[\w-]+")
+
+
+class ConfigError(ValueError):
+    """A user's mistakes in a configuration: `problems` holds one line for each, `str()` joins them."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+def show(data: object) -> str:
+    if isinstance(data, dict | list):
+        return "a mapping" if isinstance(data, dict) else "a list"
+    if data is None or isinstance(data, bool):
+        return {None: "null", True: "true", False: "false"}[data]
+    text = repr(data) if isinstance(data, str | int | float) else str(data)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: object, valid: Iterable[Any], noun: str) -> str:
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
+    return f"did you mean '{close[0]}'?" if close else f"valid {noun}: {', '.join(names) or 'none'}"
+
+
+def join(path: str, key: str) -> str:
+    if not _WORD.fullmatch(key):
+        return f"{path}['{key}']"
+    return f"{path}.{key}" if path else key
+
+
+def at(path: str, message: str) -> str:
+    return f"{path}: {message}" if path else message

@@ -1,0 +1,155 @@
+"""What shows that something goes on: a bar in a terminal, lines in a file, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from statistics import mean
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+
+class ProgressReporter(Protocol):
+    """What shows a run's progress. `close` ends the display and may be called at any time, also twice."""
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        """The run has `total` steps, of which the first `resumed_at` were done before."""
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """Step `step`, counted from 0, is done; `values` only where this step was recorded."""
+
+    def message(self, text: str) -> None:
+        """Shows one line beside the progress."""
+
+    def close(self) -> None: ...
+
+
+def progress_reporter(rank: int = 0, stream: TextIO | None = None) -> ProgressReporter:
+    """A bar where `stream` (default: stdout) is a terminal, else plain lines; silence on ranks but 0."""
+    stream = sys.stdout if stream is None else stream
+    if rank != 0:
+        return SilentProgress()
+    return TerminalProgress(Console(file=stream)) if stream.isatty() else PlainProgress(stream)
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        pass
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class PlainProgress:
+    """Lines for a log file: at most one every `interval` seconds, and one at the end."""
+
+    def __init__(self, stream: TextIO, interval: float = 10.0) -> None:
+        self._stream = stream
+        self._interval = interval
+        self._total = self._done = self._shown = 0
+        self._shown_at = 0.0
+        self._values: Mapping[str, float] = {}
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        self._total, self._done, self._shown = total, resumed_at, resumed_at
+        self._shown_at = time.monotonic()
+        if resumed_at:
+            self.message(f"resumed at step {resumed_at} of {total}")
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        self._done = step + 1
+        if values:
+            self._values = dict(values)
+        if time.monotonic() - self._shown_at >= self._interval:
+            self._show()
+
+    def message(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._done > self._shown:
+            self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        rate = (self._done - self._shown) / max(now - self._shown_at, 1e-9)
+        parts = [f"step {self._done}/{self._total}", _rate(rate)]
+        if rate > 0 and self._done < self._total:
+            parts.append(f"{_duration((self._total - self._done) / rate)} left")
+        self._shown, self._shown_at = self._done, now
+        self.message("  ".join([*parts, _losses(self._values)]).rstrip())
+
+
+class _RateColumn(TextColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else "", style="progress.data.speed")
+
+
+class TerminalProgress:
+    """A bar with steps, rate, time left and the losses recorded last."""
+
+    def __init__(self, console: Console) -> None:
+        losses = TextColumn("{task.fields[losses]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _RateColumn("", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True),
+            losses,
+            console=console,
+            expand=True,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("", total=None, losses="", visible=False)
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        self._progress.reset(self._task, total=total, completed=resumed_at, visible=True)
+        self._progress.start()
+        if resumed_at:
+            self.message(f"resumed at step {resumed_at} of {total}")
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        if values:
+            self._progress.update(self._task, completed=step + 1, losses=_losses(values))
+        else:
+            self._progress.update(self._task, completed=step + 1)
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _losses(values: Mapping[str, float]) -> str:
+    """Of a loss that each teacher has, as NAME/loss, the mean over the teachers: a line holds no more."""
+    of_teachers: dict[str, list[float]] = {}
+    for name, value in values.items():
+        of_teachers.setdefault(name.rpartition("/")[2], []).append(value)
+    return "  ".join(f"{name} {mean(each):.4g}" for name, each in of_teachers.items())
+
+
+def _rate(steps_per_second: float) -> str:
+    if steps_per_second >= 0.95:
+        return f"{steps_per_second:.1f} steps/s"
+    return f"{1 / max(steps_per_second, 1e-9):.1f} s/step"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

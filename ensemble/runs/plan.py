@@ -1,0 +1,164 @@
+"""What follows from a recipe before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ensemble import recipe as spec
+from ensemble.engine.placement import place
+from ensemble.image.files import list_images, read_image
+from ensemble.machine.hardware import resolve_compile, resolve_precision
+from ensemble.runs.targets import batch_targets, parse_targets
+from models import ModelCard, model_card
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a recipe before any weights are loaded."""
+
+    recipe: spec.Recipe
+    """With every `auto` resolved."""
+    cards: tuple[ModelCard, ...]
+    names: tuple[str, ...]
+    """The teachers' display names, unique."""
+    size: int
+    classes: tuple[int, ...] | None
+    """Target classes; None draws them."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before the run."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.cards[0].class_names
+
+    def targets(self, trial: int) -> torch.Tensor:
+        """The targets of one trial's batch, int64 (N,)."""
+        r = self.recipe
+        return batch_targets(
+            self.classes, self.cards[0].num_classes, r.images_per_class, r.image.batch_size, r.seed + trial
+        )
+
+
+def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
+    """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
+
+    Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
+    are none of the classes or lack a mapping, and an initial image that is not there.
+    """
+    cards = tuple(model_card(entry.model) for entry in recipe.teachers)
+    _check_label_spaces(recipe, cards)
+    _check_verifiers(recipe.verifiers, cards[0])
+    classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names)
+    for entry in recipe.teachers:
+        own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
+    size = recipe.image.size or max(card.input_size for card in cards)
+    passes = recipe.iterations * recipe.trials * len(cards)
+    precision = resolve_precision(recipe.runtime.precision, devices)
+    compiled = resolve_compile(recipe.runtime.compile, devices, passes)
+    runtime = replace(
+        recipe.runtime,
+        precision=precision,  # type: ignore[arg-type]
+        compile="on" if compiled else "off",
+    )
+    resolved = replace(recipe, image=replace(recipe.image, size=size), runtime=runtime)
+    for stage in resolved.stages:
+        if stage.jitter >= (stage.size or size):
+            raise ValueError(
+                f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
+            )
+    _check_start(recipe.image.start, size)
+    names = unique_names([entry.model for entry in recipe.teachers])
+    denied = recipe.runtime.compile == "on" and not compiled
+    judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
+    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
+    if denied:
+        notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
+    return Plan(resolved, cards, names, size, classes, tuple(notes))
+
+
+def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
+    for name in verifiers:
+        card = model_card(name)
+        if not card.shares_classes(first):
+            raise ValueError(
+                f"verifiers: {name} judges other classes ({_named(card)}) than the first teacher's ({_named(first)}); "
+                "give a network of the same classes, or put another teacher first"
+            )
+
+
+def _check_start(start: spec.Start, size: int) -> None:
+    """What `initialise` would refuse, before anything is loaded or written."""
+    if start.kind == "image" and start.path is not None:
+        read_image(start.path, size)
+    elif start.kind == "folder" and start.path is not None:
+        list_images(start.path)
+    elif start.path is not None or start.kind in ("image", "folder"):
+        wrong = "takes no path" if start.path is not None else "needs a path"
+        raise ValueError(f"image.start: kind {start.kind!r} {wrong}")
+
+
+def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None:
+    first = cards[0]
+    if recipe.teachers[0].classes is not None:
+        raise ValueError("teachers[0].classes: the first teacher defines the classes; map the others onto it")
+    for i, (entry, card) in enumerate(zip(recipe.teachers, cards, strict=True)):
+        if entry.classes is not None:
+            unknown = [name for name in entry.classes if name not in first.class_names]
+            outside = [index for index in entry.classes.values() if not 0 <= index < card.num_classes]
+            if unknown or outside:
+                what = f"no class {unknown[0]!r} in {first.name}" if unknown else f"index {outside[0]} is out of range"
+                raise ValueError(f"teachers[{i}].classes: {what}")
+            continue
+        if not card.shares_classes(first):
+            raise ValueError(
+                f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
+                f"map the names of the first to the indices of the other, as --set 'teachers[{i}].classes={{cat: 0}}'"
+            )
+
+
+def _named(card: ModelCard) -> str:
+    names = f", {card.class_names[0]} to {card.class_names[-1]}" if card.class_names else ""
+    return f"{card.num_classes} of {card.label_space}" if card.label_space else f"{card.num_classes}{names}"
+
+
+def unique_names(models: Sequence[str]) -> tuple[str, ...]:
+    """NAME of each NAME@WEIGHTS, numbered (`NAME#1`, `NAME#2`) where it comes more than once."""
+    short = [model.partition("@")[0] for model in models]
+    return tuple(
+        name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short)
+    )
+
+
+def own_targets(targets: torch.Tensor, entry: spec.TeacherEntry, first: ModelCard) -> torch.Tensor:
+    if entry.classes is None:
+        return targets
+    table = torch.full((first.num_classes,), -1)
+    for name, index in entry.classes.items():
+        table[first.class_names.index(name)] = index
+    mapped = table[targets]
+    if (mapped < 0).any():
+        missing = first.class_names[int(targets[mapped < 0][0])]
+        raise ValueError(
+            f"teachers: the mapping of {entry.model} lacks the target class {missing!r}; map it, or leave "
+            "it out of the targets"
+        )
+    return mapped
+
+
+def check_placement(plan: Plan, ranks: int) -> None:
+    """Raises ValueError where replicas and teachers cannot be placed on so many ranks; needs no weights."""
+    members = members_of(plan.recipe, ranks)
+    if plan.recipe.runtime.reproducible == "placement":
+        fixed = [entry.ranks for entry in plan.recipe.teachers]
+        place([1.0] * len(plan.cards), len(plan.targets(0)), members, fixed)
+
+
+def members_of(recipe: spec.Recipe, ranks: int) -> int:
+    """Ranks per replica; ValueError where they do not come out even."""
+    replicas = recipe.runtime.replicas
+    if ranks % replicas:
+        raise ValueError(f"replicas: {ranks} ranks cannot be divided into {replicas} equal replicas")
+    return ranks // replicas

@@ -1,0 +1,30 @@
+"""What one image costs a teacher: operations and memory."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ensemble.teachers.teacher import Teacher
+
+
+def count_cost(teacher: Teacher) -> tuple[float, int]:
+    """(FLOPs of one image forward and back to the input, bytes of activations kept for it)."""
+    size = teacher.card.input_size
+    view = torch.full((1, 3, size, size), 0.5, dtype=teacher.wide, device=teacher.device, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and tensor.shape[0] == 1 and not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),  # attention as products, counted alike on every device
+    ):
+        logits, moments = teacher.observe(view)
+        torch.autograd.grad(logits.sum() + moments.sum(), view)
+    return float(counter.get_total_flops()), sum(kept.values())
