@@ -2,18 +2,22 @@
 
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import ModelCard, Weights
-from models._plugins import load_plugin
-from models._registry import create_model, list_models, model_card, register_model
+from models._plugins import add_plugin_table, load_entry_points, load_plugin
+from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
+from models._table import register_model
 
 __all__ = [
     "ModelCard",
     "ModelSpec",
     "Weights",
+    "add_plugin_table",
     "create_model",
     "list_models",
+    "load_entry_points",
     "load_plugin",
     "model_card",
     "parse_spec",
     "register_model",
+    "untrained_model",
 ]

@@ -9,6 +9,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class Assumed(tuple[float, ...]):
+    """A mean or std that nobody said; as a value of its own it stays so in copies of a card."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Weights:
     """Where one set of weights comes from and what is known about it."""
@@ -30,7 +36,8 @@ class Weights:
 class ModelCard:
     """A network's input convention, label space and weights.
 
-    `mean` and `std` are per channel, for RGB in [0, 1]: the network sees (rgb - mean) / std.
+    `mean` and `std` are per channel, for RGB in [0, 1]: the network sees (rgb - mean) / std. Left out, they are
+    ImageNet's, and `create_model` warns that this is assumed.
     `label_space` names what the logits mean; teachers of one run must share it. An empty name means
     that nobody knows (a network of a user's own that does not say): such teachers agree with any
     other that has as many classes.
@@ -40,8 +47,8 @@ class ModelCard:
     family: str
     input_size: int
     num_classes: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = Assumed(IMAGENET_MEAN)
+    std: tuple[float, ...] = Assumed(IMAGENET_STD)
     class_names: tuple[str, ...] = ()
     label_space: str = ""
     weights: Mapping[str, Weights] = field(default_factory=dict)
@@ -53,6 +60,11 @@ class ModelCard:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.default_weights is not None and self.default_weights not in self.weights:
             raise ValueError(f"{self.name}: default weights {self.default_weights!r} are not on the card")
+
+    @property
+    def assumed(self) -> dict[str, tuple[float, ...]]:
+        """Those of `mean` and `std` that nobody said, by name."""
+        return {key: value for key, value in (("mean", self.mean), ("std", self.std)) if isinstance(value, Assumed)}
 
     def shares_classes(self, other: ModelCard) -> bool:
         """As many classes, and one label space where both name theirs, else the same names where both have some."""

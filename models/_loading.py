@@ -8,7 +8,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,11 @@ _COUNTER = "num_batches_tracked"  # of no use in eval mode, and absent from old 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """`tensors` by parameter name; `card`: what the file says about itself (safetensors metadata only)."""
+    """`tensors` by parameter name, and what a safetensors file says beside them."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
-    card: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """All that a safetensors file says beside its tensors."""
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -44,26 +42,34 @@ def read_weights(path: Path) -> WeightsFile:
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
-        tensors, card, metadata = _read_safetensors(path)
+        tensors, metadata = _read_safetensors(path)
     else:
-        tensors, card, metadata = _state_dict(_read_torch(path), path), {}, {}
+        tensors, metadata = _state_dict(_read_torch(path), path), {}
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return WeightsFile(path, tensors, card, metadata)
+    return WeightsFile(path, tensors, metadata)
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """What a safetensors file says about itself, read without its tensors; nothing for files of torch.save.
+    """What a safetensors file says about itself in its metadata `card`; nothing for files of torch.save.
 
-    Raises ValueError as `read_weights` does.
+    Its tensors are not read. Raises ValueError where the file is missing, is not what its ending says, or where
+    the entry is not a JSON object.
     """
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix != ".safetensors":
         return {}
     with _opened(path) as file:
-        return _card_in(file.metadata() or {}, path)
+        text = (file.metadata() or {}).get("card", "{}")
+    try:
+        card = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: the metadata `card` is not JSON ({error})") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: the metadata `card` is not a JSON object")
+    return card
 
 
 @contextmanager
@@ -75,23 +81,13 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is not a safetensors file ({error})") from None
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
-    return tensors, _card_in(metadata, path), metadata
-
-
-def _card_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(metadata.get("card", "{}"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the metadata `card` is not JSON ({error})") from None
-    if not isinstance(card, dict):
-        raise ValueError(f"{path}: the metadata `card` is not a JSON object")
-    return card
+    return tensors, metadata
 
 
 def _read_torch(path: Path) -> Any:
@@ -179,54 +175,3 @@ def _hint(card: ModelCard, shaped: Mapping[str, tuple[tuple[int, ...], tuple[int
     if len(rows) == 1 and only_rows and min(rows) > 0:
         return f"; for its {min(rows)} classes ask for {card.name}:num_classes={min(rows)}"
     return ""
-
-
-def described(card: ModelCard, says: Mapping[str, Any], path: Path) -> ModelCard:
-    """`card` with what the weights file says instead: input_size, mean, std, class_names, label_space.
-
-    Class names without a label space (and the reverse) clear the other where they differ from the card's.
-    Raises ValueError for unknown or malformed entries, and for another `num_classes` than the card's.
-    """
-    said = dict(says)
-    classes = said.pop("num_classes", card.num_classes)
-    if classes != card.num_classes:
-        raise ValueError(
-            f"{path} is for {classes} classes, {card.name} has {card.num_classes};"
-            f" ask for {card.name}:num_classes={classes}"
-        )
-    changes: dict[str, Any] = {}
-    if "input_size" in said:
-        changes["input_size"] = _positive(said.pop("input_size"), f"{path}: card.input_size")
-    for key in ("mean", "std"):
-        if key in said:
-            changes[key] = _channels(said.pop(key), f"{path}: card.{key}", positive=key == "std")
-    if "class_names" in said:
-        changes["class_names"] = _names(said.pop("class_names"), f"{path}: card.class_names")
-    if "label_space" in said:
-        changes["label_space"] = str(said.pop("label_space"))
-    if said:
-        raise ValueError(f"{path}: its card holds unknown entries: {', '.join(map(str, said))}")
-    if changes.get("class_names", card.class_names) != card.class_names:
-        changes.setdefault("label_space", "")
-    if changes.get("label_space", card.label_space) != card.label_space:
-        changes.setdefault("class_names", ())
-    return replace(card, **changes)
-
-
-def _positive(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{where} must be a positive whole number, got {value!r}")
-    return value
-
-
-def _channels(value: Any, where: str, positive: bool) -> tuple[float, ...]:
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
-    if not numbers or len(value) != 3 or (positive and min(value) <= 0):
-        raise ValueError(f"{where} must be three {'positive ' if positive else ''}numbers, got {value!r}")
-    return tuple(float(v) for v in value)
-
-
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{where} must be a list of names")
-    return tuple(value)

@@ -1,4 +1,4 @@
-"""The one table of networks: registration, look-up, and creation from NAME[:key=value][@WEIGHTS].
+"""Look-up, and creation from NAME[:key=value][@WEIGHTS].
 
 Names that are not in the table are asked of the zoos (torchvision; timm below `timm/`), which are imported
 only then.
@@ -10,183 +10,177 @@ import difflib
 import fnmatch
 import hashlib
 import importlib
-import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from models._bundled import read_bundled, with_bundled
-from models._card import ModelCard, Weights
-from models._loading import described, fit, read_card, read_weights, sha256
+from models._card import Assumed, ModelCard, Weights
+from models._loading import WeightsFile, fit, read_card, read_weights, sha256
+from models._lock import first_alone
+from models._plugins import load_entry_points
+from models._said import CARD_OPTIONS, by_options, of_file, warn_of_assumed
 from models._spec import ModelSpec, convert_option, parse_spec
+from models._table import TABLE, Entry
+from models._table import undone_on_error as undone_on_error  # until tests/test_contributing.py asks models._table
 from models.edge_popup import PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 
-Factory = Callable[..., nn.Module]
-FactoryT = TypeVar("FactoryT", bound=Factory)
-Tensors = dict[str, torch.Tensor]
-
-
-def _unchanged(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the table or a zoo knows of one name."""
-
-    card: ModelCard
-    factory: Factory
-    options: Mapping[str, Any]
-    """The factory's keyword options and their defaults."""
-    fetch: Callable[[str], nn.Module] | None = None
-    """The network with the weights of a tag that is not bundled; ValueError where they cannot be had."""
-    adapt: Callable[[Tensors], Tensors] = _unchanged
-    """Turns a file's keys into the network's."""
-
-
-_TABLE: dict[str, Entry] = {}
 POPUP = "popup/"
 """Prefix of any network's name that asks for its edge-popup subnet."""
 _RULE = {"k": math.nan, "init": "signed_constant", "scaled": False, "scope": "layer", "seed": 0}
 """Options of a subnet; k has to be given."""
 _ZOOS = {"torchvision_zoo": "", "timm_zoo": "timm/"}
 """Module below `models`, and the prefix of its names."""
-
-
-def register_model(card: ModelCard) -> Callable[[FactoryT], FactoryT]:
-    """A decorator that enters a factory `f(num_classes=10, ...) -> nn.Module` under `card.name`.
-
-    The factory's parameters all have defaults (bool, int, float or str) and become the options of
-    `NAME:key=value`; its network maps normalised images (N, 3, H, W) to logits (N, num_classes).
-    Raises ValueError for a name that is taken or cannot be written in a specification, and for a factory
-    with other parameters.
-    """
-    if not re.fullmatch(r"[\w.+-]+", card.name):
-        raise ValueError(f"network name {card.name!r}: only letters, digits and _ . + - may stand in it")
-    if card.name in _TABLE:
-        raise ValueError(f"network name {card.name!r} is already registered; choose another")
-
-    def register(factory: FactoryT) -> FactoryT:
-        options = {name: p.default for name, p in inspect.signature(factory).parameters.items()}
-        for name, default in options.items():
-            if not isinstance(default, bool | int | float | str):
-                raise ValueError(f"{card.name}: option {name!r} needs a default that is a bool, int, float or str")
-        if options.get("num_classes", card.num_classes) != card.num_classes:
-            raise ValueError(f"{card.name}: num_classes is {card.num_classes} on the card, not in the factory")
-        _TABLE[card.name] = Entry(card, factory, options)
-        return factory
-
-    return register
-
-
-@contextmanager
-def undone_on_error() -> Iterator[set[str]]:
-    """Yields a set, filled at the end with the names registered inside; an exception takes them back."""
-    before, names = dict(_TABLE), set[str]()
-    try:
-        yield names
-    except BaseException:
-        _TABLE.clear()
-        _TABLE.update(before)
-        raise
-    names.update(_TABLE.keys() - before.keys())
+_WILDCARDS = r"[*?\[]"
 
 
 def list_models(pattern: str | None = None) -> list[ModelCard]:
-    """Cards of all networks whose names match the shell pattern (all without one), the table's first.
+    """Cards of all networks whose names match (all without a pattern), the table's first.
 
-    No network is built and no weights are read. A zoo is imported only where the pattern could match its
-    names; one whose library is not installed warns. Raises ValueError where a plugin fails.
+    A pattern with `*`, `?` or `[` is a shell pattern for the whole name, any other text a part of it, in small or
+    capital letters. No network is built and no weights are read. A zoo is imported only where the pattern could
+    match its names; one whose library is not installed warns. Raises ValueError where a plugin fails.
     """
-    _load_entry_points()
-    cards = [with_bundled(_TABLE[name].card) for name in sorted(_TABLE)]
-    fixed = re.split(r"[*?\[]", pattern or "*")[0]
-    for zoo, prefix in _ZOOS.items():
-        if fixed.startswith(prefix) or prefix.startswith(fixed):
+    load_entry_points()
+    cards = [with_bundled(TABLE[name].card) for name in sorted(TABLE) if _matches(name, pattern)]
+    for module, prefix in _ZOOS.items():
+        if _may_match(prefix, pattern):
             try:
-                cards += [card for card in _zoo(zoo).cards() if card.name not in _TABLE]
+                zoo = _zoo(module)
             except ModuleNotFoundError as error:
-                warnings.warn(f"networks of {zoo} are not listed: {error}", stacklevel=2)
-    return [card for card in cards if pattern is None or fnmatch.fnmatchcase(card.name, pattern)]
+                warnings.warn(f"networks of {module} are not listed: {error}", stacklevel=2)
+                continue
+            cards += zoo.cards(name for name in zoo.names() if name not in TABLE and _matches(name, pattern))
+    return cards
+
+
+def _matches(name: str, pattern: str | None) -> bool:
+    if pattern is None:
+        return True
+    if re.search(_WILDCARDS, pattern):
+        return fnmatch.fnmatchcase(name, pattern)
+    return pattern.lower() in name.lower()
+
+
+def _may_match(prefix: str, pattern: str | None) -> bool:
+    """Whether `pattern` could match names that begin with `prefix`, behind which no slash follows."""
+    if pattern is None:
+        return True
+    fixed, *rest = re.split(_WILDCARDS, pattern, maxsplit=1)
+    if rest:
+        return fixed.startswith(prefix) or prefix.startswith(fixed)
+    head, slash, _ = fixed.lower().partition("/")
+    return not slash or prefix.endswith(head + slash)
 
 
 def model_card(spec: str | ModelSpec) -> ModelCard:
     """The card of NAME with its options applied; with `@TAG`, of those weights. No weights are read.
 
-    Of a safetensors FILE, what it says about itself is read. Options that change the network take the published
+    What a FILE says about itself is read, as for `create_model`. Options that change the network take the published
     weights off its card, another `num_classes` also the class names and the label space. Raises ValueError for
     unknown names, bad options, and a file that is missing or is for another number of classes.
     """
-    parsed = parse_spec(spec) if isinstance(spec, str) else spec
-    entry = _find(parsed)
-    card = _card(entry, _options(entry, parsed))
-    if parsed.path is None or parsed.weights in card.weights:
-        return card
-    return described(card, read_card(parsed.path), parsed.path)
+    return _resolved(spec)[-1]
 
 
 def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
     """The network that `spec` names, on the CPU, in fp32 and eval mode, all parameters frozen; and its card.
 
-    The card's `weights` holds just the record of those that were loaded, under its `default_weights`; input
-    convention and classes are what the weights file says, where it says anything. `@random` draws the
-    factory's own initialisation, seeded from NAME alone, and leaves the global generator as it is.
-    Raises ValueError for unknown names, options and tags, and for weights that are missing or do not fit.
+    The card's `weights` holds just the record of those that were loaded, under its `default_weights`. `@random`
+    draws the factory's own initialisation, seeded from NAME alone, and leaves the global generator as it is.
+
+    Of input size, mean, std, class names and label space the card says what the first of these says:
+
+    1. options, which every network has beside those of its factory (which win where names are the same):
+       `NAME:mean=0.5/0.4/0.3,std=0.25@FILE` with a number a channel or one for all, `input_size=64`, and
+       `class_names=names.txt`, a file with a name a line (its path without spaces, commas and @);
+    2. a YAML card beside FILE: net.pth has net.yaml, the last ending replaced (net.pth.yaml is not read), with
+       entries among input_size, mean, std, class_names, label_space and num_classes;
+    3. the metadata of FILE, where it is a safetensors file with an entry `card`;
+    4. NAME's own card. Where this gives the mean or std of a user's FILE for a published network, or where
+       nobody gives them, a warning says once what is assumed.
+
+    Raises ValueError for unknown names, options and tags, for weights that are missing or do not fit, and for a
+    card of a file that is malformed or for another number of classes.
     """
-    parsed = parse_spec(spec) if isinstance(spec, str) else spec
-    entry = _find(parsed)
-    options = _options(entry, parsed)
-    card = _card(entry, options)
+    parsed, entry, options, card = _resolved(spec)
     tag = _weights_tag(entry, card, parsed)
+    path = None if tag == "random" or tag in card.weights else parsed.path
     if card.num_classes < 1:
         raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@FILE")
-    with _seeded(card.name):
+    with _seeded(_seed_of(card.name)):
         if tag == "random":
             net, record = frozen(entry.factory(**options)), Weights(source="random")
-        elif tag in card.weights and card.weights[tag].source != "bundled":
-            assert entry.fetch is not None
-            net, record = entry.fetch(tag), card.weights[tag]
+        elif path is not None:
+            record = Weights(source="file", file=str(path), sha256=sha256(path))
+            net = _with_weights(entry, options, card, read_weights(path))
+        elif card.weights[tag].source == "bundled":
+            record = card.weights[tag]
+            net = _with_weights(entry, options, card, read_bundled(record))
         else:
-            net, record, card = _from_file(entry, options, card, parsed, tag)
+            assert entry.fetch is not None
+            record = card.weights[tag]
+            with first_alone(f"{card.name}@{tag}"):
+                net = entry.fetch(tag)
+    warn_of_assumed(card, path if entry.published else None)
     card = replace(card, weights={tag: record}, default_weights=tag)
     return net.float().eval().requires_grad_(False), card
 
 
-def _from_file(
-    entry: Entry, options: Mapping[str, Any], card: ModelCard, parsed: ModelSpec, tag: str
-) -> tuple[nn.Module, Weights, ModelCard]:
-    if tag in card.weights:
-        record = card.weights[tag]
-        weights = read_bundled(record)
-    else:
-        assert parsed.path is not None
-        weights = read_weights(parsed.path)
-        record = Weights(source="file", file=str(parsed.path), sha256=sha256(parsed.path))
-    card = described(card, weights.card, weights.path)
+def untrained_model(spec: str | ModelSpec, seed: int) -> tuple[nn.Module, ModelCard]:
+    """The network to train that NAME[:key=value][@random] names, its parameters free, and its card.
+
+    It is what the factory makes right after `torch.manual_seed(seed)`, on the CPU, in fp32 and training mode; the
+    global generator keeps its state. Of a subnet only the scores are free.
+    Raises ValueError as `model_card` does, and where `spec` asks for trained weights.
+    """
+    parsed, entry, options, card = _resolved(spec)
+    if parsed.weights not in ("default", "random"):
+        raise ValueError(f"{parsed.name}@{parsed.weights} is trained; ask for {parsed.name}@random")
+    if card.num_classes < 1:
+        raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@random")
+    with _seeded(seed):
+        return entry.factory(**options).float(), card
+
+
+def _resolved(spec: str | ModelSpec) -> tuple[ModelSpec, Entry, dict[str, Any], ModelCard]:
+    """The specification, its entry, the factory's options, and the card with all that is said of it."""
+    parsed = parse_spec(spec) if isinstance(spec, str) else spec
+    entry = _find(parsed)
+    options = _options(entry, parsed)
+    card = _card(entry, options)
+    if parsed.path is not None and parsed.weights not in card.weights:
+        if entry.published:  # the mean and std on its card are those of other weights
+            card = replace(card, mean=Assumed(card.mean), std=Assumed(card.std))
+        card = of_file(card, parsed.path, read_card(parsed.path))
+    own = {key: text for key, text in parsed.options.items() if key not in entry.options}
+    return parsed, entry, options, by_options(card, own)
+
+
+def _with_weights(entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile) -> nn.Module:
     net = entry.factory(**options)
     weights = replace(weights, tensors=entry.adapt(weights.tensors))
     if subnet_layers(net):
-        net = load_subnet(net, weights, card)
-    else:
-        fit(net, weights.tensors, card, str(weights.path))
-    return net, record, card
+        return load_subnet(net, weights, card)
+    fit(net, weights.tensors, card, str(weights.path))
+    return net
 
 
 def _find(spec: ModelSpec) -> Entry:
-    _load_entry_points()
+    load_entry_points()
     name = spec.name
     if name.startswith(POPUP):
         return _subnet_of(_find(replace(spec, name=name.removeprefix(POPUP))))
-    if name in _TABLE:
-        entry = _TABLE[name]
+    if name in TABLE:
+        entry = TABLE[name]
         return replace(entry, card=with_bundled(entry.card))
     module = "timm_zoo" if name.startswith("timm/") else "torchvision_zoo"
     library = module.removesuffix("_zoo")
@@ -196,9 +190,11 @@ def _find(spec: ModelSpec) -> Entry:
         raise ValueError(f"unknown network {name!r}; {library}, which may know it, cannot be used ({error})") from None
     found: Entry | None = zoo.find(name, spec.weights)
     if found is None:
-        near = difflib.get_close_matches(name, [*_TABLE, *zoo.names()], n=3)
+        near = difflib.get_close_matches(name, [*TABLE, *zoo.names()], n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown network {name!r}; {hint}--list-models shows all names")
+        raise ValueError(
+            f"unknown network {name!r}; {hint}--list-models shows all names, --plugin FILE adds one of your own"
+        )
     return found
 
 
@@ -216,25 +212,25 @@ def _subnet_of(entry: Entry) -> Entry:
     card = replace(
         entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER
     )
-    return Entry(card, factory, {**entry.options, **_RULE}, adapt=entry.adapt)
+    options = {**entry.options, **_RULE}
+    return replace(entry, card=card, factory=factory, options=options, fetch=None)
 
 
 def _zoo(module: str) -> ModuleType:
     return importlib.import_module(f"models.{module}")
 
 
-def _load_entry_points() -> None:
-    from models._plugins import load_entry_points  # it needs this module
-
-    load_entry_points()
-
-
 def _options(entry: Entry, spec: ModelSpec) -> dict[str, Any]:
+    """The factory's options; what else `spec` holds must be for the card."""
     options = dict(entry.options)
     for key, text in spec.options.items():
+        if key not in options and key in CARD_OPTIONS:
+            continue
         if key not in options:
             known = ", ".join(options) or "none"
-            raise ValueError(f"{spec.name}: unknown option {key!r}; its options: {known}")
+            raise ValueError(
+                f"{spec.name}: unknown option {key!r}; its options: {known}; for its card: {', '.join(CARD_OPTIONS)}"
+            )
         try:
             options[key] = convert_option(text, options[key])
         except ValueError as error:
@@ -263,7 +259,7 @@ def _weights_tag(entry: Entry, card: ModelCard, spec: ModelSpec) -> str:
         if card.default_weights is not None:
             return card.default_weights
         if entry.card.default_weights is not None:
-            options = ", ".join(f"{key}={value}" for key, value in spec.options.items())
+            options = ", ".join(f"{key}={value}" for key, value in spec.options.items() if key in entry.options)
             raise ValueError(f"{spec.name}: its default weights do not fit {options}; {way_out}")
         raise ValueError(f"{spec.name} has no default weights; {way_out}")
     if tag == "random" or tag in card.weights or spec.path is not None:
@@ -274,10 +270,13 @@ def _weights_tag(entry: Entry, card: ModelCard, spec: ModelSpec) -> str:
     raise ValueError(f"{spec.name}: unknown weights {tag!r}; known: {known}; or {way_out}")
 
 
+def _seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+
+
 @contextmanager
-def _seeded(name: str) -> Iterator[None]:
-    """Seeds the CPU generator from `name`, and puts back the state it had before."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds the CPU generator, and puts back the state it had before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed CUDA as well
         yield

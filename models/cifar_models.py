@@ -7,8 +7,8 @@ from functools import partial
 
 from torch import nn
 
-from models._card import ModelCard
-from models._registry import Factory, register_model
+from models._card import IMAGENET_MEAN, IMAGENET_STD, ModelCard
+from models._table import Factory, register_model
 from models.cifar import CIFAR10_CLASSES, CifarMobileNetV2, CifarResNet, CifarVGG, CifarWideResNet
 from models.edge_popup import PAPER, SubnetRule, as_subnet
 
@@ -19,11 +19,13 @@ def _register(name: str, family: str, citation: str, factory: Factory) -> None:
         family,
         input_size=32,
         num_classes=10,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         class_names=CIFAR10_CLASSES,
         label_space="cifar10",
         citation=citation,
     )
-    register_model(card)(factory)
+    register_model(card, published=True)(factory)
 
 
 def _subnet(factory: Callable[..., nn.Module], rule: SubnetRule, num_classes: int = 10) -> nn.Module:

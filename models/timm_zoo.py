@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import nn
 
 from models._card import ModelCard, Weights
-from models._registry import Entry
+from models._table import Entry
 from models.torchvision_zoo import imagenet_class_names
 
 PREFIX = "timm/"
@@ -24,9 +24,9 @@ def names() -> list[str]:
     return [PREFIX + arch for arch in timm.list_models()]
 
 
-def cards() -> Iterator[ModelCard]:
-    """The card of each network with its default weights; the other tags are on it."""
-    return (_card(arch, "", "default") for arch in timm.list_models())
+def cards(names: Iterable[str]) -> Iterator[ModelCard]:
+    """The cards of these networks (without tags) with their default weights; the other tags are on them."""
+    return (_card(name.removeprefix(PREFIX), "", "default") for name in names)
 
 
 def find(name: str, weights: str) -> Entry | None:

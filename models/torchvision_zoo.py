@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchvision import models as zoo
 
 from models._card import IMAGENET_MEAN, IMAGENET_STD, ModelCard, Weights
 from models._loading import fit
-from models._registry import Entry, Tensors
+from models._table import Entry, Tensors
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
@@ -23,9 +23,9 @@ def names() -> list[str]:
     return list(zoo.list_models(module=zoo))
 
 
-def cards() -> Iterator[ModelCard]:
-    """The card of each network with its default weights."""
-    return (_card(name, "default") for name in names())
+def cards(names: Iterable[str]) -> Iterator[ModelCard]:
+    """The cards of these networks with their default weights."""
+    return (_card(name, "default") for name in names)
 
 
 def find(name: str, weights: str) -> Entry | None:

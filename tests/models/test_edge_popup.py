@@ -18,9 +18,7 @@ from torch import nn
 
 from ensemble.teachers.teacher import Teacher
 from ensemble.training.weights import save_weights
-from models import create_model, list_models, model_card
-from models._registry import _find, _options
-from models._spec import parse_spec
+from models import create_model, list_models, model_card, untrained_model
 from models.edge_popup import (
     METADATA,
     SubnetConv2d,
@@ -34,15 +32,14 @@ from models.edge_popup import (
 )
 
 SPEC = "popup/resnet20_cifar:width=0.5,k=30"
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not say its mean and std")
 
 
 def scored(spec: str) -> nn.Module:
     """The network with its scores, as training has it; scores drawn anew from a fixed seed."""
-    parsed = parse_spec(spec)
-    entry = _find(parsed)
+    net, _ = untrained_model(spec, seed=1)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = entry.factory(**_options(entry, parsed))
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None and module.running_var is not None

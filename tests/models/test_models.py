@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 import models
-from models import ModelCard, ModelSpec, create_model, list_models, model_card, parse_spec, register_model
-from models._registry import _find, undone_on_error
+from models import (
+    ModelCard,
+    ModelSpec,
+    create_model,
+    list_models,
+    model_card,
+    parse_spec,
+    register_model,
+    untrained_model,
+)
+from models import _plugins as plugins
+from models._registry import _find
+from models._table import undone_on_error
 from models.cifar import CIFAR10_CLASSES, CifarResNet, CifarWideResNet
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not say its mean and std")
 AUXILIARY = {"inception_v3": 27_161_264 - 23_834_568}
 """Parameters of heads that run in training only; googlenet's are in no count of torchvision's."""
 CIFAR = [card.name for card in list_models("*_cifar")]
@@ -131,6 +144,34 @@ def test_random_is_deterministic_and_leaves_the_generator_alone() -> None:
     assert card.default_weights == "random" and card.weights["random"].source == "random"
 
 
+def test_untrained_is_the_factory_after_its_seed_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = CifarResNet(20, num_classes=3, width=0.5)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    net, card = untrained_model("resnet20_cifar:num_classes=3,width=0.5@random", seed=5)
+    assert torch.equal(torch.get_rng_state(), before) and card.num_classes == 3
+    assert net.training and all(p.requires_grad for p in net.parameters())
+    for value, wanted in zip(net.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(value, wanted)
+    other, _ = untrained_model("resnet20_cifar:num_classes=3,width=0.5", seed=6)
+    assert not torch.equal(net.conv1.weight, other.conv1.weight)
+
+
+def test_untrained_subnet_has_free_scores_alone() -> None:
+    net, _ = untrained_model("popup/resnet20_cifar:width=0.25,k=50@random", seed=0)
+    free = {name.rpartition(".")[2] for name, p in net.named_parameters() if p.requires_grad}
+    assert free == {"scores"}
+
+
+def test_untrained_refuses_weights_and_networks_without_classifier() -> None:
+    with pytest.raises(ValueError, match="resnet20_cifar@cifar10 is trained; ask for resnet20_cifar@random"):
+        untrained_model("resnet20_cifar@cifar10", seed=0)
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"has no classifier; give one as .*:num_classes=N@random"):
+        untrained_model("timm/convnext_tiny.dinov3_lvd1689m@random", seed=0)
+
+
 def test_another_number_of_classes_clears_the_labels() -> None:
     net, card = create_model("wrn16_2_cifar:num_classes=7@random")
     assert (card.num_classes, card.class_names, card.label_space) == (7, (), "")
@@ -141,7 +182,7 @@ def test_another_number_of_classes_clears_the_labels() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet2_cifar", "did you mean .*resnet20_cifar.*--list-models"),
+        ("resnet2_cifar", "did you mean .*resnet20_cifar.*--list-models .*, --plugin FILE adds one of your own"),
         ("resnet20_cifar:wdith=2@random", "unknown option 'wdith'; its options: num_classes, width"),
         ("resnet20_cifar:width=wide@random", "'width': expected a number"),
         ("resnet20_cifar:width=0@random", "width must lie in"),
@@ -190,7 +231,7 @@ def test_plugin(table, tmp_path: Path) -> None:
     assert models.load_plugin(file) == ("tiny",)  # run once
     net, card = create_model("tiny:width=0.5,num_classes=3@random")
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3) and net[0].out_channels == 16
-    assert card.label_space == "" and [c.name for c in list_models("tiny")] == ["tiny"]
+    assert card.label_space == "" and "tiny" in [c.name for c in list_models("tiny")]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +254,65 @@ def test_broken_plugins(tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             models.load_plugin(file)
     assert "tiny" not in [card.name for card in list_models("t?ny")]
+
+
+OTHER_TABLE: dict[str, int] = {}
+TWO_TABLES = (
+    PLUGIN
+    + """
+import sys
+for name in ("zeta", "alpha"):
+    sys.modules[{test!r}].OTHER_TABLE[name] = 1
+"""
+)
+
+
+@contextmanager
+def other_undone():
+    before, names = dict(OTHER_TABLE), set()
+    try:
+        yield names
+    except BaseException:
+        OTHER_TABLE.clear()
+        OTHER_TABLE.update(before)
+        raise
+    names |= OTHER_TABLE.keys() - before.keys()
+
+
+@pytest.fixture
+def other_table(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plugins, "_tables", list(plugins._tables))
+    monkeypatch.setitem(OTHER_TABLE, "own", 0)
+    models.add_plugin_table(other_undone)
+    yield
+    OTHER_TABLE.clear()
+
+
+def test_plugin_that_fills_another_table_too(table, other_table, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TWO_TABLES.format(test=__name__))
+    assert models.load_plugin(file) == ("tiny", "alpha", "zeta")
+    assert models.load_plugin(file) == ("tiny", "alpha", "zeta") and set(OTHER_TABLE) == {"own", "alpha", "zeta"}
+
+
+def test_failed_plugin_is_taken_back_from_all_tables(other_table, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(TWO_TABLES.format(test=__name__) + "\nboom")
+    with pytest.raises(ValueError, match="NameError"):
+        models.load_plugin(file)
+    assert set(OTHER_TABLE) == {"own"} and not list_models("[t]iny")
+
+
+def test_failed_entry_point_is_taken_back_from_all_tables(
+    other_table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_nets.py").write_text(TWO_TABLES.format(test=__name__) + "\nboom")
+    with monkeypatch.context() as context:
+        _package(tmp_path, "broken_nets")
+        context.syspath_prepend(tmp_path)
+        with pytest.raises(ValueError, match=r"entry point 'mine'.*NameError"):
+            models.load_entry_points()
+    assert set(OTHER_TABLE) == {"own"} and not list_models("[t]iny")
 
 
 def test_plugin_file_missing(tmp_path: Path) -> None:
@@ -259,6 +359,32 @@ def test_importing_models_imports_no_zoo() -> None:
         "assert not {'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def _loaded_zoos(pattern: str) -> str:
+    """Which of the zoos' modules are there after list_models(pattern) in a fresh process, and what it lists."""
+    code = (
+        f"import sys, models; cards = models.list_models({pattern!r});"
+        "print([m for m in ('torchvision_zoo', 'timm_zoo') if f'models.{m}' in sys.modules], len(cards))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_no_zoo_is_imported_that_cannot_match() -> None:
+    assert _loaded_zoos("popup/resnet20") == "[] 0"
+
+
+def test_part_of_a_name() -> None:
+    timm = pytest.importorskip("timm")
+    zoo = pytest.importorskip("torchvision.models")
+    every = [*CIFAR, *zoo.list_models(module=zoo), *(f"timm/{name}" for name in timm.list_models())]
+    for part in ("cifar", "resnet20_cifar", "resnet50", "resnet", "timm/resnet18", "mm/resnet18", "no_such"):
+        assert {card.name for card in list_models(part)} == {name for name in every if part in name}, part
+    assert [card.name for card in list_models("CIFAR")] == [card.name for card in list_models("cifar")]
+    assert list_models("RESNET20_CIFA?") == [] and len(list_models("resnet20_cifa?")) == 1  # a shell pattern
+    assert len(list_models()) == len(every) == len(list_models(""))
 
 
 def test_torchvision_cards() -> None:

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models import ModelCard, Weights, create_model, list_models, model_card
-from models._bundled import read_bundled, with_bundled
-from models._loading import read_weights, sha256
+from models._bundled import FOLDER, read_bundled, with_bundled
+from models._loading import read_card, read_weights, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("ENSEMBLE_SHARED", ROOT.parent / "shared")) / "data"
 FOREIGN = DATA / "third_party" / "pytorch_resnet_cifar10"
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not say its mean and std")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,17 @@ def test_safetensors_in_half_precision_with_a_card(state, tmp_path: Path) -> Non
     [
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
-        ('{"num_classes": 5}', "is for 5 classes, .*ask for resnet20_cifar:num_classes=5"),
-        ('{"mean": [1, 2]}', "card.mean must be three numbers"),
-        ('{"std": [1, 1, 0]}', "card.std must be three positive numbers"),
+        ('{"num_classes": 5}', "num_classes is 5, .* has 10 .ask for resnet20_cifar:num_classes=5"),
+        ('{"mean": [1, 2]}', "mean must be three numbers.*, got .1, 2"),
+        ('{"std": [1, 1, 0]}', "std must be three positive numbers"),
+        ('{"std": [1, 1, NaN]}', "std must be three positive numbers"),
         ('{"class_names": "abc"}', "list of names"),
-        ('{"class_names": ["a"]}', "1 class names for 10 classes"),
-        ('{"input_size": "32"}', "card.input_size must be a positive whole number, got '32'"),
-        ('{"input_size": true}', "card.input_size must be a positive whole number, got True"),
-        ('{"maen": [1, 1, 1]}', "unknown entries: maen"),
+        ('{"class_names": ["a"]}', "1 class names for 10 classes .ask for resnet20_cifar:num_classes=1"),
+        ('{"label_space": 3}', "label_space must be a name, got 3"),
+        ('{"input_size": "32"}', "input_size must be a positive whole number, got '32'"),
+        ('{"input_size": true}', "input_size must be a positive whole number, got True"),
+        ('{"maen": [1, 1, 1]}', "unknown entry 'maen'"),
+        ('{"maen": [1, 1, 1], "std": "x"}', "unknown entry 'maen' .*; std must be"),
     ],
 )
 def test_bad_cards_in_files(state, tmp_path: Path, card: str, message: str) -> None:
@@ -200,6 +204,14 @@ def test_broken_records(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(ValueError, match="not a record of weights"):
         with_bundled(ModelCard("mine", "resnet", 32, 10), tmp_path)
+
+
+@pytest.mark.parametrize("name", [c.name for c in list_models("*_cifar") if c.default_weights])
+def test_bundled_weights_are_for_what_their_card_says(name: str) -> None:
+    card = model_card(name)
+    says = read_card(FOLDER / f"{name}.safetensors")
+    assert (tuple(says["mean"]), tuple(says["std"])) == (card.mean, card.std) and not card.assumed
+    assert (tuple(says["class_names"]), says["label_space"]) == (card.class_names, card.label_space)
 
 
 @pytest.mark.parametrize("name", [c.name for c in list_models("*_cifar") if c.default_weights] or [None])

@@ -1,0 +1,95 @@
+"""Entries of a network's card that are said elsewhere: their check, and the card with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from models._card import ModelCard
+
+
+def described(card: ModelCard, says: Mapping[Any, Any], where: str) -> ModelCard:
+    """`card` with what `says` holds instead: input_size, mean, std, class_names, label_space.
+
+    A single number is a mean or std of all channels. Class names without a label space (and the reverse) clear
+    the other where they differ from the card's.
+    Raises ValueError that begins with `where` and tells all unknown or malformed entries, and another number of
+    classes than the card's.
+    """
+    said: dict[str, Any] = {}
+    wrong = []
+    for key, value in says.items():
+        if key not in _KINDS:
+            wrong.append(f"unknown entry {show(key)} (known: {', '.join(_KINDS)})")
+            continue
+        wanted, convert = _KINDS[key]
+        said[key] = convert(value)
+        if said[key] is None:
+            wrong.append(f"{key} must be {wanted}, got {show(value)}")
+    wrong += _other_classes(card, said)
+    if wrong:
+        raise ValueError(f"{where}: {'; '.join(wrong)}")
+    said.pop("num_classes", None)
+    if said.get("class_names", card.class_names) != card.class_names:
+        said.setdefault("label_space", "")
+    if said.get("label_space", card.label_space) != card.label_space:
+        said.setdefault("class_names", ())
+    return replace(card, **said)
+
+
+def _other_classes(card: ModelCard, said: Mapping[str, Any]) -> list[str]:
+    names, classes = said.get("class_names"), said.get("num_classes")
+    wrong = []
+    if classes is not None and classes != card.num_classes:
+        wrong.append(
+            f"num_classes is {classes}, {card.name} has {card.num_classes} (ask for {card.name}:num_classes={classes})"
+        )
+    if names and len(names) != card.num_classes:
+        wrong.append(
+            f"{len(names)} class names for {card.num_classes} classes"
+            f" (ask for {card.name}:num_classes={len(names)}, or give as many names as classes)"
+        )
+    return wrong
+
+
+def show(value: Any, limit: int = 80) -> str:
+    """`value` for a message: its representation, cut short."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _channels(value: Any) -> tuple[float, ...] | None:
+    numbers = value if isinstance(value, list) else [value] * 3
+    if len(numbers) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+        return None
+    return tuple(float(v) for v in numbers)
+
+
+def _positive_channels(value: Any) -> tuple[float, ...] | None:
+    numbers = _channels(value)
+    return numbers if numbers is not None and min(numbers) > 0 else None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(isinstance(v, str) and v for v in value) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "input_size": ("a positive whole number", _positive),
+    "mean": ("three numbers, or one for all channels", _channels),
+    "std": ("three positive numbers, or one for all channels", _positive_channels),
+    "class_names": ("a list of names (YAML wants numbers, yes and no in quotes)", _names),
+    "label_space": ("a name", _text),
+    "num_classes": ("a positive whole number", _positive),
+}
+"""What an entry must be, in words, and its conversion, which gives None for anything else."""
