@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ensemble.machine.files import replacing
-
 _TILE = 96  # readable size of a tile in pixels; smaller images are enlarged by a whole factor
-
-
 _GAP, _GROUP_GAP, _MARGIN = 2, 6, 16
-
-
 _MAX_COLUMNS, _MAX_ROWS = 10, 20
-
-
 _INK, _PALE = (34, 34, 34), (120, 120, 120)
 
 
-def save_grid(
-    path: str | Path,
+def draw_grid(
     images: torch.Tensor,
     targets: torch.Tensor,
     class_names: Sequence[str] = (),
     columns: int = 10,
-) -> None:
-    """Writes one PNG of the batch, `images` (N, 3, H, W), RGB in [0, 1], on white.
+) -> Image.Image:
+    """One picture of the batch, `images` (N, 3, H, W), RGB in [0, 1], on white.
 
     Where every class has the same number of images, at least two: one row per class, its name at the left.
     Otherwise tiles in the order of their classes, names below. At most 20 rows and `columns` (itself at most
@@ -50,9 +40,7 @@ def save_grid(
     scale = max(1, round(_TILE / max(images.shape[-2:])))
     balanced = len(set(counts.tolist())) == 1 and int(counts[0]) > 1
     draw_layout = _rows_per_class if balanced else _captioned_tiles
-    canvas = draw_layout(to_bytes(images), targets, class_names, columns, scale)
-    with replacing(Path(path)) as file:
-        canvas.save(file, format="PNG")
+    return draw_layout(to_bytes(images), targets, class_names, columns, scale)
 
 
 def _rows_per_class(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ensemble.machine.errors import CollectiveFailure
+from ensemble.machine.errors import MachineFailure
+from ensemble.machine.files import write_bytes
 
 KEPT = 2
 
 
-class CheckpointError(CollectiveFailure):
+class CheckpointError(MachineFailure):
     """A checkpoint cannot be written, or none can be read."""
 
 
@@ -52,8 +52,8 @@ def save_checkpoint(
     target = folder / f"{prefix}-{step:08d}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(target.with_suffix(".safetensors"), data)
-        _write_atomically(target, json.dumps(record, indent=1).encode())
+        write_bytes(target.with_suffix(".safetensors"), data)
+        write_bytes(target, json.dumps(record, indent=1).encode())
     except OSError as error:
         raise CheckpointError(
             f"checkpoint: step {step} could not be written to {folder} ({error.strerror or error}); "
@@ -94,20 +94,3 @@ def _digest(step: int, meta: Mapping[str, Any], data: bytes) -> str:
 def _newest_first(folder: Path, prefix: str) -> list[Path]:
     pattern = re.compile(re.escape(prefix) + r"-\d{8}\.json")
     return sorted((f for f in folder.glob(f"{prefix}-*.json") if pattern.fullmatch(f.name)), reverse=True)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

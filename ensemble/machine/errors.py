@@ -1,16 +1,53 @@
-"""Failures of the machine, as against mistakes of the user (ValueError); they end a run with exit code 1."""
+"""Failures that know who tells of them, and mistakes of the user (ValueError) as against failures of the machine."""
 
 from __future__ import annotations
 
+EVERYONE = -1
+"""As a teller: every rank meets the failure at the same point, so rank 0 tells."""
+NOBODY = -2
+"""As a teller: another rank has told already."""
 
-class MachineFailure(Exception):
-    """The disk, another rank or the memory failed; the message is one line that says what to do."""
+
+class Failure(Exception):
+    """A failure of a run over ranks: its text, and the global rank that tells of it (or EVERYONE, or NOBODY)."""
+
+    def __init__(self, text: str, teller: int = EVERYONE) -> None:
+        super().__init__(text)
+        self.teller = teller
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each thing that is wrong."""
+        return str(self).splitlines()
 
 
-class CollectiveFailure(MachineFailure):
-    """A failure that every rank meets at the same point, so that one of them need tell."""
+class Mistake(Failure, ValueError):
+    """A mistake of the user that ranks have agreed on; a plain ValueError is one that this process met."""
 
-    collective = True
+
+class MachineFailure(Failure):
+    """The disk, another rank or the memory failed; the text is one line that says what to do."""
+
+
+def told_by(error: Exception, teller: int) -> Failure:
+    """`error` as a failure that `teller` tells; one that has a teller keeps its class."""
+    if isinstance(error, Failure):
+        error.teller = teller
+        return error
+    if isinstance(error, ValueError):
+        return Mistake(str(error), teller)
+    if isinstance(error, OSError):
+        return MachineFailure(disk_text(error), teller)
+    assert is_out_of_memory(error), f"{error!r} is neither a mistake nor a failure of the machine"
+    return MachineFailure(OUT_OF_MEMORY, teller)
+
+
+OUT_OF_MEMORY = "out of memory; pass --micro-batch auto, or make fewer images at once"
+
+
+def disk_text(error: OSError) -> str:
+    """One line about a file that could not be read or written."""
+    return f"{error.filename or 'the disk'}: {error.strerror or error}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

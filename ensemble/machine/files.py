@@ -7,8 +7,8 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,56 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, obj: Any) -> None:
-    """Writes `obj` as JSON, whole or not at all; dataclasses as objects, NaN and infinities as null."""
-    text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    with replacing(Path(path)) as temporary:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes the file, whole or not at all, and on the disk when this returns."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the file as UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-class Metrics:
+def write_json(path: str | Path, obj: Any) -> None:
+    """Writes `obj` as JSON, whole or not at all; dataclasses as objects, NaN and infinities as null."""
+    text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text(Path(path), text)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError with its name where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all; NaN and infinities as null."""
+    write_text(path, "".join(_line(row) for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a line that a crash cut short is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+class JsonLines:
     """Appends one JSON object per line to a file; a line is on its way to the disk when `write` returns.
 
     A last line that a crash cut short is removed when the file is opened again. Close it, or use `with`.
@@ -46,17 +88,21 @@ class Metrics:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends `values`; NaN and infinities become null."""
-        self._file.write(json.dumps(_plain(values), allow_nan=False, ensure_ascii=False) + "\n")
+        self._file.write(_line(values))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(values), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _drop_cut_line(path: Path) -> None:

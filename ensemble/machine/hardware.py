@@ -9,7 +9,8 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -81,6 +82,23 @@ def set_up(precision: str, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if device.type == "cpu":
         _keep_freed_memory()
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """What `set_up` changes in the process is put back at the end: the process may be a notebook."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    matmul = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+        torch.set_float32_matmul_precision(matmul)
 
 
 def _keep_freed_memory() -> None:

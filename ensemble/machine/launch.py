@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch.distributed as dist
+
+from ensemble.machine.errors import MachineFailure
 
 
 def launched_ranks() -> int:
@@ -27,7 +29,7 @@ def launch_ranks(command: Sequence[str], count: int) -> int:
     """Run `command` as `count` ranks on this machine through torch's own launcher; returns the exit code.
 
     SIGTERM and SIGINT go on to the ranks, which save and stop. When a rank fails the others are ended; the
-    exit code is its own, or 1 where a signal killed it, which is told.
+    exit code is its own; MachineFailure where a signal killed it.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
@@ -69,9 +71,7 @@ def launch_ranks(command: Sequence[str], count: int) -> int:
         # those that were asked to end because of another come last
         rank, code = min(codes.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))
         name = signal.Signals(-code).name
-        text = f"rank {rank} was ended by {name}; to go on, run the same command with --resume"
-        print(f"invert.py: {text}", file=sys.stderr)
-        return 1
+        raise MachineFailure(f"rank {rank} was ended by {name}; to go on, run the same command with --resume")
     return max(told, default=0)
 
 
@@ -89,6 +89,9 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
     def ask(*_: object) -> None:
         stop.asked = True
 
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

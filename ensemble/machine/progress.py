@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from statistics import mean
 from typing import Protocol, TextIO
@@ -29,11 +31,18 @@ class ProgressReporter(Protocol):
     def close(self) -> None: ...
 
 
-def progress_reporter(rank: int = 0, stream: TextIO | None = None) -> ProgressReporter:
-    """A bar where `stream` (default: stdout) is a terminal, else plain lines; silence on ranks but 0."""
+def progress_reporter(rank: int = 0, stream: TextIO | None = None, quiet: bool = False) -> ProgressReporter:
+    """A bar where `stream` (default: stdout) is a terminal or a notebook, else plain lines; silence on ranks but 0.
+
+    `quiet` leaves only warnings, as Python's own.
+    """
     stream = sys.stdout if stream is None else stream
     if rank != 0:
         return SilentProgress()
+    if quiet:
+        return QuietProgress()
+    if _in_notebook():
+        return NotebookProgress()
     return TerminalProgress(Console(file=stream)) if stream.isatty() else PlainProgress(stream)
 
 
@@ -51,6 +60,14 @@ class SilentProgress:
 
     def close(self) -> None:
         pass
+
+
+class QuietProgress(SilentProgress):
+    """Shows nothing but warnings."""
+
+    def message(self, text: str) -> None:
+        if text.startswith("warning: "):
+            warnings.warn_explicit(text.removeprefix("warning: "), UserWarning, "<run>", 1)
 
 
 class PlainProgress:
@@ -133,6 +150,56 @@ class TerminalProgress:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+class NotebookProgress:
+    """A bar below the cell, drawn anew a few times a second; messages stand above it."""
+
+    def __init__(self, interval: float = 0.25) -> None:
+        from IPython.display import HTML, display  # there is one where there is a notebook
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+        self._interval = interval
+        self._messages: list[str] = []
+        self._total = self._done = self._began_at_step = 0
+        self._began = self._shown_at = 0.0
+        self._values: Mapping[str, float] = {}
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        self._total, self._done, self._began_at_step = total, resumed_at, resumed_at
+        self._began = time.monotonic()
+        self._show()
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        self._done = step + 1
+        if values:
+            self._values = dict(values)
+        if time.monotonic() - self._shown_at >= self._interval:
+            self._show()
+
+    def message(self, text: str) -> None:
+        self._messages.append(text)
+        self._show()
+
+    def close(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        self._shown_at = time.monotonic()
+        rate = (self._done - self._began_at_step) / max(self._shown_at - self._began, 1e-9)
+        lines = [html.escape(text) for text in self._messages]
+        if self._total:
+            bar = f"<progress value='{self._done}' max='{self._total}'></progress>"
+            parts = [f"{self._done}/{self._total}", _rate(rate), html.escape(_losses(self._values))]
+            lines.append(f"{bar} {'  '.join(parts)}")
+        self._handle.update(self._html("<br>".join(lines)))
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; IPython is looked up, not imported."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def _losses(values: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The process context, its collectives and the launch of ranks: all that uses torch.distributed."""
+"""This process among the ranks: sums, agreement, and a roll call when one is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ensemble.machine.errors import MachineFailure
+from ensemble.machine.errors import EVERYONE, NOBODY, Failure, MachineFailure, is_out_of_memory, told_by
 
 T = TypeVar("T")
 
@@ -28,11 +28,7 @@ _ROLL_CALL = 2.0
 
 
 class RankLostError(MachineFailure):
-    """A collective failed because ranks died or hang. One rank of those left has `report` set and tells."""
-
-    def __init__(self, message: str, report: bool = True) -> None:
-        super().__init__(message)
-        self.report = report
+    """A collective failed because ranks died or hang. The first of those left tells."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,33 @@ class ProcessContext:
         if self.backend is not None:
             self._on_wire(tensor, lambda t: dist.all_reduce(t, group=self.group))
 
-    def share_(self, tensor: torch.Tensor) -> None:
+    def from_owner_(self, tensor: torch.Tensor) -> None:
         """Replace `tensor` by rank 0's where ranks would not compute the same bits."""
         if self.backend is not None and self.mixed:
             self._on_wire(tensor, lambda t: dist.broadcast(t, src=self.first, group=self.group))
 
-    def gather(self, value: object) -> list[object]:
+    @contextmanager
+    def agree(self) -> Iterator[None]:
+        """What fails inside on any rank fails on all of them, with the first rank's error: nobody is left waiting."""
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            if self.backend is None or isinstance(error, RankLostError) or not _is_foreseen(error):
+                raise
+            problem = error
+        problems = self.gather(None if problem is None else told_by(problem, EVERYONE))
+        first = next((p for p in problems if p is not None), None)
+        if first is not None:
+            raise first from problem
+
+    def gather(self, value: T) -> list[T]:
         """`value` of every rank, in rank order, on every rank. Small Python objects outside the loop only."""
         if self.backend is None:
             return [value]
-        values: list[object] = [None] * self.world_size
+        values: list[T | None] = [None] * self.world_size
         self._collective(lambda: dist.all_gather_object(values, value, group=self.group))
-        return values
+        return values  # type: ignore[return-value]
 
     def collect(self, value: T) -> list[T]:
         """`value` of every rank, in rank order, on rank 0; an empty list on the others."""
@@ -152,7 +163,7 @@ class ProcessContext:
             while absent and time.monotonic() < deadline:
                 time.sleep(0.05)
                 if any(store.check([f"failed/{r}"]) for r in absent):
-                    return RankLostError("another rank failed and told why", report=False)
+                    return RankLostError("another rank failed and told why", NOBODY)
                 present += [r for r in absent if store.check([f"present/{r}"])]
                 absent = [r for r in absent if r not in present]
         except RuntimeError:
@@ -162,7 +173,7 @@ class ProcessContext:
         if absent:
             what = f"rank {', '.join(map(str, absent))} {how}"
         text = f"{what}; to go on, run the same command with --resume"
-        return RankLostError(text, report=me == min(present))
+        return RankLostError(text, min(present))
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
@@ -181,12 +192,16 @@ def process_context(device: torch.device) -> Iterator[ProcessContext]:
     """The context of this process: a group under torchrun, none without.
 
     Ranks that each have a GPU of their own talk by nccl, all others by gloo.
-    Collectives wait for half an hour, until `limit` says otherwise. An exception that only this rank meets
-    gets its number as `failing_rank`, and the other ranks will know that it has told why.
+    Collectives wait for half an hour, until `limit` says otherwise. An error that only this rank meets becomes a
+    Failure that it tells, and the other ranks will know that it has told why.
     """
     if "RANK" not in os.environ:
         yield ProcessContext(0, 1, device)
         return
+    if dist.is_initialized():
+        raise ValueError(
+            "a process group exists already; call this where it does not, or end it with destroy_process_group()"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -194,21 +209,40 @@ def process_context(device: torch.device) -> Iterator[ProcessContext]:
         backend, mixed = _backend(store, rank, world_size, device)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_STARTUP)
     except RuntimeError as error:
-        text = f"rank {os.environ['RANK']}: the ranks could not find each other ({_one_line(str(error))})"
-        raise RankLostError(text) from None
+        raise RankLostError(f"the ranks could not find each other ({_one_line(str(error))})", _own_rank()) from None
     context = ProcessContext(rank, world_size, device, backend, mixed)
     try:
         yield context
     except BaseException as error:
-        if not isinstance(error, RankLostError) and not getattr(error, "collective", False):
-            error.failing_rank = context.rank  # type: ignore[attr-defined]
+        failure = _own_failure(error, context.rank)
+        alone = not isinstance(failure, Failure) or failure.teller == context.rank
+        if alone and not isinstance(failure, RankLostError):
             with suppress(RuntimeError):
                 _get_default_store().set(f"failed/{context.rank}", "")
         if backend == "gloo" and dist.is_initialized():
             dist.destroy_process_group()  # nccl would wait for the others, which wait for this rank
-        raise
+        if failure is error:
+            raise
+        raise failure from error
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _own_failure(error: BaseException, rank: int) -> BaseException:
+    """`error`, or where only this rank met it and it was foreseen, the failure that says so."""
+    if isinstance(error, Failure) or not _is_foreseen(error):
+        return error
+    assert isinstance(error, Exception)
+    return told_by(error, rank)
+
+
+def _is_foreseen(error: BaseException) -> bool:
+    """Whether it is a mistake of the user or a failure of the machine, which one line tells."""
+    return isinstance(error, ValueError | Failure | OSError) or is_out_of_memory(error)
+
+
+def _own_rank() -> int:
+    return int(os.environ["RANK"])
 
 
 def _meet() -> tuple[dist.Store, int, int]:

@@ -1,118 +1,219 @@
-"""What observes the loop: the results folder, images, metrics and the progress display."""
+"""The results folder of a run: the one file that knows the names in it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from ensemble.image.pictures import checked_batch, to_bytes
-from ensemble.machine.files import replacing
+from ensemble.config.yaml_files import load_yaml
+from ensemble.image.pictures import checked_batch, draw_grid, to_bytes
+from ensemble.machine.files import (
+    JsonLines,
+    read_json,
+    read_json_lines,
+    replacing,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
-_FILES = ("images.safetensors", "grid.png", "metrics.jsonl", "summary.json", "recipe.yaml")
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
 _CHECKPOINT_FILE = re.compile(r"\w+-\d{8}\.(json|safetensors)(\.tmp)?")
 
-
-# ---------------------------------------------------------------------------------------- the folder
-
-
-def prepare_output(path: str | Path, overwrite: bool = False) -> Path:
-    """Makes the results folder and returns it.
-
-    With `overwrite`, removes what an earlier run wrote (recipe, metrics, summary, grid, images, checkpoints)
-    and nothing else: in images/ only numbered PNG files in numbered class folders; in checkpoints/, where
-    recipe.yaml or metrics.jsonl show that a run of ours wrote here, only files named like checkpoints.
-
-    Raises ValueError where `path` is no folder, is not empty without `overwrite`, or images/ or checkpoints/
-    is a link, which could lead anywhere.
-    """
-    path = Path(path).expanduser()
-    check_output(path, overwrite)
-    if path.is_dir():
-        _remove_results(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json", "images.safetensors"
+LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
+PICTURES, CHECKPOINTS = "images", "checkpoints"
+_FILES = (RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID)
+_BEGUN = {RECIPE, METRICS, CHECKPOINTS}
+"""All that a run leaves that ends before its first checkpoint."""
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises ValueError where `path` is no folder, or is not empty without `overwrite`; changes nothing."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output: {path} is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ValueError(
-            f"output: {path} is not empty; pass --overwrite to replace its results, --resume to continue "
-            "the run, or another folder"
-        )
+@dataclass(frozen=True)
+class ResultsFolder:
+    """What a run writes and reads below `path`."""
 
+    path: Path
 
-def _remove_results(path: Path) -> None:
-    images, checkpoints = path / "images", path / "checkpoints"
-    for folder in (images, checkpoints):
-        if folder.is_symlink():
-            raise ValueError(f"output: {folder} is a link; remove it yourself or give another folder")
-    for folder in path.glob("replica*"):  # what a replica left that failed
-        if folder.is_dir() and not folder.is_symlink() and folder.name.removeprefix("replica").isdigit():
-            _remove_results(folder)
-            with suppress(OSError):
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run ended here, all written: its summary comes last."""
+        return (self.path / SUMMARY).is_file() and (self.path / RECIPE).is_file()
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether a run began here."""
+        return (self.path / RECIPE).is_file()
+
+    def beside(self, replica: int) -> ResultsFolder:
+        """Where a replica that fails leaves its images."""
+        return ResultsFolder(self.path / f"replica{replica}")
+
+    # --- begin, go on -----------------------------------------------------------------------------------------
+
+    def check(self, overwrite: bool) -> None:
+        """Raises ValueError where this is no folder, or is not empty without `overwrite`; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output: {self.path} is a file; give a folder")
+        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            raise ValueError(
+                f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
+                "the run, or another folder"
+            )
+
+    def begin(self, overwrite: bool = False) -> None:
+        """Makes the folder.
+
+        With `overwrite`, removes what an earlier run wrote and nothing else: in images/ only numbered PNG files in
+        numbered class folders; in checkpoints/, where a recipe or metrics show that a run of ours wrote here, only
+        files named like checkpoints.
+
+        Raises ValueError as `check` does, and where images/ or checkpoints/ is a link, which could lead anywhere.
+        """
+        self.check(overwrite)
+        if self.path.is_dir():
+            self._remove_results()
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def go_on(self, until: Mapping[int, int]) -> None:
+        """Winds back to checkpoints: drops each trial's metrics from step `until[trial]` on, and the summary."""
+        rows = read_json_lines(self.path / METRICS)
+        if rows:
+            kept = [row for row in rows if row.get("step", 0) < until.get(row.get("trial", -1), 0)]
+            write_json_lines(self.path / METRICS, kept)
+        (self.path / SUMMARY).unlink(missing_ok=True)
+
+    def check_left_over(self) -> None:
+        """Raises ValueError where there is no checkpoint to go on from and the folder holds another run's results."""
+        if self.path.is_dir() and not {file.name for file in self.path.iterdir()} <= _BEGUN:
+            raise ValueError(
+                f"resume: {self.path} holds no checkpoint but other files; pass --overwrite instead to "
+                "replace its results, or give another folder"
+            )
+
+    def _remove_results(self) -> None:
+        images = self.path / PICTURES
+        for folder in (images, self.checkpoints):
+            if folder.is_symlink():
+                raise ValueError(f"output: {folder} is a link; remove it yourself or give another folder")
+        for folder in self.path.glob("replica*"):  # what a replica left that failed
+            if folder.is_dir() and not folder.is_symlink() and folder.name.removeprefix("replica").isdigit():
+                ResultsFolder(folder)._remove_results()
+                with suppress(OSError):
+                    folder.rmdir()
+        ours = any((self.path / name).is_file() for name in (RECIPE, METRICS))
+        doomed = [self.path / f"{name}{suffix}" for name in _FILES for suffix in ("", ".tmp")]
+        class_folders = [
+            folder
+            for folder in (images.iterdir() if images.is_dir() else ())
+            if folder.is_dir() and not folder.is_symlink() and _CLASS_FOLDER.fullmatch(folder.name)
+        ]
+        for folder in class_folders:
+            doomed += [file for file in folder.iterdir() if _IMAGE_FILE.fullmatch(file.name)]
+        if ours and self.checkpoints.is_dir():
+            doomed += [file for file in self.checkpoints.iterdir() if _CHECKPOINT_FILE.fullmatch(file.name)]
+        for file in doomed:
+            if file.is_file() or file.is_symlink():
+                file.unlink()
+        for folder in (*class_folders, images, self.checkpoints):
+            with suppress(OSError):  # absent, or holds files that are not ours
                 folder.rmdir()
-    ours = any((path / name).is_file() for name in ("recipe.yaml", "metrics.jsonl"))
-    doomed = [path / name for name in _FILES] + [path / f"{name}.tmp" for name in _FILES]
-    class_folders = [
-        folder
-        for folder in (images.iterdir() if images.is_dir() else ())
-        if folder.is_dir() and not folder.is_symlink() and _CLASS_FOLDER.fullmatch(folder.name)
-    ]
-    for folder in class_folders:
-        doomed += [file for file in folder.iterdir() if _IMAGE_FILE.fullmatch(file.name)]
-    if ours and checkpoints.is_dir():
-        doomed += [file for file in checkpoints.iterdir() if _CHECKPOINT_FILE.fullmatch(file.name)]
-    for file in doomed:
-        if file.is_file() or file.is_symlink():
-            file.unlink()
-    for folder in (*class_folders, images, checkpoints):
-        with suppress(OSError):  # absent, or holds files that are not ours
-            folder.rmdir()
 
+    # --- write ------------------------------------------------------------------------------------------------
 
-# ---------------------------------------------------------------------------------------- images
+    def write_recipe(self, text: str) -> None:
+        write_text(self.path / RECIPE, text)
 
+    def open_metrics(self) -> JsonLines:
+        return JsonLines(self.path / METRICS)
 
-def save_images(
-    folder: str | Path, images: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str] = ()
-) -> None:
-    """Writes the batch below `folder` twice: exactly, and as pictures.
+    def write_images(self, images: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str] = ()) -> None:
+        """Writes the batch exactly, as pictures, and as one picture.
 
-    images.safetensors: `images` float32 (N, 3, H, W), RGB in [0, 1], and `targets` int64 (N,).
-    images/<class index, 4 digits>_<class name>/<n>.png: 8 bits, n counts within the class from 0.
+        images.safetensors: `images` float32 (N, 3, H, W), RGB in [0, 1], and `targets` int64 (N,).
+        images/<class index, 4 digits>_<class name>/<n>.png: 8 bits, n counts within the class from 0.
+        grid.png: see `draw_grid`.
 
-    Raises ValueError for shapes that do not fit, values that are not finite, or a target without a name.
-    """
-    images, targets = checked_batch(images, targets, class_names)
-    folder = Path(folder)
-    with replacing(folder / "images.safetensors") as temporary:
-        save_file({"images": images, "targets": targets}, temporary)
-    seen: dict[int, int] = {}
-    for pixels, target in zip(to_bytes(images), targets.tolist(), strict=True):
-        n = seen.get(target, 0)
-        seen[target] = n + 1
-        name = _file_name(class_names[target]) if class_names else ""
-        class_folder = f"{target:04d}_{name}" if name else f"{target:04d}"
-        with replacing(folder / "images" / class_folder / f"{n}.png") as file:
-            Image.fromarray(pixels.numpy()).save(file, format="PNG")
+        Raises ValueError for shapes that do not fit, values that are not finite, or a target without a name.
+        """
+        images, targets = checked_batch(images, targets, class_names)
+        with replacing(self.path / IMAGES) as temporary:
+            save_file({"images": images, "targets": targets}, temporary)
+        seen: dict[int, int] = {}
+        for pixels, target in zip(to_bytes(images), targets.tolist(), strict=True):
+            n = seen.get(target, 0)
+            seen[target] = n + 1
+            name = _file_name(class_names[target]) if class_names else ""
+            class_folder = f"{target:04d}_{name}" if name else f"{target:04d}"
+            with replacing(self.path / PICTURES / class_folder / f"{n}.png") as file:
+                Image.fromarray(pixels.numpy()).save(file, format="PNG")
+        with replacing(self.path / GRID) as file:
+            draw_grid(images, targets, class_names).save(file, format="PNG")
+
+    def write_readings(
+        self,
+        logits: Mapping[str, torch.Tensor],
+        per_image: Sequence[Mapping[str, Any]],
+        per_layer: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """What the networks make of the images: logits (N, classes) by name, and rows."""
+        with replacing(self.path / LOGITS) as temporary:
+            save_file({name: tensor.float().contiguous() for name, tensor in logits.items()}, temporary)
+        write_json_lines(self.path / PER_IMAGE, per_image)
+        write_json_lines(self.path / PER_LAYER, per_layer)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / SUMMARY, summary)
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The recipe that the run resolved, as plain data."""
+        return load_yaml(self._there(RECIPE))
+
+    def read_summary(self) -> dict[str, Any]:
+        """What the run summed up; empty where it did not end."""
+        return read_json(self.path / SUMMARY) if (self.path / SUMMARY).is_file() else {}
+
+    def read_images(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, 3, H, W) and targets (N,)."""
+        tensors = self._tensors(IMAGES)
+        if not {"images", "targets"} <= tensors.keys():
+            raise ValueError(f"{self.path / IMAGES} holds no images with targets; it is not a run's")
+        return tensors["images"], tensors["targets"]
+
+    def read_logits(self) -> dict[str, torch.Tensor]:
+        return self._tensors(LOGITS) if (self.path / LOGITS).is_file() else {}
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """PER_IMAGE, PER_LAYER or METRICS."""
+        return read_json_lines(self.path / name)
+
+    def _tensors(self, name: str) -> dict[str, torch.Tensor]:
+        try:
+            return load_file(self._there(name))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.path / name} cannot be read ({error}); make the images again") from None
+
+    def _there(self, name: str) -> Path:
+        file = self.path / name
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
+        return file
 
 
 def _file_name(class_name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", class_name).strip("._-")[:60]
-
-
-# ---------------------------------------------------------------------------------------- numbers
-
-
-# ---------------------------------------------------------------------------------------- progress
