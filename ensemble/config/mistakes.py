@@ -22,11 +22,12 @@ class ConfigError(ValueError):
 
 
 def show(data: object) -> str:
-    if isinstance(data, dict | list):
+    """The value as a message shows it, in one short line."""
+    if isinstance(data, dict | list | tuple):
         return "a mapping" if isinstance(data, dict) else "a list"
     if data is None or isinstance(data, bool):
         return {None: "null", True: "true", False: "false"}[data]
-    text = repr(data) if isinstance(data, str | int | float) else str(data)
+    text = repr(data) if isinstance(data, str | int | float) else " ".join(str(data).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 

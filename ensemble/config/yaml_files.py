@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,12 @@ import yaml
 
 from ensemble.config.mistakes import ConfigError, show
 
+_FLOAT = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?\Z", re.ASCII)
+"""What YAML 1.2 takes for a float, but PyYAML, which reads 1.1, for a string: 1e-4, 1.5e3, -.5."""
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without tags, aliases, merge keys and duplicate keys.
+    """SafeLoader with floats as `1e-4`, and without tags, aliases, merge keys and duplicate keys.
 
     Aliases would let one override change two places; `extends` and defaults serve the same end.
     """
@@ -122,6 +126,10 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+for _class in (_Loader, _Dumper):  # the dumper quotes strings that the loader would take for numbers
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:

@@ -1,68 +1,40 @@
-"""The one small tensor that all ranks add up in a step: moments, loss scalars and flags of all teachers."""
+"""The one small tensor that all ranks add up in a step: every term's sums of every teacher, readings and flags."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ensemble.engine.reduction import Reduction, SumAcrossRanks
-from ensemble.objectives import LogitsObjective
-from ensemble.teachers.teacher import Observation
 
 FLAGS = ("stop", "save")
-
-
-@dataclass(frozen=True)
-class _Field:
-    start: int
-    channels: int
-
-    def moments(self, flat: torch.Tensor) -> torch.Tensor:
-        return flat[self.start : self.start + 2 * self.channels].view(2, self.channels)
-
-    def scalars(self, flat: torch.Tensor, count: int) -> torch.Tensor:
-        first = self.start + 2 * self.channels
-        return flat[first : first + count]
+_READINGS = 2
+"""Scalars beside each teacher's sums: its accuracy, and its cells with values that are not finite."""
 
 
 class Exchange:
-    """Layout: per teacher its packed moments (2 x C_t), its logits terms, correct images and bad cells; then flags.
+    """Layout: per teacher the sums of each of its terms, then accuracy and bad cells; at the end the flags.
 
-    Everything is float64 and in units that make it of order 1 (`units` (C_t,): a channel's spread), so that the
-    same layout serves fixed-point sums.
+    Everything is float64 and of order 1, so that the same layout serves fixed-point sums.
     """
 
-    def __init__(
-        self,
-        statistics: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
-        terms: Sequence[LogitsObjective],
-        images: int,
-        device: torch.device,
-    ) -> None:
-        """`statistics[t]` is (positions (C,), var (C,)) of teacher t, or None without BN layers."""
-        self.terms = tuple(terms)
-        self.images = images
+    def __init__(self, shapes: Sequence[Sequence[torch.Size]], device: torch.device) -> None:
+        """`shapes[t][k]` is the shape of term k's sums of teacher t."""
+        self.shapes = tuple(map(tuple, shapes))
         self.device = device
-        self._scalars = len(self.terms) + 2
-        self._fields: list[_Field] = []
-        self._units: list[torch.Tensor] = []
+        self._starts: list[int] = []
         start = 0
-        for entry in statistics:
-            channels = 0 if entry is None else len(entry[0])
-            self._fields.append(_Field(start, channels))
-            start += 2 * channels + self._scalars
-            if entry is None:
-                self._units.append(torch.ones(2, 0, dtype=torch.float64, device=device))
-            else:
-                count, var = entry[0].double() * images, entry[1].double() + 1e-12
-                self._units.append(torch.stack([count * var.sqrt(), count * var]).to(device))
+        for of_terms in self.shapes:
+            self._starts.append(start)
+            start += sum(map(math.prod, of_terms)) + _READINGS
         self._flags = start
         self.size = start + len(FLAGS)
         self._total: torch.Tensor | None = None
 
-    def open(self, reduction: Reduction, flags: dict[str, bool]) -> None:
+    def open(self, reduction: Reduction, flags: Mapping[str, bool]) -> None:
         """Start a step with this rank's `flags`."""
         self._reduction = reduction
         self._total = reduction.zeros((self.size,), torch.float64, self.device)
@@ -72,53 +44,51 @@ class Exchange:
                 raised[i] = 1.0
         reduction.add(self._total[self._flags :], raised)
 
-    def add(self, teacher: int, observation: Observation, targets: torch.Tensor) -> None:
-        """Add one cell: a teacher's observation of a slice of the batch with these `targets`."""
+    def add(self, teacher: int, sums: Sequence[torch.Tensor], accuracy: torch.Tensor, bad: torch.Tensor) -> None:
+        """Add one cell of a teacher: its terms' sums and its two readings, scalars."""
         assert self._total is not None
-        field, logits = self._fields[teacher], observation.logits.detach().double()
-        moments = observation.moments.detach().double() / self._units[teacher]
-        losses = [term.share(logits, targets, self.images) for term in self.terms]
-        correct = (logits.argmax(1) == targets).sum().double() / self.images
-        bad = ~(torch.isfinite(moments).all() & torch.isfinite(logits).all())
-        scalars = torch.stack([*losses, correct, bad.double()])
-        self._reduction.add(field.moments(self._total), moments)
-        self._reduction.add(field.scalars(self._total, self._scalars), scalars)
+        parts = [part.detach().double().flatten() for part in (*sums, accuracy, bad)]
+        start = self._starts[teacher]
+        flat = torch.cat(parts)
+        self._reduction.add(self._total[start : start + len(flat)], flat)
 
-    def close(self, reduce: SumAcrossRanks) -> Totals:
+    def close(self, reduce: SumAcrossRanks) -> Exchanged:
         """The sums over all ranks: the step's first collective."""
         assert self._total is not None
         flat = self._reduction.result(self._total, reduce, torch.float64)
         self._total = None
-        return Totals(self, flat)
+        return Exchanged(self, flat)
 
-    def _read(self, flat: torch.Tensor, teacher: int) -> tuple[torch.Tensor, torch.Tensor]:
-        field = self._fields[teacher]
-        return field.moments(flat) * self._units[teacher], field.scalars(flat, self._scalars)
+    def parts(self, flat: torch.Tensor, teacher: int) -> list[torch.Tensor]:
+        """The stretches of a tensor in this layout that hold the sums of a teacher's terms, in their shapes."""
+        found, start = [], self._starts[teacher]
+        for shape in self.shapes[teacher]:
+            length = math.prod(shape)
+            found.append(flat[start : start + length].view(shape))
+            start += length
+        return found
 
 
 @dataclass(frozen=True)
-class Totals:
+class Exchanged:
     """What every rank knows after the exchange."""
 
     exchange: Exchange
     flat: torch.Tensor
 
-    def moments(self, teacher: int) -> torch.Tensor:
-        """Packed moments (2, C) of the whole batch."""
-        return self.exchange._read(self.flat, teacher)[0]
-
-    def losses(self, teacher: int) -> torch.Tensor:
-        """The unweighted logits terms, one scalar each."""
-        return self.exchange._read(self.flat, teacher)[1][:-2]
-
     def accuracy(self, teacher: int) -> torch.Tensor:
         """Share of the images that the teacher assigns to their target."""
-        return self.exchange._read(self.flat, teacher)[1][-2]
+        return self._readings(teacher)[0]
 
     def bad(self, teacher: int) -> torch.Tensor:
         """Number of cells with a value that is not finite."""
-        return self.exchange._read(self.flat, teacher)[1][-1]
+        return self._readings(teacher)[1]
 
     def flag(self, name: str) -> bool:
         """Whether any rank raised the flag. Reads from the device."""
         return bool(self.flat[self.exchange._flags + FLAGS.index(name)] > 0)
+
+    def _readings(self, teacher: int) -> torch.Tensor:
+        exchange = self.exchange
+        starts = (*exchange._starts, exchange._flags)
+        return self.flat[starts[teacher + 1] - _READINGS : starts[teacher + 1]]

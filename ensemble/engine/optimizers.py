@@ -1,25 +1,58 @@
-"""Optimisers of the image parameters: one place that makes them, steps them and saves them."""
+"""Optimisers of the image parameters: the family, and Adam."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
+
+from ensemble.config.kinds import Kind
+from ensemble.engine.schedules import Plateau, ramp, warmup_cosine
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma & Ba 2015); `lr` is the peak of the schedule, in units of the parameters."""
+class Optimizer(Kind, default="adam"):
+    """A torch optimiser under a schedule of its learning rate; each stage runs the schedule from its start."""
 
-    lr: float = 0.05
-    betas: tuple[float, float] = (0.5, 0.9)
-    eps: float = 1e-8
+    lr: PositiveFloat = 0.1
+    """Peak of the schedule, in units of the parameters."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """`cosine` falls to 0 at the stage's end, `plateau` shrinks where the loss no longer falls."""
+    warmup: NonNegativeInt = 0
+    """Steps over which lr rises linearly."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    plateau_patience: NonNegativeInt = 50
+    """Steps without a lower loss before lr shrinks by `plateau_factor`."""
+    early_stopping: NonNegativeInt = 0
+    """Stop once the last stage's loss has not improved for so many steps; 0 never does."""
 
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError("lr must be positive")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas must lie in [0, 1)")
+    @abstractmethod
+    def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser, whose groups' `lr` the loop sets before each step."""
+
+    def plateau(self) -> Plateau | None:
+        """What follows the loss under the schedule `plateau`."""
+        return Plateau(self.plateau_factor, self.plateau_patience) if self.schedule == "plateau" else None
+
+    def multiplier(self, step: int, steps: int, plateau: Plateau | None) -> float:
+        """What lr is multiplied by at `step` of a stage of `steps`."""
+        warmup = min(self.warmup, steps)
+        if self.schedule == "cosine":
+            return warmup_cosine(step, steps, warmup)
+        return ramp(step, warmup) * (1.0 if plateau is None else plateau.multiplier)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer, kind="adam"):
+    """Adam (Kingma & Ba 2015)."""
+
+    betas: tuple[Beta, Beta] = (0.5, 0.9)
+    eps: PositiveFloat = 1e-8
 
     def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
@@ -27,8 +60,11 @@ class Adam:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as flat named tensors, for a checkpoint."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, slot in state.items() for key, value in slot.items()}
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, slot in optimizer.state_dict()["state"].items()
+        for key, value in slot.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Who computes what: teachers x ranks -> shares. Pure arithmetic."""
+"""Who computes what: teachers x ranks -> cells. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Share:
+class Cell:
     """Images [start, stop) of the batch, as seen by one teacher."""
 
     teacher: int
@@ -22,21 +22,21 @@ class Share:
 
 @dataclass(frozen=True)
 class Placement:
-    """`shares[rank]`: what each rank computes. Every teacher sees every image exactly once."""
+    """`cells[rank]`: what each rank computes. Every teacher sees every image exactly once."""
 
     images: int
-    shares: tuple[tuple[Share, ...], ...]
+    cells: tuple[tuple[Cell, ...], ...]
 
     @property
     def world_size(self) -> int:
-        return len(self.shares)
+        return len(self.cells)
 
     def teachers_of(self, rank: int) -> tuple[int, ...]:
-        return tuple(sorted({share.teacher for share in self.shares[rank]}))
+        return tuple(sorted({cell.teacher for cell in self.cells[rank]}))
 
     def load(self, costs: Sequence[float]) -> tuple[float, ...]:
         """Each rank's cost, given each teacher's cost per image."""
-        return tuple(sum(costs[s.teacher] * s.images for s in shares) for shares in self.shares)
+        return tuple(sum(costs[c.teacher] * c.images for c in cells) for cells in self.cells)
 
 
 def place(costs: Sequence[float], images: int, world_size: int, ranks: Sequence[int | None] | None = None) -> Placement:
@@ -60,7 +60,7 @@ def place(costs: Sequence[float], images: int, world_size: int, ranks: Sequence[
         rank = min(range(world_size), key=lambda r: (loads[r], len(bins[r]), r))
         bins[rank].append(teacher)
         loads[rank] += costs[teacher]
-    return Placement(images, tuple(tuple(Share(t, 0, images) for t in sorted(b)) for b in bins))
+    return Placement(images, tuple(tuple(Cell(t, 0, images) for t in sorted(b)) for b in bins))
 
 
 def _ranks_per_teacher(costs: Sequence[float], images: int, world_size: int, fixed: Sequence[int | None]) -> list[int]:
@@ -82,11 +82,11 @@ def _ranks_per_teacher(costs: Sequence[float], images: int, world_size: int, fix
 
 
 def _split(counts: Sequence[int], images: int) -> Placement:
-    shares = []
+    cells = []
     for teacher, count in enumerate(counts):
         bounds = [images * i // count for i in range(count + 1)]
-        shares += [(Share(teacher, a, b),) for a, b in itertools.pairwise(bounds)]
-    return Placement(images, tuple(shares))
+        cells += [(Cell(teacher, a, b),) for a, b in itertools.pairwise(bounds)]
+    return Placement(images, tuple(cells))
 
 
 def place_cells(costs: Sequence[float], images: int, world_size: int, cell_size: int) -> Placement:
@@ -94,8 +94,8 @@ def place_cells(costs: Sequence[float], images: int, world_size: int, cell_size:
 
     The costliest first, each to the least loaded rank. A rank may get none.
     """
-    cells = [cell for t in range(len(costs)) for cell in slices(Share(t, 0, images), cell_size)]
-    bins: list[list[Share]] = [[] for _ in range(world_size)]
+    cells = [cell for t in range(len(costs)) for cell in slices(Cell(t, 0, images), cell_size)]
+    bins: list[list[Cell]] = [[] for _ in range(world_size)]
     loads = [0.0] * world_size
     for cell in sorted(cells, key=lambda c: (-costs[c.teacher] * c.images, c.teacher, c.start)):
         rank = min(range(world_size), key=lambda r: (loads[r], r))
@@ -104,8 +104,8 @@ def place_cells(costs: Sequence[float], images: int, world_size: int, cell_size:
     return Placement(images, tuple(tuple(sorted(b, key=lambda c: (c.teacher, c.start))) for b in bins))
 
 
-def slices(share: Share, size: int | None) -> list[Share]:
-    """The share in micro-batches of at most `size` images, as even as possible."""
-    count = 1 if size is None else -(-share.images // size)
-    bounds = [share.start + share.images * i // count for i in range(count + 1)]
-    return [Share(share.teacher, a, b) for a, b in itertools.pairwise(bounds)]
+def slices(cell: Cell, size: int | None) -> list[Cell]:
+    """The cell in micro-batches of at most `size` images, as even as possible."""
+    count = 1 if size is None else -(-cell.images // size)
+    bounds = [cell.start + cell.images * i // count for i in range(count + 1)]
+    return [Cell(cell.teacher, a, b) for a, b in itertools.pairwise(bounds)]

@@ -7,16 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-def constant(step: int, steps: int) -> float:
-    """1 at every step in [0, steps]."""
-    assert 0 <= step <= steps
-    return 1.0
-
-
-def linear(step: int, steps: int, start: float, end: float) -> float:
-    """start + (end - start) step / steps: `start` at step 0, `end` at step `steps`, one past the last."""
-    assert 0 <= step <= steps
-    return start + (end - start) * step / max(steps, 1)
+def ramp(step: int, warmup: int) -> float:
+    """A multiplier in (0, 1]: (step + 1) / warmup while step < warmup, then 1."""
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
@@ -32,7 +25,7 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     if step == steps:
         return 0.0
     if step < warmup:
-        return (step + 1) / warmup
+        return ramp(step, warmup)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from ensemble.image.parameterization import ImageParameterization, drawn_normal
+from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
+from models import ModelCard
 
 SIGMOID_EPS = 1e-3
 """`FourierImage.set_image` keeps images within [SIGMOID_EPS, 1 - SIGMOID_EPS], where the logit is finite."""
 
-
 # The RGB covariance of ImageNet's pixels in [0, 1], as published for the colour augmentation of Krizhevsky et
 # al. 2012: eigenvalues, and eigenvectors as columns: luminance, blue against red, green against magenta.
 _COLOUR_VARIANCES = (0.2175, 0.0188, 0.0045)
-
-
 _COLOUR_AXES = (
     (0.5675, -0.7192, 0.4009),
     (0.5808, 0.0045, -0.8140),
     (0.5836, 0.6948, 0.4203),
 )
+
+
+@dataclass(frozen=True)
+class Fourier(Parameterization, kind="fourier"):
+    """Fourier coefficients scaled by 1/f^decay, pixels through a sigmoid."""
+
+    decay: NonNegativeFloat = 1.0
+    """1 is the spectrum of photographs."""
+    decorrelate: bool = True
+    """Optimise luminance and two opponent colours, in the proportions of photographs."""
+
+    def make(
+        self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str
+    ) -> FourierImage:
+        return FourierImage(n, size, decay=self.decay, decorrelate=self.decorrelate, dtype=dtype, device=device)
 
 
 class FourierImage(ImageParameterization):
@@ -42,7 +56,7 @@ class FourierImage(ImageParameterization):
     Source: Olah, Mordvintsev & Schubert, "Feature Visualization" (2017), preconditioning. Departures: the
     unit variance, and M derived from the covariance published after Krizhevsky et al. 2012.
 
-    Raises ValueError for n or size below 1, a negative decay, or a dtype other than float32 and float64.
+    Raises ValueError for n or size below 1, or a dtype other than float32 and float64.
     """
 
     def __init__(
@@ -50,14 +64,12 @@ class FourierImage(ImageParameterization):
         n: int,
         size: int,
         *,
-        decay: float = 1.0,
-        decorrelate: bool = False,
+        decay: float,
+        decorrelate: bool,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(n, size, dtype)
-        if not (decay >= 0 and math.isfinite(decay)):
-            raise ValueError(f"image: decay must be a number >= 0, not {decay}; 1 is the spectrum of photographs")
         shape = (n, 3, size, size // 2 + 1, 2)
         self.coefficients = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         self.scale: Tensor

@@ -1,14 +1,29 @@
-"""What is optimised: Fourier coefficients under a sigmoid, or plain pixels."""
+"""What is optimised: a batch of images given by parameters that an optimiser can step."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ensemble.config.kinds import Kind
+from models import ModelCard
+
 ROUNDING = 1e-3
 """How far `set_image` lets values lie outside [0, 1], less than half a step of 8 bits; they are clamped."""
+
+
+@dataclass(frozen=True)
+class Parameterization(Kind, default="fourier"):
+    """How parameters become images."""
+
+    @abstractmethod
+    def make(
+        self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str
+    ) -> ImageParameterization:
+        """n images of size x size pixels, mid grey; `card` is the first teacher's."""
 
 
 class ImageParameterization(nn.Module, ABC):
@@ -56,5 +71,5 @@ class ImageParameterization(nn.Module, ABC):
 
 
 def drawn_normal(like: Tensor, scale: float, rng: torch.Generator) -> Tensor:
-    # Drawn in float64 on the CPU, so that float32 and float64 runs start from the same image.
+    """N(0, scale^2) in the shape of `like`, in float64 on the CPU: float32 and float64 runs start from one image."""
     return scale * torch.randn(like.shape, generator=rng, dtype=torch.float64)

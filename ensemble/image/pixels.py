@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ensemble.image.parameterization import ImageParameterization, drawn_normal
+from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
+from models import ModelCard
+
+
+@dataclass(frozen=True)
+class Pixels(Parameterization, kind="pixels"):
+    """The pixels themselves, in RGB or in the first teacher's normalised space."""
+
+    space: Literal["rgb", "normalised"] = "rgb"
+    """What a step of the optimiser means; published recipes step in the normalised space."""
+    clip: bool = True
+    """Keep RGB in [0, 1] after each step."""
+
+    def make(self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str) -> PixelImage:
+        normalised = (card.mean, card.std) if self.space == "normalised" else None
+        return PixelImage(n, size, clip=self.clip, normalised=normalised, dtype=dtype, device=device)
 
 
 class PixelImage(ImageParameterization):
-    """Images as their own pixels p: x = p in `rgb` space, x = std p + mean per channel in `normalised` space.
+    """Images as their own pixels p: x = p, or where `normalised` gives (mean, std), x = std p + mean per channel.
 
-    `pixels`: (N, 3, H, W). The space decides what a step of the optimiser means: published recipes step in
-    the normalised space. With `clip`, `project` clips p to where x lies in [0, 1]. A new image is mid grey.
+    `pixels`: (N, 3, H, W). With `clip`, `project` clips p to where x lies in [0, 1]. A new image is mid grey.
 
-    Raises ValueError for n or size below 1, a dtype other than float32 and float64, an unknown space, or a
-    mean and std that are missing in `normalised` space, given in `rgb` space, or not three numbers with
-    std > 0.
+    Raises ValueError for n or size below 1, or a dtype other than float32 and float64.
     """
 
     def __init__(
@@ -27,22 +40,19 @@ class PixelImage(ImageParameterization):
         n: int,
         size: int,
         *,
-        space: Literal["rgb", "normalised"] = "rgb",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        clip: bool = True,
+        clip: bool,
+        normalised: tuple[Sequence[float], Sequence[float]] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(n, size, dtype)
-        shift, slope = _affine(space, mean, std)
-        self.space = space
         self.clip = clip
         self.mean: Tensor
         self.std: Tensor
-        for name, value in (("mean", shift), ("std", slope)):
+        for name, value in zip(("mean", "std"), normalised or ([0.0] * 3, [1.0] * 3), strict=True):
             constant = torch.tensor(value, dtype=dtype, device=device)[:, None, None]
             self.register_buffer(name, constant, persistent=False)
+        self._centre = 0.5 if normalised is None else 0.0
         grey = (0.5 - self.mean) / self.std
         self.pixels = nn.Parameter(grey.expand(n, 3, size, size).clone())
 
@@ -62,20 +72,5 @@ class PixelImage(ImageParameterization):
 
     @torch.no_grad()
     def randomize(self, scale: float, rng: torch.Generator) -> None:
-        """Draw the pixels, not clipped: 0.5 + N(0, scale^2) in `rgb` space, N(0, scale^2) in `normalised`."""
-        centre = 0.5 if self.space == "rgb" else 0.0
-        self.pixels.copy_(centre + drawn_normal(self.pixels, scale, rng))
-
-
-def _affine(space: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
-    if space == "rgb":
-        if mean is not None or std is not None:
-            raise ValueError("image: mean and std have no meaning in space 'rgb'; leave them out or use 'normalised'")
-        return [0.0] * 3, [1.0] * 3
-    if space != "normalised":
-        raise ValueError(f"image: unknown space {space!r}; use 'rgb' or 'normalised'")
-    if mean is None or std is None:
-        raise ValueError("image: space 'normalised' needs the mean and std of the teachers' input")
-    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-        raise ValueError(f"image: mean and std must be three numbers each, std > 0; got {mean} and {std}")
-    return list(mean), list(std)
+        """Draw the pixels, not clipped: 0.5 + N(0, scale^2), or N(0, scale^2) in the normalised space."""
+        self.pixels.copy_(self._centre + drawn_normal(self.pixels, scale, rng))

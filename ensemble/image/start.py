@@ -2,49 +2,84 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeFloat
 
+from ensemble.config.kinds import Kind
 from ensemble.image.files import list_images, read_image
 from ensemble.image.parameterization import ImageParameterization
 
-KINDS = ("noise", "black", "grey", "image", "folder")
+
+@dataclass(frozen=True)
+class Start(Kind, default="noise"):
+    """The image before the first step."""
+
+    @abstractmethod
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        """Set the images to their start, in place; draws come from `rng`."""
+
+    def check(self, size: int) -> None:
+        """ValueError for what `set` would refuse, before anything is loaded or written."""
 
 
-def initialise(
-    parameterization: ImageParameterization,
-    kind: str,
-    *,
-    scale: float = 1.0,
-    path: str | Path | None = None,
-    rng: torch.Generator | None = None,
-) -> None:
-    """Set the images to their start, in place.
+@dataclass(frozen=True)
+class Noise(Start, kind="noise"):
+    """The parameters are drawn from N(0, scale^2)."""
 
-    `noise`: the parameters are drawn from N(0, scale^2) with `rng` (see `randomize`; only here does scale
-    count). `black`, `grey`: RGB 0 or 0.5 everywhere. `image`: the file `path` for every image of the batch.
-    `folder`: the images directly in `path` in the order of their names, repeated until the batch is full.
-    Files are resized (bicubic, shorter side) and centre-cropped to the parameterization's size.
+    scale: NonNegativeFloat = 0.3
+    """Standard deviation, in units of the parameters."""
 
-    Raises ValueError for an unknown kind, a missing rng or path, a path the kind does not use, and for what
-    `read_image` and `list_images` refuse.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"initial image: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
-    if (path is not None) != (kind in ("image", "folder")):
-        raise ValueError(f"initial image: kind {kind!r} " + ("needs a path" if path is None else "takes no path"))
-    if kind == "noise":
-        if rng is None:
-            raise ValueError("initial image: kind 'noise' needs a generator")
-        if not scale >= 0:
-            raise ValueError(f"initial image: scale must be >= 0, not {scale}")
-        parameterization.randomize(scale, rng)
-        return
-    n, size = parameterization.n, parameterization.size
-    if path is None:
-        parameterization.set_image(torch.full((n, 3, size, size), 0.0 if kind == "black" else 0.5))
-        return
-    files = [Path(path)] if kind == "image" else list_images(path)[:n]
-    images = torch.stack([read_image(file, size) for file in files])
-    parameterization.set_image(images[torch.arange(n) % len(images)])
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        image.randomize(self.scale, rng)
+
+
+@dataclass(frozen=True)
+class Black(Start, kind="black"):
+    """RGB 0 everywhere."""
+
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        image.set_image(torch.zeros(image.n, 3, image.size, image.size))
+
+
+@dataclass(frozen=True)
+class Grey(Start, kind="grey"):
+    """RGB 0.5 everywhere."""
+
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        image.set_image(torch.full((image.n, 3, image.size, image.size), 0.5))
+
+
+@dataclass(frozen=True)
+class FromImage(Start, kind="image"):
+    """One file for every image of the batch, resized (bicubic, shorter side) and centre-cropped."""
+
+    path: str
+
+    def check(self, size: int) -> None:
+        read_image(self.path, size)
+
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        _set_files(image, [Path(self.path)])
+
+
+@dataclass(frozen=True)
+class FromFolder(Start, kind="folder"):
+    """The images directly in a folder in the order of their names, repeated until the batch is full."""
+
+    path: str
+
+    def check(self, size: int) -> None:
+        list_images(self.path)
+
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        _set_files(image, list_images(self.path)[: image.n])
+
+
+def _set_files(image: ImageParameterization, files: Sequence[Path]) -> None:
+    images = torch.stack([read_image(file, image.size) for file in files])
+    image.set_image(images[torch.arange(image.n) % len(images)])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 import torch
 
+from ensemble.objectives.terms import Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNStatistics
-
-Convention = Literal["relative", "paper"]
+from ensemble.teachers.teacher import Observation, Profile
 
 
 @dataclass(frozen=True)
-class BNMatching:
+class BNMatching(TeacherTerm, kind="bn_matching"):
     """Distance of the batch's BN statistics (m, v) from the running ones (mu, var), v biased, over layers l.
 
     paper:     sum_l a_l (|m - mu| + |v - var|)                              (Yin et al. 2020, eq. 4)
@@ -23,38 +24,74 @@ class BNMatching:
 
     |.| is the l2 norm over a layer's channels. In `relative` every layer is in units of its own spread and layers
     are averaged, so that one weight serves networks of any depth and width. a_l is `first` for the layer that runs
-    first, times the weight of the last matching pattern in `layers` (shell patterns of layer names; 0 leaves a
-    layer out), else 1.
+    first, times the weight of the last matching pattern (shell patterns of layer names; 0 leaves a layer out), else 1.
+    Patterns are those in `layers`, for all teachers, then those of the teacher's own entry.
     """
 
-    weight: float = 1.0
-    convention: Convention = "relative"
+    weight: float = 10.0
+    convention: Literal["relative", "paper"] = "relative"
     first: float = 1.0
-    layers: Mapping[str, float] = field(default_factory=dict)
-    name: str = "bn_matching"
+    layers: dict[str, float] = field(default_factory=dict)
 
-    def layer_weights(self, statistics: BNStatistics) -> torch.Tensor:
-        """a_l, (L,). Raises ValueError for a pattern that matches no layer."""
-        names = [layer.name for layer in statistics.layers]
+    def describe(self) -> str:
+        return f"{self.name}[{self.convention}, first x {self.first:g}]"
+
+    def needs(self, teacher: Profile) -> Sequence[str]:
+        if teacher.statistics is None:
+            raise ValueError(
+                f"teachers: {teacher.name} has no BatchNorm layers that run, but bn_matching needs them; "
+                "drop the teacher or the objective"
+            )
+        _check(teacher.layers, teacher)
+        return ()
+
+    def check(self, teachers: Sequence[Profile]) -> None:
+        super().check(teachers)
         for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"bn_matching: no BN layer matches {pattern!r}; layers: {', '.join(names)}")
-        weights = torch.ones_like(statistics.mean[: len(names)])
-        for i, name in enumerate(names):
-            for pattern, value in self.layers.items():
-                if fnmatchcase(name, pattern):
-                    weights[i] = value
-        weights[0] *= self.first
-        return weights
+            if not any(_matches(pattern, teacher) for teacher in teachers):
+                _check({pattern: 1.0}, *teachers)
 
-    def __call__(self, moments: torch.Tensor, statistics: BNStatistics, images: int) -> torch.Tensor:
-        """The unweighted loss, a scalar, of the whole batch's packed `moments` (2, C)."""
-        offset, var = statistics.batch_statistics(moments, images)
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        """Packed moments (2, C), in units of each channel's spread and the batch's number of values."""
+        return seen.moments.double() / batch.statistics.units(batch.images)
+
+    def loss(self, total: Totals, t: int) -> torch.Tensor:
+        batch = total.batch(t)
+        statistics = batch.statistics
+        patterns = (*self.layers.items(), *batch.teacher.layers.items())
+        weights = layer_weights(statistics, self.first, patterns)
+        offset, var = statistics.batch_statistics(total[t] * statistics.units(batch.images), batch.images)
         mean_gap = statistics.layer_norms(offset)
         var_gap = statistics.layer_norms(var - statistics.var)
-        weights = self.layer_weights(statistics)
         if self.convention == "paper":
             return (weights * (mean_gap + var_gap)).sum()
-        mean_scale = statistics.layer_norms(statistics.var.sqrt())
-        var_scale = statistics.layer_norms(statistics.var)
-        return (weights * (mean_gap / mean_scale + var_gap / var_scale)).mean()
+        return (weights * (mean_gap / statistics.mean_scale + var_gap / statistics.var_scale)).mean()
+
+
+@lru_cache(maxsize=64)
+def layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:
+    """a_l, (L,), worked out once for each teacher and view size."""
+    names = [layer.name for layer in statistics.layers]
+    weights = [1.0] * len(names)
+    for i, name in enumerate(names):
+        for pattern, value in patterns:
+            if fnmatchcase(name, pattern):
+                weights[i] = value
+    weights[0] *= first
+    return statistics.mean.new_tensor(weights)
+
+
+def _matches(pattern: str, teacher: Profile) -> bool:
+    layers = () if teacher.statistics is None else teacher.statistics.layers
+    return any(fnmatchcase(layer.name, pattern) for layer in layers)
+
+
+def _check(patterns: Mapping[str, float], *teachers: Profile) -> None:
+    for pattern in patterns:
+        if not any(_matches(pattern, teacher) for teacher in teachers):
+            known = [
+                f"{teacher.name}: {', '.join(layer.name for layer in teacher.statistics.layers)}"
+                for teacher in teachers
+                if teacher.statistics is not None
+            ]
+            raise ValueError(f"bn_matching: no BN layer matches {pattern!r}; layers of {'; of '.join(known)}")

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
+
+from ensemble.objectives.terms import ImageTerm
 
 Over = Literal["batch", "image"]
 
 
-class ImagePrior(Protocol):
-    """A term of the view (N, 3, H, W) alone."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def weight(self) -> float: ...
-
-    def __call__(self, view: torch.Tensor) -> torch.Tensor:
-        """The unweighted loss, a scalar."""
-
-
 @dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(ImageTerm, kind="tv"):
     """Differences d of neighbours in four directions: right, down and both diagonals.
 
     order 2: sum over directions of |d|, the l2 norm over the whole batch, or the mean of its images' norms
@@ -54,12 +43,11 @@ class TotalVariation:
 
 
 @dataclass(frozen=True)
-class L2Prior:
+class L2Prior(ImageTerm, kind="l2"):
     """|x|, the l2 norm over the whole batch, or the mean of its images' norms."""
 
     weight: float = 1e-5
     over: Over = "batch"
-    name: str = "l2"
 
     def __call__(self, view: torch.Tensor) -> torch.Tensor:
         return _l2_norm(view, self.over)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from ensemble.teachers.teacher import Teacher
 
 
-def count_cost(teacher: Teacher) -> tuple[float, int]:
-    """(FLOPs of one image forward and back to the input, bytes of activations kept for it)."""
+class Cost(NamedTuple):
+    """`flops` of one image forward and back to the input, `memory` in bytes of activations kept for it."""
+
+    flops: float
+    memory: int
+
+
+def count_cost(teacher: Teacher) -> Cost:
+    """Of one image at the teacher's own input size; counted, so the same on every device."""
     size = teacher.card.input_size
     view = torch.full((1, 3, size, size), 0.5, dtype=teacher.wide, device=teacher.device, requires_grad=True)
     kept: dict[int, int] = {}
@@ -27,4 +36,4 @@ def count_cost(teacher: Teacher) -> tuple[float, int]:
     ):
         logits, moments = teacher.observe(view)
         torch.autograd.grad(logits.sum() + moments.sum(), view)
-    return float(counter.get_total_flops()), sum(kept.values())
+    return Cost(float(counter.get_total_flops()), sum(kept.values()))

@@ -5,7 +5,6 @@ Exact up to the order of roundings, and compared with the original before they a
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ensemble.machine.rng import generator
+from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Form
 from ensemble.teachers.statistics import EmittingBatchNorm
 
@@ -36,7 +36,7 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:
         expected = [_observed(net, example, sink) for example in examples]
-        candidate = copy.deepcopy(net, {id(sink): sink, **shared})
+        candidate = copied(net, {id(sink): sink, **shared})
         stems = unstride_stems(candidate)
         fused = _fuse_all(candidate, examples[0])
         if not stems and fused is None:

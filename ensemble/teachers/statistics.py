@@ -24,10 +24,6 @@ class BNLayer:
     channels: int
     positions: int
 
-    @property
-    def span(self) -> slice:
-        return slice(self.start, self.start + self.channels)
-
 
 class BNStatistics:
     """The running statistics of a teacher's BN layers, in execution order, packed along channels.
@@ -38,8 +34,7 @@ class BNStatistics:
     """
 
     def __init__(self, layers: tuple[BNLayer, ...], mean: torch.Tensor, var: torch.Tensor) -> None:
-        self.resized: dict[int, BNStatistics] = {}
-        """The same layers where the network sees views of another size: only the positions differ."""
+        self._resized: dict[int, BNStatistics] = {}
         self.layers = layers
         self.mean = mean
         self.var = var
@@ -48,10 +43,29 @@ class BNStatistics:
         self._members = torch.zeros(len(layers), len(mean), dtype=mean.dtype)
         self._members[torch.repeat_interleave(sizes), torch.arange(len(mean))] = 1
         self._members = self._members.to(mean.device)
+        self.mean_scale, self.var_scale = self.layer_norms(var.sqrt()), self.layer_norms(var)
+        """(L,) each layer's spread: the l2 norms of its running standard deviations and variances."""
+        self._units: dict[int, torch.Tensor] = {}
 
     def at(self, view_size: int) -> BNStatistics:
         """What holds for views of that size."""
-        return self.resized.get(view_size, self)
+        return self._resized.get(view_size, self)
+
+    def add(self, view_size: int, statistics: BNStatistics) -> None:
+        """From now on `statistics` hold for views of that size: the same layers, only their positions differ."""
+        self._resized[view_size] = statistics
+
+    def units(self, images: int) -> torch.Tensor:
+        """(2, C): in these, packed moments of a batch of so many images are of order 1."""
+        if images not in self._units:
+            count, var = self.positions * images, self.var + 1e-12
+            self._units[images] = torch.stack([count * var.sqrt(), count * var])
+        return self._units[images]
+
+    def distances(self, moments: torch.Tensor, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per layer, (L,) each: how far a batch's mean and variance are off, in units of the layer's spread."""
+        offset, var = self.batch_statistics(moments, images)
+        return self.layer_norms(offset) / self.mean_scale, self.layer_norms(var - self.var) / self.var_scale
 
     def batch_statistics(self, moments: torch.Tensor, images: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean offset (C,) from the running mean and biased variance (C,) of a batch with those `moments` (2, C)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from ensemble.image.transforms import resize_bilinear
 from ensemble.machine.errors import is_out_of_memory
 from ensemble.machine.hardware import cpp_compiler
 from ensemble.machine.rng import generator
+from ensemble.teachers.copying import copied
 from ensemble.teachers.rewriting import entry, rewritten
-from ensemble.teachers.statistics import EmittingBatchNorm, probe, replace_batch_norm
+from ensemble.teachers.statistics import BNStatistics, EmittingBatchNorm, probe, replace_batch_norm
 from models import ModelCard
 
 
@@ -24,6 +25,24 @@ class Observation(NamedTuple):
 
     logits: torch.Tensor
     moments: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What every rank knows of a teacher, also where it is not loaded."""
+
+    name: str
+    card: ModelCard
+    statistics: BNStatistics | None
+    """None for a network without BN layers."""
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """Factors of its BN layers, by patterns of their names."""
+
+    def example(self, device: torch.device) -> Observation:
+        """The shapes of what it says of one image; the values are zeros."""
+        channels = 0 if self.statistics is None else len(self.statistics.mean)
+        logits = torch.zeros(1, self.card.num_classes, dtype=torch.float64, device=device)
+        return Observation(logits, torch.zeros(2, channels, dtype=torch.float64, device=device))
 
 
 class Teacher:
@@ -53,7 +72,7 @@ class Teacher:
         self.device = torch.device(device)
         self._sink: list[torch.Tensor] = []
         self._input_sizes: dict[int, int] = {}
-        net = copy.deepcopy(net).eval().requires_grad_(False)
+        net = copied(net).eval().requires_grad_(False)
         self._modules = modules = replace_batch_norm(net, dtype, self._sink)
         self.net = _cast(net, dtype).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(card.mean, dtype=self.wide, device=self.device)[:, None, None]
@@ -97,7 +116,11 @@ class Teacher:
             del self._input_sizes[view_size]
             return
         assert statistics is not None
-        self.statistics.resized[view_size] = statistics
+        self.statistics.add(view_size, statistics)
+
+    def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
+        """What every rank knows of it; `layers` are factors of its BN layers."""
+        return Profile(self.name, self.card, self.statistics, layers or {})
 
     def rewrite(self) -> None:
         """Replace the network by an equivalent one that is faster on a CPU, where there is one (see `rewritten`)."""
@@ -108,7 +131,7 @@ class Teacher:
         examples = [torch.randn(2, 3, size, size, generator=rng).to(self.wide) for size in sorted(sizes)]
         kept = [self._sink, *self._modules.values(), *self.net.parameters(), *self.net.buffers()]
         shared = {id(part): part for part in kept}
-        net = rewritten(_cast(copy.deepcopy(self.net, shared), self.wide), examples, self._sink)
+        net = rewritten(_cast(copied(self.net, shared), self.wide), examples, self._sink)
         if net is None:
             return
         net = _cast(net, self.dtype).to(memory_format=torch.channels_last)

@@ -13,15 +13,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.engine.inversion import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
+from ensemble.engine.guard import NotFiniteError
+from ensemble.engine.inversion import Inversion, StagePlan
 from ensemble.engine.optimizers import Adam
-from ensemble.engine.placement import Share, place, slices
+from ensemble.engine.placement import Cell, place, slices
 from ensemble.engine.reduction import FixedPointSum
 from ensemble.image.fourier import FourierImage
 from ensemble.image.transforms import Compose, Flip, Jitter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
-from ensemble.objectives import BNMatching, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.objectives.bn_matching import BNMatching
+from ensemble.objectives.classification import CrossEntropy
+from ensemble.objectives.image_priors import L2Prior, TotalVariation
+from ensemble.objectives.terms import Formulation
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard
 
@@ -34,7 +39,12 @@ STEPS = 50
 FIXED_STEPS = 20
 CARD = ModelCard("tiny", "test", 8, 5, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
 FORMULATION = Formulation(
-    (CrossEntropy(weight=0.5),), (BNMatching(first=3.0),), (TotalVariation(weight=0.01), L2Prior(weight=0.01))
+    (
+        CrossEntropy(weight=0.5, temperature=1.0),
+        BNMatching(weight=1.0, first=3.0),
+        TotalVariation(weight=0.01),
+        L2Prior(weight=0.01),
+    )
 )
 
 
@@ -78,36 +88,52 @@ def teacher(index: int, dtype: torch.dtype) -> Teacher:
     return Teacher(f"t{index}", network(index), CARD, dtype=dtype)
 
 
-def placed(context: ProcessContext, teachers: int, micro_batch: int | None) -> list[Share]:
-    shares = place(COSTS[:teachers], IMAGES, context.world_size).shares[context.rank]
-    return [cell for share in shares for cell in slices(share, micro_batch)]
+def placed(context: ProcessContext, teachers: int, micro_batch: int | None) -> list[Cell]:
+    whole = place(COSTS[:teachers], IMAGES, context.world_size).cells[context.rank]
+    return [part for cell in whole for part in slices(cell, micro_batch)]
 
 
-def scattered(context: ProcessContext, teachers: int) -> list[Share]:
+def scattered(context: ProcessContext, teachers: int) -> list[Cell]:
     """Cells of at most two images, the same on any number of ranks, dealt out with no respect for balance."""
-    cells = [Share(t, a, min(a + 2, IMAGES)) for t in range(teachers) for a in range(0, IMAGES, 2)]
+    cells = [Cell(t, a, min(a + 2, IMAGES)) for t in range(teachers) for a in range(0, IMAGES, 2)]
     return [cell for i, cell in enumerate(cells) if (i * i + 1) % context.world_size == context.rank]
 
 
 def inversion(
-    context: ProcessContext, teachers: int, cells: list[Share], dtype: torch.dtype, steps: int, **options: Any
+    context: ProcessContext,
+    teachers: int,
+    cells: list[Cell],
+    dtype: torch.dtype,
+    steps: int,
+    *,
+    recompute: bool = False,
+    reduction: FixedPointSum | None = None,
+    **options: Any,
 ) -> Inversion:
     """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns."""
     owned = {cell.teacher for cell in cells}
     members = []
     for t in range(teachers):
         full = teacher(t, dtype)
-        members.append(EnsembleMember(full.name, 1.0 + t, full.statistics, TARGETS, full if t in owned else None))
-    image = FourierImage(IMAGES, 8, dtype=dtype)
+        members.append(EnsembleMember(full.profile(), 1.0 + t, TARGETS, full if t in owned else None))
+    image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
     image.randomize(0.5, generator(1))
     stage = StagePlan(steps, Compose((Jitter(1), Flip())), Adam(lr=0.05))
-    return Inversion(image, members, FORMULATION, [stage], cells=cells, seed=5, reduce=context.sum_, **options)
+    loss = EnsembleLoss(members, FORMULATION, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)
+    return Inversion(image, loss, [stage], seed=5, **options)
+
+
+def finished(run: Inversion) -> Inversion:
+    """All steps taken."""
+    for _ in run:
+        pass
+    return run
 
 
 def gradient(run: Inversion, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """L and its gradient at a fixed view."""
     view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    record, slope, _ = run.loss_and_gradient(view, run.weights_at(0))
+    record, slope, _ = run.loss.gradient(view, run.weights_at(0))
     return record.total, slope
 
 
@@ -135,19 +161,19 @@ def work(context: ProcessContext) -> dict[str, Any]:
         for micro_batch in MICRO_BATCHES:
             case = f"{teachers}/{micro_batch}"
             cells = placed(context, teachers, micro_batch)
-            options = {"recompute": micro_batch is not None}
-            run = inversion(context, teachers, cells, torch.float64, STEPS, **options)
+            recompute = micro_batch is not None
+            run = inversion(context, teachers, cells, torch.float64, STEPS, recompute=recompute)
             results[f"loss/{case}"], results[f"gradient/{case}"] = gradient(run, torch.float64)
             with counted() as sizes:
-                run.run(Observer())
+                finished(run)
             results[f"images/{case}"], results[f"sums/{case}"] = run.result(), sizes
-            single = inversion(context, teachers, cells, torch.float32, STEPS, **options)
+            single = inversion(context, teachers, cells, torch.float32, STEPS, recompute=recompute)
             results[f"gradient32/{case}"] = gradient(single, torch.float32)[1]
         cells = scattered(context, teachers)
         fixed = inversion(context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7)
-        fixed.run(Observer())
+        finished(fixed)
         results[f"fixed/{teachers}"], results[f"fixed_best/{teachers}"] = (
-            fixed.parameterization().detach(),
+            fixed.image().detach(),
             fixed.result(),
         )
     results |= stopped_by_one(context) | broken_on_one(context) | rounded_by_one(context)
@@ -159,18 +185,18 @@ def rounded_by_one(context: ProcessContext) -> dict[str, Any]:
     results = {}
     for mixed in (True, False):
         context = replace(context, mixed=mixed)
-        run = inversion(context, 2, placed(context, 2, None), torch.float64, 5, share=context.share_)
+        run = inversion(context, 2, placed(context, 2, None), torch.float64, 5, from_owner=context.from_owner_)
         if context.rank == context.world_size - 1 > 0:
-            project = run.parameterization.project
+            project = run.image.project
 
             def perturbed(project: Callable[[], None] = project, run: Inversion = run) -> None:
                 project()
                 with torch.no_grad():
-                    for parameter in run.parameterization.parameters():
+                    for parameter in run.image.parameters():
                         parameter.mul_(1 + 1e-6)
 
-            run.parameterization.project = perturbed  # type: ignore[method-assign]
-        run.run(Observer())
+            run.image.project = perturbed  # type: ignore[method-assign]
+        finished(run)
         results[f"rounded/{mixed}"] = context.gather(run.result().sum().item())
     return results
 
@@ -180,31 +206,31 @@ def stopped_by_one(context: ProcessContext) -> dict[str, Any]:
     run = inversion(context, 2, placed(context, 2, None), torch.float64, STEPS)
     last = context.rank == context.world_size - 1
     saved: list[int] = []
-    observer = Observer(
-        wants_save=lambda step: last and step == 2,
-        wants_stop=lambda: last and run.step == 3,
-        on_save=saved.append,
-    )
-    outcome = run.run(observer)
-    return {"stop/outcome": outcome, "stop/step": run.step, "stop/saved": saved}
+    stopped = False
+    for step in run:
+        if step.save or step.stop:
+            saved.append(run.step)
+        stopped = step.stop
+        if stopped:
+            break
+        run.ask(save=last and run.step == 1, stop=last and run.step == 3)
+    return {"stop/stopped": stopped, "stop/step": run.step, "stop/saved": saved}
 
 
 def broken_on_one(context: ProcessContext) -> dict[str, Any]:
     """The rank that computes the first image for teacher 1 computes NaN."""
     cells = placed(context, 2, None)
     run = inversion(context, 2, cells, torch.float64, STEPS)
-    if Share(1, 0, 0) in [Share(c.teacher, c.start, c.start) for c in cells]:
+    if Cell(1, 0, 0) in [Cell(c.teacher, c.start, c.start) for c in cells]:
         net = network(1)
         nn.init.constant_(net.block1.conv.weight, float("nan"))
         broken = Teacher("t1", net, CARD, dtype=torch.float64)
-        members = [
-            m if m.name != "t1" else EnsembleMember("t1", 2.0, m.statistics, TARGETS, broken) for m in run.members
-        ]
-        run.members = tuple(members)
-    start = run.parameterization().detach().clone()
+        members = [m if m.name != "t1" else EnsembleMember(m.profile, 2.0, TARGETS, broken) for m in run.loss.members]
+        run.loss.members = tuple(members)
+    start = run.image().detach().clone()
     try:
-        run.run(Observer())
+        finished(run)
     except NotFiniteError as error:
-        untouched = torch.equal(run.parameterization(), start)
+        untouched = torch.equal(run.image(), start)
         return {"broken/message": str(error), "broken/untouched": untouched}
     return {"broken/message": "", "broken/untouched": False}

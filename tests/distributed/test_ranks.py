@@ -97,7 +97,7 @@ def test_two_sums_a_step(runs: Runs, world: int, case: str) -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_one_rank_asks_and_all_save_and_stop(runs: Runs, world: int) -> None:
     for rank in runs(world):
-        assert rank["stop/outcome"] == "stopped"
+        assert rank["stop/stopped"]
         assert rank["stop/step"] == 4
         assert rank["stop/saved"] == [2, 4]
 

@@ -11,16 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.engine.inversion import EnsembleMember, Inversion, NotFiniteError, Observer, StagePlan
+from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
+from ensemble.engine.guard import NotFiniteError
+from ensemble.engine.inversion import Inversion, StagePlan, Step
 from ensemble.engine.optimizers import Adam
-from ensemble.engine.placement import Share
+from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FixedPointSum
 from ensemble.engine.schedules import EarlyStopping
 from ensemble.image.fourier import FourierImage
 from ensemble.image.pixels import PixelImage
 from ensemble.image.transforms import Compose, Flip, Jitter, Resize
 from ensemble.machine.rng import generator
-from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.objectives.bn_matching import BNMatching
+from ensemble.objectives.classification import ClassScore, CrossEntropy
+from ensemble.objectives.image_priors import L2Prior, TotalVariation
+from ensemble.objectives.terms import Formulation
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard
 
@@ -73,23 +78,28 @@ def net(seed: int, plain: bool = False) -> nn.Module:
 
 def member(index: int, network: nn.Module, weight: float = 1.0, card: ModelCard = CARD) -> EnsembleMember:
     teacher = Teacher(f"t{index}", network, card, dtype=torch.float64)
-    return EnsembleMember(teacher.name, weight, teacher.statistics, TARGETS, teacher)
+    return EnsembleMember(teacher.profile(), weight, TARGETS, teacher)
 
 
-def whole(count: int) -> list[Share]:
-    return [Share(t, 0, IMAGES) for t in range(count)]
+def whole(count: int) -> list[Cell]:
+    return [Cell(t, 0, IMAGES) for t in range(count)]
 
 
-def uneven(count: int) -> list[Share]:
+def uneven(count: int) -> list[Cell]:
     """Cells of 1, 3 and 1 images for one teacher, 2 and 3 for the next, and so on."""
     bounds = itertools.cycle([(0, 1, 4, 5), (0, 2, 5), (0, 5)])
-    return [Share(t, a, b) for t, cut in zip(range(count), bounds, strict=False) for a, b in itertools.pairwise(cut)]
+    return [Cell(t, a, b) for t, cut in zip(range(count), bounds, strict=False) for a, b in itertools.pairwise(cut)]
 
 
 FORMULATION = Formulation(
-    (CrossEntropy(weight=0.7, temperature=2.0), ClassScore(weight=0.1)),
-    (BNMatching(weight=1.3, first=4.0), BNMatching(weight=0.05, convention="paper", name="bn_paper")),
-    (TotalVariation(weight=0.01), L2Prior(weight=0.02)),
+    (
+        CrossEntropy(weight=0.7, temperature=2.0),
+        ClassScore(weight=0.1),
+        BNMatching(weight=1.3, first=4.0),
+        BNMatching(weight=0.05, convention="paper"),
+        TotalVariation(weight=0.01),
+        L2Prior(weight=0.02),
+    ),
     prior_mean=CARD.mean,
     prior_std=CARD.std,
 )
@@ -105,16 +115,28 @@ def make(
     stages: Sequence[StagePlan] | None = None,
     formulation: Formulation = FORMULATION,
     pixels: bool = False,
+    cells: Sequence[Cell] | None = None,
+    recompute: bool = False,
+    reduction: FixedPointSum | None = None,
     **options: object,
 ) -> Inversion:
     """An inversion in float64 from a random start; two teachers where `members` are not given."""
     members = [member(0, net(0)), member(1, net(1), 2.0)] if members is None else members
-    image = (PixelImage if pixels else FourierImage)(IMAGES, 8, dtype=torch.float64)
-    if not pixels:
+    image: FourierImage | PixelImage
+    if pixels:
+        image = PixelImage(IMAGES, 8, clip=True, dtype=torch.float64)
+    else:
+        image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=torch.float64)
         image.randomize(0.5, generator(1))
-    plan = StagePlan(iterations, transform, Adam(lr=lr), schedule=schedule)  # type: ignore[arg-type]
-    options.setdefault("cells", whole(len(members)))
-    return Inversion(image, members, formulation, stages or [plan], seed=3, **options)  # type: ignore[arg-type]
+    plan = StagePlan(iterations, transform, Adam(lr=lr, schedule=schedule))  # type: ignore[arg-type]
+    cells = whole(len(members)) if cells is None else cells
+    loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction)
+    return Inversion(image, loss, stages or [plan], seed=3, **options)  # type: ignore[arg-type]
+
+
+def finish(inversion: Inversion) -> list[Step]:
+    """All steps, taken."""
+    return list(inversion)
 
 
 def draw_view() -> torch.Tensor:
@@ -164,21 +186,21 @@ def test_gradient_is_plain_autograds(weights: tuple[float, ...], recompute: bool
     members = [member(t, n, w) for t, (n, w) in enumerate(zip(networks, weights, strict=True))]
     inversion = make(members, cells=cells(len(weights)), recompute=recompute)  # type: ignore[operator]
     view = draw_view()
-    record, gradient, totals = inversion.loss_and_gradient(view, inversion.weights_at(0))
+    record, gradient, totals = inversion.loss.gradient(view, inversion.weights_at(0))
     leaf = view.clone().requires_grad_()
     expected = plain_loss(leaf, networks, weights)
     (wanted,) = torch.autograd.grad(expected, leaf)
     torch.testing.assert_close(record.total, expected.detach(), rtol=1e-12, atol=0)
     assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
-    torch.testing.assert_close(inversion.measure(view).total, record.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(inversion.loss.measure(view).total, record.total, rtol=1e-12, atol=0)
     assert not any(totals.bad(t) for t in range(len(weights)))
 
 
 def test_gradient_by_finite_differences() -> None:
     inversion, view = make(cells=uneven(2)), draw_view()
-    _, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(0))
+    _, gradient, _ = inversion.loss.gradient(view, inversion.weights_at(0))
     direction = torch.randn(view.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ahead, behind = (inversion.measure(view + h * direction).total for h in (1e-6, -1e-6))
+    ahead, behind = (inversion.loss.measure(view + h * direction).total for h in (1e-6, -1e-6))
     assert float((ahead - behind) / 2e-6) == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
 
 
@@ -187,10 +209,10 @@ def test_a_network_without_bn_layers(recompute: bool) -> None:
     networks = [net(0, plain=True), net(1)]
     members = [member(t, n) for t, n in enumerate(networks)]
     inversion, view = (
-        make(members, recompute=recompute, formulation=Formulation((CrossEntropy(),), ())),
+        make(members, recompute=recompute, formulation=Formulation((CrossEntropy(weight=1.0, temperature=1.0),))),
         draw_view(),
     )
-    _, gradient, _ = inversion.loss_and_gradient(view, {0: 1.0})
+    _, gradient, _ = inversion.loss.gradient(view, {0: 1.0})
     leaf = view.clone().requires_grad_()
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (CARD.mean, CARD.std))
     (wanted,) = torch.autograd.grad(F.cross_entropy(networks[0]((leaf - mean) / std), TARGETS), leaf)
@@ -199,8 +221,8 @@ def test_a_network_without_bn_layers(recompute: bool) -> None:
 
 def test_record_names_each_term() -> None:
     inversion, view = make(), draw_view()
-    values = inversion.measure(view).values()
-    teacher = inversion.members[1].teacher
+    values = inversion.loss.measure(view).values()
+    teacher = inversion.loss.members[1].teacher
     assert teacher is not None
     logits = teacher.observe(view).logits
     assert values["t1/cross_entropy"] == pytest.approx(F.cross_entropy(logits / 2, TARGETS).item())
@@ -210,8 +232,8 @@ def test_record_names_each_term() -> None:
     teachers = [
         0.7 * values[f"{t}/cross_entropy"]
         + 0.1 * values[f"{t}/class_score"]
-        + 1.3 * values[f"{t}/bn_matching"]
-        + 0.05 * values[f"{t}/bn_paper"]
+        + 1.3 * values[f"{t}/bn_matching#1"]
+        + 0.05 * values[f"{t}/bn_matching#2"]
         for t in ("t0", "t1")
     ]
     assert values["loss"] == pytest.approx(values["prior"] + teachers[0] / 3 + 2 * teachers[1] / 3)
@@ -223,9 +245,9 @@ def test_targets_are_each_teachers_own() -> None:
     backwards.head.weight.copy_(backwards.head.weight.flip(0))
     backwards.head.bias.copy_(backwards.head.bias.flip(0))
     first, second = member(0, straight), member(0, backwards)
-    second = EnsembleMember("t0", 1.0, second.statistics, 3 - TARGETS, second.teacher)
+    second = EnsembleMember(second.profile, 1.0, 3 - TARGETS, second.teacher)
     view = draw_view()
-    one, other = (make([m], cells=uneven(1)).loss_and_gradient(view, {0: 1.0}) for m in (first, second))
+    one, other = (make([m], cells=uneven(1)).loss.gradient(view, {0: 1.0}) for m in (first, second))
     torch.testing.assert_close(one[1], other[1], rtol=1e-12, atol=1e-15)
 
 
@@ -263,12 +285,12 @@ def test_only_acting_teachers_count(acting: str) -> None:
     inversion, view = make(members, acting=acting, cells=uneven(2)), draw_view()
     for step in range(4):
         (chosen,) = inversion.weights_at(step)
-        record, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(step))
+        record, gradient, _ = inversion.loss.gradient(view, inversion.weights_at(step))
         leaf = view.clone().requires_grad_()
         (wanted,) = torch.autograd.grad(plain_loss(leaf, networks[chosen : chosen + 1], [1.0]), leaf)
         assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
         assert record.names == (f"t{chosen}",)
-    inversion.run(Observer())
+    finish(inversion)
 
 
 # --- the loop -----------------------------------------------------------------------------------------
@@ -276,8 +298,8 @@ def test_only_acting_teachers_count(acting: str) -> None:
 VIEWS = Compose((Resize(8), Jitter(2), Flip()))
 
 
-def images_of(inversion: Inversion, observer: Observer | None = None) -> torch.Tensor:
-    inversion.run(observer or Observer())
+def images_of(inversion: Inversion) -> torch.Tensor:
+    finish(inversion)
     return inversion.result()
 
 
@@ -291,7 +313,7 @@ def test_the_loop_is_adam_on_the_plain_loss() -> None:
     networks = [net(0), net(1)]
     members = [member(0, networks[0]), member(1, networks[1], 2.0)]
     images = images_of(make(members, iterations=30, schedule="constant", cells=uneven(2)))
-    twin = FourierImage(IMAGES, 8, dtype=torch.float64)
+    twin = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=torch.float64)
     twin.randomize(0.5, generator(1))
     optimizer = torch.optim.Adam(twin.parameters(), lr=0.05, betas=(0.5, 0.9))
     losses = []
@@ -310,81 +332,95 @@ def test_the_gradient_passes_through_the_view() -> None:
     mirrored = make(iterations=1, transform=Compose((Flip(1.0),)), pixels=True, lr=0.1, schedule="constant")
     straight = make(iterations=1, pixels=True, lr=0.1, schedule="constant")
     with torch.no_grad():
-        mirrored.parameterization.set_image(draw_view())
-        straight.parameterization.set_image(draw_view().flip(3))
+        mirrored.image.set_image(draw_view())
+        straight.image.set_image(draw_view().flip(3))
     torch.testing.assert_close(images_of(mirrored), images_of(straight).flip(3), rtol=0, atol=1e-12)
 
 
-def test_records_come_every_so_often_and_at_the_end() -> None:
-    steps: list[int] = []
-    calls: list[int] = []
-    inversion = make(iterations=12)
-    observer = Observer(every=5, on_record=lambda r: steps.append(r.step), on_step=calls.append)
-    assert inversion.run(observer) == "finished"
-    assert steps == [0, 5, 10, 11]
-    assert calls == list(range(12))
+def test_steps_are_numbered_and_the_last_says_so() -> None:
+    steps = finish(make(iterations=12))
+    assert [step.number for step in steps] == list(range(12))
+    assert [step.last for step in steps] == [False] * 11 + [True]
+
+
+def test_a_caller_may_leave_and_go_on() -> None:
+    left, whole_run = make(transform=VIEWS), make(transform=VIEWS)
+    for step in left:
+        if step.number == 2:
+            break
+    assert left.step == 3
+    assert [step.number for step in left] == [3, 4, 5]
+    assert torch.equal(left.result(), images_of(whole_run))
 
 
 def test_learning_rates_follow_the_schedule() -> None:
     """Adam's first step moves every pixel by lr x multiplier."""
     for schedule, warmup, expected in (("cosine", 0, 0.1), ("cosine", 4, 0.025), ("constant", 4, 0.025)):
-        stage = StagePlan(8, NO_CHANGE, Adam(lr=0.1), warmup=warmup, schedule=schedule)  # type: ignore[arg-type]
+        stage = StagePlan(8, NO_CHANGE, Adam(lr=0.1, warmup=warmup, schedule=schedule))  # type: ignore[arg-type]
         inversion = make(stages=[stage], pixels=True)
-        start = inversion.parameterization().detach().clone()
-        inversion.run(Observer(wants_stop=lambda: True))
-        moved = (inversion.parameterization().detach() - start).abs()
+        start = inversion.image().detach().clone()
+        assert next(iter(inversion)).lr == pytest.approx(expected)
+        moved = (inversion.image().detach() - start).abs()
         assert moved.median().item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> None:
     plans = [
         StagePlan(3, NO_CHANGE, Adam(lr=0.05)),
-        StagePlan(50, NO_CHANGE, Adam(lr=1e-9), schedule="constant"),
+        StagePlan(50, NO_CHANGE, Adam(lr=1e-9, schedule="constant")),
     ]
-    inversion = make(stages=plans, early_stopping=EarlyStopping(patience=4, threshold=0.01))
-    assert inversion.run(Observer()) == "converged"
-    assert inversion.step == 3 + 1 + 5
+    inversion = make(stages=plans)
+    inversion.early_stopping = EarlyStopping(patience=4, threshold=0.01)
+    steps = finish(inversion)
+    assert steps[-1].last and inversion.step == 3 + 1 + 5
+    assert [step.stage for step in steps] == [0] * 3 + [1] * 6
+    assert {step.number: step.event for step in steps if step.event} == {
+        0: "stage 1 of 2: 3 steps",
+        3: "stage 2 of 2: 50 steps",
+    }
 
 
 def test_decisions_follow_the_owner_s_loss() -> None:
     """Ranks on devices of different kinds round differently; here the owner sees no progress at all."""
 
-    def share(tensor: torch.Tensor) -> None:
+    def from_owner(tensor: torch.Tensor) -> None:
         if tensor.ndim == 0:
             tensor.fill_(7.0)
 
-    plan = StagePlan(50, NO_CHANGE, Adam(lr=0.05), schedule="constant")
-    stopping = EarlyStopping(patience=4, threshold=0.01)
-    inversion = make(stages=[plan], early_stopping=stopping, share=share, best_every=2)
-    assert inversion.run(Observer()) == "converged"
-    assert inversion.step == 1 + 5 and inversion.best.loss == 7.0
+    plan = StagePlan(50, NO_CHANGE, Adam(lr=0.05, schedule="constant", early_stopping=4))
+    inversion = make(stages=[plan], from_owner=from_owner, best_every=2)
+    assert finish(inversion)[-1].last
+    assert inversion.step == 1 + 5 and inversion.guard.best.loss == 7.0
 
 
 def test_plateau_shrinks_the_rate() -> None:
-    plan = StagePlan(9, NO_CHANGE, Adam(lr=1e-9), schedule="plateau", plateau=(0.5, 2))
-    inversion = make(stages=[plan])
-    inversion.run(Observer())
+    optimizer = Adam(lr=1e-9, schedule="plateau", plateau_factor=0.5, plateau_patience=2)
+    inversion = make(stages=[StagePlan(9, NO_CHANGE, optimizer)])
+    steps = finish(inversion)
     assert inversion.plateau is not None
+    assert [step.number for step in steps if step.event] == [3, 6]
+    assert "5e-10" in steps[3].event and steps[4].lr == 5e-10
     assert inversion.plateau.multiplier == 0.25  # 1 step improves, then 3 and 3 do not
 
 
 def test_the_best_image_is_kept() -> None:
     inversion = make(lr=5.0, schedule="constant", iterations=12, best_every=1, transform=VIEWS)
     seen: list[torch.Tensor] = []
-    inversion.run(Observer(on_step=lambda step: seen.append(inversion.parameterization().detach().clone())))
-    losses = [float(inversion.measure(image).total) for image in seen]
+    for _ in inversion:
+        seen.append(inversion.image().detach().clone())
+    losses = [float(inversion.loss.measure(image).total) for image in seen]
     best = min(range(12), key=losses.__getitem__)
     assert best != 11, "the test needs a loss that rises again"
-    assert inversion.best.step == best + 1
-    assert inversion.best.loss == losses[best]
+    assert inversion.guard.best.step == best + 1
+    assert inversion.guard.best.loss == losses[best]
     assert torch.equal(inversion.result(), seen[best].clamp(0, 1))
-    assert torch.equal(inversion.parameterization(), seen[-1]), "reading the result leaves the image as it is"
+    assert torch.equal(inversion.image(), seen[-1]), "reading the result leaves the image as it is"
 
 
 def test_without_measuring_the_last_image_is_the_result() -> None:
     inversion = make(lr=1.0, schedule="constant", iterations=12)
-    inversion.run(Observer())
-    assert torch.equal(inversion.result(), inversion.parameterization().clamp(0, 1))
+    finish(inversion)
+    assert torch.equal(inversion.result(), inversion.image().clamp(0, 1))
 
 
 # --- stop and resume ----------------------------------------------------------------------------------
@@ -392,56 +428,74 @@ def test_without_measuring_the_last_image_is_the_result() -> None:
 
 def resumable() -> Inversion:
     """Three stages with everything that has a state."""
-    early = EarlyStopping(patience=3, threshold=0.02)
+    second = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=0)
+    third = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=1, warmup=2, early_stopping=3)
     plans = [
-        StagePlan(4, Compose((Resize(4), Jitter(1))), Adam(lr=0.1), warmup=2),
-        StagePlan(4, VIEWS, Adam(lr=0.3), schedule="plateau", plateau=(0.5, 0)),
-        StagePlan(40, NO_CHANGE, Adam(lr=0.3), schedule="plateau", plateau=(0.5, 1), warmup=2),
+        StagePlan(4, Compose((Resize(4), Jitter(1))), Adam(lr=0.1, warmup=2)),
+        StagePlan(4, VIEWS, second),
+        StagePlan(40, NO_CHANGE, third),
     ]
-    return make(stages=plans, best_every=2, early_stopping=early, acting="random")
+    inversion = make(stages=plans, best_every=2, acting="random")
+    inversion.early_stopping = EarlyStopping(patience=3, threshold=0.02)
+    return inversion
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5, 7, 8, 9, 11, 12, 13])
+@pytest.mark.parametrize("step", [2, 3, 4, 5, 7, 8, 9, 11, 12, 13])
 def test_a_resumed_run_is_the_uninterrupted_one(step: int) -> None:
     saved: list = []
     first = resumable()
-    observer = Observer(
-        on_save=lambda at: saved.append((at, copy.deepcopy(first.state()))), wants_save=lambda at: at == step
-    )
-    assert first.run(observer) == "converged"
+    for taken in first:
+        if taken.save:
+            saved.append((first.step, copy.deepcopy(first.state())))
+        first.ask(save=first.step == step - 1)
     ((at, state),) = saved
-    assert at == step < first.step
+    assert at == step < first.step < first.iterations
     second = resumable()
     second.load_state(*state)
-    assert second.run(Observer()) == "converged"
+    assert finish(second)[-1].last
     assert second.step == first.step
-    assert torch.equal(second.parameterization(), first.parameterization())
-    assert second.best.step == first.best.step and second.best.loss == first.best.loss
+    assert torch.equal(second.image(), first.image())
+    assert second.guard.best.step == first.guard.best.step and second.guard.best.loss == first.guard.best.loss
     assert torch.equal(second.result(), first.result())
+
+
+def test_steps_are_saved_every_so_many() -> None:
+    assert [step.number for step in make(save_every=2, poll_every=5) if step.save] == [1, 3, 5]
+
+
+def test_a_longer_last_stage_goes_on() -> None:
+    """Also where nothing is left to do: a finished run with more iterations."""
+    short = make(iterations=4, schedule="constant")
+    finish(short)
+    longer = make(iterations=6, schedule="constant")
+    longer.load_state(*short.state())
+    assert [step.number for step in longer] == [4, 5]
+    assert torch.equal(longer.result(), images_of(make(iterations=6, schedule="constant")))
 
 
 @pytest.mark.parametrize("step", [2, 4, 9])
 def test_a_stopped_run_resumes(step: int) -> None:
     whole_run = resumable()
-    whole_run.run(Observer())
-    saved: list = []
+    finish(whole_run)
     first = resumable()
-    observer = Observer(
-        wants_stop=lambda: first.step == step - 1,
-        on_save=lambda at: saved.append(copy.deepcopy(first.state())),
-    )
-    assert first.run(observer) == "stopped"
-    assert first.step == step and len(saved) == 1
+    for taken in first:
+        if taken.stop:
+            break
+        first.ask(stop=first.step == step - 1)
+    assert first.step == step
     second = resumable()
-    second.load_state(*saved[0])
-    second.run(Observer())
+    second.load_state(*copy.deepcopy(first.state()))
+    finish(second)
     assert second.step == whole_run.step
     assert torch.equal(second.result(), whole_run.result())
 
 
 def test_flags_are_read_when_polled() -> None:
     inversion = make(iterations=12, poll_every=4)
-    assert inversion.run(Observer(wants_stop=lambda: inversion.step >= 2)) == "stopped"
+    for taken in inversion:
+        if taken.stop:
+            break
+        inversion.ask(stop=True)
     assert inversion.step == 4
 
 
@@ -452,25 +506,27 @@ def climbing(poll_every: int) -> tuple[Inversion, list[torch.Tensor]]:
     """Pixels brighten by 0.03 a step from 0.5 and `t1` fails above a mean of 0.65; with the images so far."""
     raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     members = [member(0, net(0)), member(1, Cliff(net(1), 0.65), card=raw), member(2, net(2))]
-    formulation = Formulation((CrossEntropy(weight=1e-6),), (BNMatching(weight=1e-6),), (L2Prior(weight=-100.0),))
+    formulation = Formulation(
+        (CrossEntropy(weight=1e-6, temperature=1.0), BNMatching(weight=1e-6), L2Prior(weight=-100.0))
+    )
     inversion = make(
         members, iterations=20, formulation=formulation, pixels=True, lr=0.03, schedule="constant",
         poll_every=poll_every, cells=uneven(3),
     )  # fmt: skip
-    images = [inversion.parameterization().detach().clone()]
+    images = [inversion.image().detach().clone()]
     return inversion, images
 
 
 @pytest.mark.parametrize("poll_every", [1, 4])
 def test_a_teacher_that_is_not_finite_stops_the_run(poll_every: int) -> None:
     inversion, images = climbing(poll_every)
-    observer = Observer(on_step=lambda step: images.append(inversion.parameterization().detach().clone()))
     with pytest.raises(NotFiniteError, match=r"of teacher t1 is not finite at step 6"):
-        inversion.run(observer)
+        for _ in inversion:
+            images.append(inversion.image().detach().clone())
     first_bad = next(i for i, image in enumerate(images) if float(image.mean()) > 0.65)
     assert first_bad == 6
-    restored = inversion.parameterization().detach()
-    assert torch.isfinite(inversion.measure(restored).total), "the image restored is a good one"
+    restored = inversion.image().detach()
+    assert torch.isfinite(inversion.loss.measure(restored).total), "the image restored is a good one"
     good = images[:first_bad]
     assert any(torch.equal(restored, image) for image in good)
     assert torch.equal(restored, good[-1] if poll_every == 1 else good[3])
@@ -480,15 +536,15 @@ def test_the_first_step_can_fail() -> None:
     raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     inversion = make([member(0, Cliff(net(0), -1.0), card=raw)], pixels=True)
     with pytest.raises(NotFiniteError, match="of teacher t0 is not finite at step 0"):
-        inversion.run(Observer())
-    assert torch.equal(inversion.parameterization(), torch.full((IMAGES, 3, 8, 8), 0.5, dtype=torch.float64))
+        finish(inversion)
+    assert torch.equal(inversion.image(), torch.full((IMAGES, 3, 8, 8), 0.5, dtype=torch.float64))
 
 
 def test_fixed_point_sums_notice_what_is_not_finite() -> None:
     inversion, _ = climbing(1)
-    inversion.reduction = FixedPointSum()
+    inversion.loss.reduction = FixedPointSum()
     with pytest.raises(NotFiniteError, match="of teacher t1 is not finite at step 6"):
-        inversion.run(Observer())
+        finish(inversion)
 
 
 # --- sums in fixed point ------------------------------------------------------------------------------
@@ -502,12 +558,12 @@ def test_fixed_point_sums_do_not_depend_on_the_order(recompute: bool) -> None:
     results = []
     for order in orders:
         inversion = make(members, cells=order, recompute=recompute, reduction=FixedPointSum())
-        record, gradient, _ = inversion.loss_and_gradient(view, inversion.weights_at(0))
+        record, gradient, _ = inversion.loss.gradient(view, inversion.weights_at(0))
         results.append((record.total, gradient, images_of(inversion)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     plain = make(members, cells=cells)
-    record, gradient, _ = plain.loss_and_gradient(view, plain.weights_at(0))
+    record, gradient, _ = plain.loss.gradient(view, plain.weights_at(0))
     torch.testing.assert_close(results[0][0], record.total, rtol=1e-10, atol=0)
     assert float((results[0][1] - gradient).norm() / gradient.norm()) < 1e-9
 
@@ -518,5 +574,5 @@ def test_floating_point_sums_do_depend_on_it() -> None:
     cells, view = uneven(3), draw_view()
     orders = [cells, cells[::-1]]
     inversions = [make(members, cells=order) for order in orders]
-    first, second = (i.loss_and_gradient(view, i.weights_at(0))[1] for i in inversions)
+    first, second = (i.loss.gradient(view, i.weights_at(0))[1] for i in inversions)
     assert not torch.equal(first, second)

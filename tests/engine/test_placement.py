@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from ensemble.engine.placement import Placement, Share, place, slices
+from ensemble.engine.placement import Cell, Placement, place, slices
 
 IMAGES = 10
 CASES = [(world, teachers, seed) for world in range(1, 10) for teachers in range(1, 6) for seed in range(3)]
@@ -21,7 +21,7 @@ def draw_costs(teachers: int, seed: int) -> list[float]:
 
 def seen(placement: Placement) -> Counter[tuple[int, int]]:
     """How often each (teacher, image) is computed."""
-    shares = [share for rank in placement.shares for share in rank]
+    shares = [share for rank in placement.cells for share in rank]
     return Counter((s.teacher, image) for s in shares for image in range(s.start, s.stop))
 
 
@@ -30,9 +30,9 @@ def test_each_teacher_sees_each_image_once(world: int, teachers: int, seed: int)
     placement = place(draw_costs(teachers, seed), IMAGES, world)
     assert placement.world_size == world and placement.images == IMAGES
     assert seen(placement) == Counter(itertools.product(range(teachers), range(IMAGES)))
-    assert all(share.images > 0 for rank in placement.shares for share in rank)
+    assert all(share.images > 0 for rank in placement.cells for share in rank)
     for rank in range(world):
-        assert placement.teachers_of(rank) == tuple(sorted({s.teacher for s in placement.shares[rank]}))
+        assert placement.teachers_of(rank) == tuple(sorted({s.teacher for s in placement.cells[rank]}))
 
 
 @pytest.mark.parametrize(("world", "teachers", "seed"), CASES)
@@ -55,22 +55,22 @@ def test_balance(world: int, teachers: int, seed: int) -> None:
         best = min(max(c / k for c, k in zip(costs, cut, strict=True)) for cut in cuts if sum(cut) == world)
         assert max(c / k for c, k in zip(costs, counts, strict=True)) == pytest.approx(best)
         for teacher in range(teachers):
-            sizes = [s.images for rank in placement.shares for s in rank if s.teacher == teacher]
+            sizes = [s.images for rank in placement.cells for s in rank if s.teacher == teacher]
             assert max(sizes) - min(sizes) <= 1
 
 
 def test_equal_teachers_are_dealt_evenly() -> None:
     assert place([1.0] * 4, 6, 2).load([1.0] * 4) == (12.0, 12.0)
-    assert place([1.0, 1.0], 6, 4).shares == (
-        (Share(0, 0, 3),),
-        (Share(0, 3, 6),),
-        (Share(1, 0, 3),),
-        (Share(1, 3, 6),),
+    assert place([1.0, 1.0], 6, 4).cells == (
+        (Cell(0, 0, 3),),
+        (Cell(0, 3, 6),),
+        (Cell(1, 0, 3),),
+        (Cell(1, 3, 6),),
     )
 
 
 def test_free_teachers_leave_no_rank_idle() -> None:
-    assert all(place([0.0, 0.0, 0.0], 4, 3).shares)
+    assert all(place([0.0, 0.0, 0.0], 4, 3).cells)
 
 
 def test_the_same_numbers_give_the_same_placement() -> None:
@@ -79,7 +79,7 @@ def test_the_same_numbers_give_the_same_placement() -> None:
 
 def test_fixed_ranks_are_kept() -> None:
     placement = place([1.0, 100.0, 1.0], 9, 6, ranks=[3, None, 1])
-    assert [s.teacher for rank in placement.shares for s in rank] == [0, 0, 0, 1, 1, 2]
+    assert [s.teacher for rank in placement.cells for s in rank] == [0, 0, 0, 1, 1, 2]
     assert seen(placement) == Counter(itertools.product(range(3), range(9)))
 
 
@@ -101,7 +101,7 @@ def test_numbers_that_do_not_fit(arguments: tuple, message: str) -> None:
 
 @pytest.mark.parametrize("size", [None, 1, 2, 3, 4, 7, 8, 100])
 def test_slices(size: int | None) -> None:
-    share = Share(2, 5, 12)
+    share = Cell(2, 5, 12)
     parts = slices(share, size)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(5, 12))
     assert {part.teacher for part in parts} == {2}

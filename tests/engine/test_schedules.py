@@ -9,14 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ensemble.engine.schedules import EarlyStopping, Plateau, constant, linear, warmup_cosine
+from ensemble.engine.schedules import EarlyStopping, Plateau, ramp, warmup_cosine
 from ensemble.machine.rng import generator
 
 
-def test_constant_and_linear() -> None:
-    assert [constant(step, 3) for step in range(4)] == [1.0] * 4
-    assert [linear(step, 4, 2.0, 0.0) for step in range(5)] == [2.0, 1.5, 1.0, 0.5, 0.0]
-    assert linear(0, 0, 2.0, 0.0) == 2.0
+def test_ramp() -> None:
+    assert [ramp(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [ramp(step, 0) for step in range(3)] == [1.0] * 3
 
 
 def test_warmup_cosine_by_hand() -> None:

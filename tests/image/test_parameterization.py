@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.image.fourier import FourierImage
-from ensemble.image.parameterization import ImageParameterization
-from ensemble.image.pixels import PixelImage
+from ensemble.image.fourier import Fourier, FourierImage
+from ensemble.image.parameterization import ImageParameterization, Parameterization
+from ensemble.image.pixels import PixelImage, Pixels
 from ensemble.machine.rng import generator
+from models import ModelCard
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BUILDERS: dict[str, tuple[type[ImageParameterization], dict[str, Any]]] = {
-    "fourier": (FourierImage, {}),
-    "fourier decorrelated": (FourierImage, {"decorrelate": True}),
-    "rgb": (PixelImage, {}),
-    "normalised": (PixelImage, {"space": "normalised", "mean": MEAN, "std": STD}),
+    "fourier": (FourierImage, {"decay": 1.0, "decorrelate": False}),
+    "fourier decorrelated": (FourierImage, {"decay": 1.0, "decorrelate": True}),
+    "rgb": (PixelImage, {"clip": True}),
+    "normalised": (PixelImage, {"clip": True, "normalised": (MEAN, STD)}),
 }
 
 
@@ -55,7 +56,7 @@ def numpy_values(coefficients: np.ndarray, size: int, decay: float) -> np.ndarra
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])
 def test_fourier_equals_numpy(size: int, decay: float) -> None:
-    images = FourierImage(2, size, decay=decay, dtype=torch.float64)
+    images = FourierImage(2, size, decay=decay, decorrelate=False, dtype=torch.float64)
     images.randomize(1.0, generator(0))
     values = numpy_values(images.coefficients.detach().numpy(), size, decay)
     np.testing.assert_allclose(images().detach().numpy(), 1 / (1 + np.exp(-values)), atol=1e-13)
@@ -64,7 +65,7 @@ def test_fourier_equals_numpy(size: int, decay: float) -> None:
 @pytest.mark.parametrize("size", [7, 8])
 def test_unit_coefficients_give_unit_variance_everywhere(size: int) -> None:
     """Exactly: a pixel's variance is the sum of its squared derivatives by the coefficients."""
-    images = FourierImage(1, size, dtype=torch.float64)
+    images = build("fourier", 1, size)
     weights = images.coefficients.detach()
 
     def values(coefficients: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def test_unit_coefficients_give_unit_variance_everywhere(size: int) -> None:
 
 
 def test_scale_is_the_measured_deviation() -> None:
-    images = FourierImage(400, 16)
+    images = build("fourier", 400, 16, torch.float32)
     images.randomize(0.5, generator(1))
     values = torch.logit(images().detach())
     # 1/f images have about a dozen independent values each: 400 x 3 of them put the error near 1 %.
@@ -85,7 +86,7 @@ def test_scale_is_the_measured_deviation() -> None:
 
 def test_decorrelated_channels_have_the_colour_covariance() -> None:
     """Covariance V diag(v) V^T scaled to trace 3: grey axis 0.2175 of 0.2408, worked out by hand."""
-    colour = FourierImage(1, 4, decorrelate=True, dtype=torch.float64).colour
+    colour = build("fourier decorrelated", 1, 4).colour
     assert colour is not None
     covariance = colour @ colour.T
     assert covariance.trace().item() == pytest.approx(3)
@@ -99,7 +100,7 @@ def test_decorrelated_channels_have_the_colour_covariance() -> None:
 
 
 def test_decorrelated_image_is_the_mixed_plain_image() -> None:
-    plain, mixed = FourierImage(2, 6, dtype=torch.float64), build("fourier decorrelated", 2, 6)
+    plain, mixed = build("fourier", 2, 6), build("fourier decorrelated", 2, 6)
     plain.randomize(1.0, generator(2))
     mixed.randomize(1.0, generator(2))
     assert isinstance(mixed, FourierImage) and mixed.colour is not None
@@ -133,7 +134,7 @@ def test_set_image_round_trip(name: str, size: int, dtype: torch.dtype, toleranc
 
 
 def test_fourier_moves_extremes_inwards() -> None:
-    images = FourierImage(1, 4, dtype=torch.float64)
+    images = build("fourier", 1, 4)
     images.set_image(torch.tensor([0.0, 1.0]).repeat(24).reshape(1, 3, 4, 4))
     assert images().min().item() == pytest.approx(1e-3)
     assert images().max().item() == pytest.approx(1 - 1e-3)
@@ -150,7 +151,7 @@ def test_an_image_of_extremes_can_be_handed_on(name: str) -> None:
 
 
 def test_rounding_outside_the_range_is_clamped() -> None:
-    images = PixelImage(1, 4)
+    images = build("rgb", 1, 4, torch.float32)
     images.set_image(torch.tensor([-5e-4, 1.0005]).repeat(24).reshape(1, 3, 4, 4))
     assert images().unique().tolist() == [0.0, 1.0]
 
@@ -200,7 +201,7 @@ def test_project_clips_to_the_rgb_range() -> None:
 
 
 def test_project_leaves_unclipped_and_fourier_images_alone() -> None:
-    for images in (PixelImage(1, 3, clip=False), FourierImage(1, 3)):
+    for images in (PixelImage(1, 3, clip=False), build("fourier", 1, 3)):
         images.randomize(5.0, generator(9))
         before = next(images.parameters()).detach().clone()
         images.project()
@@ -215,21 +216,34 @@ def test_constants_are_not_saved(name: str) -> None:
 @pytest.mark.parametrize(
     ("build_it", "message"),
     [
-        (lambda: FourierImage(0, 4), "at least 1"),
-        (lambda: PixelImage(1, 0), "at least 1"),
-        (lambda: FourierImage(1, 4, dtype=torch.bfloat16), "float32 or float64"),
-        (lambda: FourierImage(1, 4, decay=-1.0), "decay"),
-        (lambda: FourierImage(1, 4, decay=float("nan")), "decay"),
-        (lambda: PixelImage(1, 4, space="hsv"), "unknown space 'hsv'"),  # type: ignore[arg-type]
-        (lambda: PixelImage(1, 4, mean=MEAN), "no meaning in space 'rgb'"),
-        (lambda: PixelImage(1, 4, space="normalised", mean=MEAN), "needs the mean and std"),
-        (lambda: PixelImage(1, 4, space="normalised", mean=MEAN, std=(1.0, 0.0, 1.0)), "std > 0"),
-        (lambda: PixelImage(1, 4, space="normalised", mean=(0.5,), std=STD), "three numbers"),
-        (lambda: PixelImage(1, 4).set_image(torch.zeros(1, 3, 5, 5)), "expected shape"),
-        (lambda: PixelImage(1, 4).set_image(torch.full((1, 3, 4, 4), 255.0)), "divide 8-bit"),
-        (lambda: FourierImage(1, 4).set_image(torch.full((1, 3, 4, 4), float("nan"))), "must lie in"),
+        (lambda: build("fourier", 0, 4), "at least 1"),
+        (lambda: build("rgb", 1, 0), "at least 1"),
+        (lambda: build("fourier", 1, 4, torch.bfloat16), "float32 or float64"),
+        (lambda: Fourier(decay=-1.0), "decay"),
+        (lambda: Fourier(decay=float("nan")), "decay"),
+        (lambda: Pixels(space="hsv"), "space.*'hsv'"),  # type: ignore[arg-type]
+        (lambda: build("rgb", 1, 4).set_image(torch.zeros(1, 3, 5, 5)), "expected shape"),
+        (lambda: build("rgb", 1, 4).set_image(torch.full((1, 3, 4, 4), 255.0)), "divide 8-bit"),
+        (lambda: build("fourier", 1, 4).set_image(torch.full((1, 3, 4, 4), float("nan"))), "must lie in"),
     ],
 )
 def test_mistakes_are_explained(build_it: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_it()
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (Fourier(decorrelate=False), "fourier"),
+        (Fourier(), "fourier decorrelated"),
+        (Pixels(), "rgb"),
+        (Pixels(space="normalised"), "normalised"),
+    ],
+)
+def test_what_a_recipe_names_is_made(rule: Parameterization, name: str) -> None:
+    card = ModelCard("net", "test", 5, 10, mean=MEAN, std=STD)
+    made, expected = rule.make(2, 5, card=card, dtype=torch.float64, device="cpu"), build(name, 2, 5)
+    for images in (made, expected):
+        images.randomize(0.5, generator(9))
+    assert torch.equal(made(), expected())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,21 @@ from ensemble.image.files import list_images, read_image
 from ensemble.image.fourier import FourierImage
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.pixels import PixelImage
-from ensemble.image.start import initialise
+from ensemble.image.start import Black, FromFolder, FromImage, Grey, Noise, Start
 from ensemble.machine.rng import generator
+
+
+def pixels(n: int, size: int) -> PixelImage:
+    return PixelImage(n, size, clip=True)
+
+
+def fourier(n: int, size: int) -> FourierImage:
+    return FourierImage(n, size, decay=1.0, decorrelate=False)
+
+
+def begin(images: ImageParameterization, start: Start) -> None:
+    start.check(images.size)
+    start.set(images, generator(1))
 
 
 def save(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6)) -> Path:
@@ -23,25 +36,27 @@ def save(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6
     return path
 
 
-@pytest.mark.parametrize("cls", [FourierImage, PixelImage])
-@pytest.mark.parametrize(("kind", "value", "tolerance"), [("black", 0.0, 1.1e-3), ("grey", 0.5, 1e-6)])
-def test_flat_colours(cls: type[ImageParameterization], kind: str, value: float, tolerance: float) -> None:
-    images = cls(2, 5)  # type: ignore[call-arg, arg-type]
+@pytest.mark.parametrize("make", [fourier, pixels])
+@pytest.mark.parametrize(("start", "value", "tolerance"), [(Black(), 0.0, 1.1e-3), (Grey(), 0.5, 1e-6)])
+def test_flat_colours(
+    make: Callable[[int, int], ImageParameterization], start: Start, value: float, tolerance: float
+) -> None:
+    images = make(2, 5)
     images.randomize(1.0, generator(0))
-    initialise(images, kind)
+    begin(images, start)
     torch.testing.assert_close(images(), torch.full((2, 3, 5, 5), value), rtol=0, atol=tolerance)
 
 
 def test_noise_is_randomize() -> None:
-    first, second = FourierImage(2, 5), FourierImage(2, 5)
-    initialise(first, "noise", scale=0.3, rng=generator(1))
+    first, second = fourier(2, 5), fourier(2, 5)
+    begin(first, Noise(scale=0.3))
     second.randomize(0.3, generator(1))
     assert torch.equal(first.coefficients, second.coefficients)
 
 
 def test_one_file_fills_the_batch(tmp_path: Path) -> None:
-    images = PixelImage(3, 4)
-    initialise(images, "image", path=save(tmp_path / "a.png", (255, 0, 51)))
+    images = pixels(3, 4)
+    begin(images, FromImage(str(save(tmp_path / "a.png", (255, 0, 51)))))
     expected = torch.tensor([1.0, 0.0, 0.2])[None, :, None, None].expand(3, 3, 4, 4)
     torch.testing.assert_close(images(), expected)
 
@@ -51,53 +66,49 @@ def test_a_folder_is_sorted_and_repeated(tmp_path: Path) -> None:
     save(tmp_path / "a.PNG", (102, 0, 0), (9, 6))
     save(tmp_path / "c.png", (153, 0, 0))
     (tmp_path / "notes.txt").write_text("no image")
-    images = PixelImage(5, 4)
-    initialise(images, "folder", path=tmp_path)
+    images = pixels(5, 4)
+    begin(images, FromFolder(str(tmp_path)))
     torch.testing.assert_close(images()[:, 0, 0, 0], torch.tensor([0.4, 0.2, 0.6, 0.4, 0.2]))
-    few = PixelImage(2, 4)
-    initialise(few, "folder", path=str(tmp_path))
+    few = pixels(2, 4)
+    begin(few, FromFolder(str(tmp_path)))
     torch.testing.assert_close(few()[:, 0, 0, 0], torch.tensor([0.4, 0.2]))
 
 
 def test_files_are_cropped_at_the_centre(tmp_path: Path) -> None:
     """Of 4 x 8 pixels, the middle 4 x 4 remain: no resampling, so the values are exact."""
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    expected = torch.from_numpy(pixels[:, 2:6]).permute(2, 0, 1).float() / 255
+    values = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    expected = torch.from_numpy(values[:, 2:6]).permute(2, 0, 1).float() / 255
     assert torch.equal(read_image(tmp_path / "wide.png", 4), expected)
 
 
 def test_the_camera_orientation_is_applied(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 4, 3), np.uint8)
-    pixels[0] = 255
+    values = np.zeros((4, 4, 3), np.uint8)
+    values[0] = 255
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(values).save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png", 4)[0, :, 0].tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "message"),
+    ("start", "message"),
     [
-        ("red", {}, "unknown kind 'red'"),
-        ("noise", {}, "needs a generator"),
-        ("noise", {"rng": generator(0), "scale": -1.0}, "scale must be >= 0"),
-        ("image", {}, "needs a path"),
-        ("grey", {"path": "a.png"}, "takes no path"),
-        ("image", {"path": "missing.png"}, "is not a file"),
-        ("folder", {"path": "missing"}, "is not a folder"),
+        (lambda: Noise(scale=-1.0), "scale: must be at least 0"),
+        (lambda: FromImage("missing.png"), "is not a file"),
+        (lambda: FromFolder("missing"), "is not a folder"),
     ],
 )
-def test_mistakes_are_explained(kind: str, options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_explained(start: Callable[[], Start], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        initialise(PixelImage(1, 4), kind, **options)
+        start().check(4)
 
 
 def test_unreadable_files_are_explained(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no image")
     with pytest.raises(ValueError, match=r"text\.png cannot be read as an image"):
-        initialise(PixelImage(1, 4), "image", path=text)
+        begin(pixels(1, 4), FromImage(str(text)))
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])

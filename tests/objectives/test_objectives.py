@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from ensemble.objectives import BNMatching, ClassScore, CrossEntropy, Formulation, L2Prior, TotalVariation
+from ensemble.objectives.bn_matching import BNMatching
+from ensemble.objectives.classification import ClassScore, CrossEntropy
+from ensemble.objectives.image_priors import L2Prior, TotalVariation
+from ensemble.objectives.terms import Formulation, FunctionTerm, Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNLayer, BNStatistics
-from ensemble.teachers.teacher import Teacher
+from ensemble.teachers.teacher import Observation, Profile, Teacher
 from models import ModelCard
 
 CARD = ModelCard("tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
@@ -87,10 +90,28 @@ def twin(view: torch.Tensor, convention: str, weights: tuple[float, float] = (1.
     return torch.stack(rows).mean()
 
 
+def whole_batch(
+    term: TeacherTerm, seen: Observation, profile: Profile, images: int, targets: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The unweighted loss of one teacher that sees the whole batch at once."""
+    targets = torch.zeros(images, dtype=torch.int64) if targets is None else targets
+    batch = Slice(0, images, images, targets, profile, profile.card.input_size)
+    return term.loss(Totals({0: term.sums(seen, batch)}, [batch]), 0)
+
+
+def of_moments(objective: BNMatching, moments: torch.Tensor, statistics: BNStatistics, images: int) -> torch.Tensor:
+    return whole_batch(objective, Observation(torch.zeros(images, 4), moments), Profile("t", CARD, statistics), images)
+
+
+def of_logits(term: TeacherTerm, logits: torch.Tensor, targets: torch.Tensor, images: int) -> torch.Tensor:
+    """What a slice of logits adds."""
+    batch = Slice(0, len(logits), images, targets, Profile("t", CARD, None), 8)
+    return term.sums(Observation(logits, torch.zeros(2, 0)), batch)
+
+
 def ours(view: torch.Tensor, objective: BNMatching) -> torch.Tensor:
     teacher = Teacher("t", network(), CARD, dtype=torch.float64)
-    assert teacher.statistics is not None
-    return objective(teacher.observe(view).moments, teacher.statistics, len(view))
+    return whole_batch(objective, teacher.observe(view), teacher.profile(), len(view))
 
 
 def two_channels() -> tuple[BNStatistics, torch.Tensor]:
@@ -102,11 +123,13 @@ def two_channels() -> tuple[BNStatistics, torch.Tensor]:
 def test_bn_matching_by_hand() -> None:
     statistics, moments = two_channels()
     # |(3, 4)| = 5, |(1, 16) - (1, 4)| = 12; |sigma| = sqrt(1 + 4), |var| = sqrt(1 + 16)
-    assert float(BNMatching(convention="paper")(moments, statistics, 3)) == pytest.approx(17)
+    assert float(of_moments(BNMatching(convention="paper"), moments, statistics, 3)) == pytest.approx(17)
     expected = 5 / math.sqrt(5) + 12 / math.sqrt(17)
-    assert float(BNMatching()(moments, statistics, 3)) == pytest.approx(expected)
-    assert float(BNMatching(first=10)(moments, statistics, 3)) == pytest.approx(10 * expected)
-    assert float(BNMatching(weight=10)(moments, statistics, 3)) == pytest.approx(expected)  # weighed by its caller
+    assert float(of_moments(BNMatching(), moments, statistics, 3)) == pytest.approx(expected)
+    assert float(of_moments(BNMatching(first=10), moments, statistics, 3)) == pytest.approx(10 * expected)
+    assert float(of_moments(BNMatching(weight=10), moments, statistics, 3)) == pytest.approx(
+        expected
+    )  # weighed by its caller
 
 
 @pytest.mark.parametrize("convention", ["paper", "relative"])
@@ -131,7 +154,7 @@ def test_bn_matching_is_its_twin(convention: str, options: dict, weights: tuple[
 def test_bn_matching_gradcheck(convention: str) -> None:
     statistics, moments = two_channels()
     objective = BNMatching(convention=convention)  # type: ignore[arg-type]
-    assert torch.autograd.gradcheck(lambda m: objective(m, statistics, 3), moments.requires_grad_())
+    assert torch.autograd.gradcheck(lambda m: of_moments(objective, m, statistics, 3), moments.requires_grad_())
     view = draw(2, 3, 8, 8)
     leaf = view.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(ours(leaf, objective), leaf)
@@ -143,7 +166,7 @@ def test_bn_matching_gradcheck(convention: str) -> None:
 def test_bn_matching_of_a_perfect_match_is_zero_with_a_zero_gradient() -> None:
     statistics, _ = two_channels()
     moments = torch.stack([tensor(0, 0), 6 * tensor(1, 4)]).requires_grad_()
-    loss = BNMatching()(moments, statistics, 3)
+    loss = of_moments(BNMatching(), moments, statistics, 3)
     loss.backward()
     assert loss.item() < 1e-150
     assert moments.grad is not None and not moments.grad.any()
@@ -152,16 +175,39 @@ def test_bn_matching_of_a_perfect_match_is_zero_with_a_zero_gradient() -> None:
 @pytest.mark.parametrize("convention", ["paper", "relative"])
 def test_bn_matching_falls(convention: str) -> None:
     objective = BNMatching(convention=convention)  # type: ignore[arg-type]
-    teacher = Teacher("t", network(), CARD, dtype=torch.float64)
-    statistics = teacher.statistics
-    assert statistics is not None
-    falls(lambda view: objective(teacher.observe(view).moments, statistics, 6), draw(6, 3, 8, 8), below=0.5)
+    falls(lambda view: ours(view, objective), draw(6, 3, 8, 8), below=0.5)
+
+
+def profiles() -> list[Profile]:
+    statistics, _ = two_channels()
+    other = BNStatistics((BNLayer("b", 0, 2, 2),), tensor(0, 0), tensor(1, 1))
+    return [Profile("first", CARD, statistics), Profile("second", CARD, other)]
 
 
 def test_bn_matching_names_a_pattern_that_matches_nothing() -> None:
+    BNMatching(layers={"b": 2.0}).check(profiles())  # one teacher has it
+    with pytest.raises(ValueError, match=r"no BN layer matches 'layer\*'; layers of first: a; of second: b"):
+        BNMatching(layers={"layer*": 2.0}).check(profiles())
+
+
+def test_a_teachers_own_layer_factors_must_be_its_own() -> None:
+    first, second = profiles()
+    BNMatching().check([first, Profile("second", CARD, second.statistics, {"b": 0.5})])
+    with pytest.raises(ValueError, match=r"no BN layer matches 'a'; layers of second: b"):
+        BNMatching().check([first, Profile("second", CARD, second.statistics, {"a": 0.5})])
+
+
+def test_a_teachers_own_layer_factors_count() -> None:
     statistics, moments = two_channels()
-    with pytest.raises(ValueError, match=r"no BN layer matches 'layer\*'; layers: a"):
-        BNMatching(layers={"layer*": 2.0})(moments, statistics, 3)
+    seen = Observation(torch.zeros(3, 4), moments)
+    plain, halved = (Profile("t", CARD, statistics, layers) for layers in ({}, {"a": 0.5}))
+    whole, half = (whole_batch(BNMatching(), seen, profile, 3) for profile in (plain, halved))
+    assert float(half) == pytest.approx(float(whole) / 2)
+
+
+def test_bn_matching_refuses_a_teacher_without_bn_layers() -> None:
+    with pytest.raises(ValueError, match="bare has no BatchNorm layers that run, but bn_matching needs them"):
+        BNMatching().check([Profile("bare", CARD, None)])
 
 
 # --- classification -------------------------------------------------------------------------------
@@ -170,14 +216,14 @@ def test_bn_matching_names_a_pattern_that_matches_nothing() -> None:
 def test_cross_entropy_by_hand() -> None:
     logits = tensor(0, 0, math.log(3), 0).view(2, 2)
     # log 2 for the first image; the second gives class 0 three quarters
-    value = CrossEntropy().share(logits, torch.tensor([1, 0]), 2)
+    value = of_logits(CrossEntropy(temperature=1.0), logits, torch.tensor([1, 0]), 2)
     assert float(value) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
-    softened = CrossEntropy(temperature=0.5).share(logits[1:], torch.tensor([0]), 1)
+    softened = of_logits(CrossEntropy(temperature=0.5), logits[1:], torch.tensor([0]), 1)
     assert float(softened) == pytest.approx(math.log(10 / 9))
 
 
 def test_class_score_by_hand() -> None:
-    assert float(ClassScore().share(tensor(1, 2, 5, 7).view(2, 2), torch.tensor([1, 0]), 2)) == -3.5
+    assert float(of_logits(ClassScore(), tensor(1, 2, 5, 7).view(2, 2), torch.tensor([1, 0]), 2)) == -3.5
 
 
 def numpy_cross_entropy(z: np.ndarray, y: np.ndarray, temperature: float) -> float:
@@ -186,7 +232,7 @@ def numpy_cross_entropy(z: np.ndarray, y: np.ndarray, temperature: float) -> flo
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_logits_terms_are_their_twins_and_shares_add(temperature: float) -> None:
+def test_logits_terms_are_their_twins_and_slices_add(temperature: float) -> None:
     logits, targets = 6 * draw(7, 4) - 3, torch.tensor([0, 1, 2, 3, 3, 0, 1])
     picked = logits.numpy()[np.arange(7), targets.numpy()]
     for term, expected in (
@@ -196,16 +242,16 @@ def test_logits_terms_are_their_twins_and_shares_add(temperature: float) -> None
         ),
         (ClassScore(), -float(picked.mean())),
     ):
-        assert float(term.share(logits, targets, 7)) == pytest.approx(expected, rel=1e-12)
-        parts = [term.share(logits[a:b], targets[a:b], 7) for a, b in ((0, 1), (1, 5), (5, 7))]
+        assert float(of_logits(term, logits, targets, 7)) == pytest.approx(expected, rel=1e-12)
+        parts = [of_logits(term, logits[a:b], targets[a:b], 7) for a, b in ((0, 1), (1, 5), (5, 7))]
         assert float(sum(parts)) == pytest.approx(expected, rel=1e-12)
-        assert torch.autograd.gradcheck(lambda z, t=term: t.share(z, targets, 7), logits.clone().requires_grad_())
+        assert torch.autograd.gradcheck(lambda z, t=term: of_logits(t, z, targets, 7), logits.clone().requires_grad_())
 
 
 def test_logits_terms_fall() -> None:
     targets = torch.tensor([0, 1, 2])
-    falls(lambda z: CrossEntropy(temperature=2.0).share(z, targets, 3), draw(3, 4), below=0.7)
-    falls(lambda z: ClassScore().share(z, targets, 3) + 10, draw(3, 4), below=0.9)
+    falls(lambda z: of_logits(CrossEntropy(temperature=2.0), z, targets, 3), draw(3, 4), below=0.7)
+    falls(lambda z: of_logits(ClassScore(), z, targets, 3) + 10, draw(3, 4), below=0.9)
 
 
 # --- priors ---------------------------------------------------------------------------------------
@@ -291,22 +337,20 @@ def test_priors_of_a_flat_start_have_a_gradient(prior: TotalVariation | L2Prior)
 def test_formulation_adds_weighted_priors_in_its_space() -> None:
     view = draw(2, 3, 4, 4)
     priors = (TotalVariation(weight=2.0), L2Prior(weight=0.5))
-    plain = Formulation((CrossEntropy(),), (), priors)
+    plain = Formulation((CrossEntropy(), *priors))
     expected = 2.0 * numpy_total_variation(view.numpy(), 2) + 0.5 * np.linalg.norm(view.numpy())
     assert float(plain.prior_loss(view)) == pytest.approx(expected, rel=1e-12)
-    scaled = Formulation((CrossEntropy(),), (), priors, prior_mean=CARD.mean, prior_std=CARD.std)
+    scaled = Formulation((CrossEntropy(), *priors), prior_mean=CARD.mean, prior_std=CARD.std)
     mean, std = np.array(CARD.mean)[:, None, None], np.array(CARD.std)[:, None, None]
     z = (view.numpy() - mean) / std
     expected = 2.0 * numpy_total_variation(z, 2) + 0.5 * np.linalg.norm(z)
     assert float(scaled.prior_loss(view)) == pytest.approx(expected, rel=1e-12)
-    assert float(Formulation((CrossEntropy(),), ()).prior_loss(view)) == 0
+    assert float(Formulation((CrossEntropy(),)).prior_loss(view)) == 0
 
 
 def test_formulation_describes_every_term() -> None:
     text = Formulation(
-        (CrossEntropy(weight=0.25), ClassScore(weight=3)),
-        (BNMatching(weight=7, first=10),),
-        (L2Prior(weight=1e-5),),
+        (CrossEntropy(weight=0.25), ClassScore(weight=3), BNMatching(weight=7, first=10), L2Prior(weight=1e-5))
     ).describe([("a", 0.25), ("b", 0.75)])
     for part in ("0.25 cross_entropy", "3 class_score", "7 bn_matching[relative, first x 10]", "1e-05 l2"):
         assert part in text
@@ -315,4 +359,17 @@ def test_formulation_describes_every_term() -> None:
 
 def test_formulation_needs_a_teacher() -> None:
     with pytest.raises(ValueError, match="nothing ties the images to a teacher"):
-        Formulation((), (), (L2Prior(),))
+        Formulation((L2Prior(),))
+
+
+def test_terms_of_one_name_are_numbered() -> None:
+    terms = (BNMatching(), CrossEntropy(), BNMatching(convention="paper"))
+    assert Formulation(terms).names == ("bn_matching#1", "cross_entropy", "bn_matching#2")
+
+
+def test_a_function_is_a_prior() -> None:
+    view = draw(2, 3, 4, 4)
+    prior = FunctionTerm(lambda view: view.square().mean(), weight=3.0)
+    formulation = Formulation((CrossEntropy(), prior))
+    assert float(formulation.prior_loss(view)) == pytest.approx(3 * float((view.numpy() ** 2).mean()))
+    assert "3 lambda" in formulation.describe([])

@@ -1,0 +1,251 @@
+"""The loss at a view and its gradient there, over all cells and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ensemble.engine.exchange import Exchange, Exchanged
+from ensemble.engine.placement import Cell
+from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
+from ensemble.objectives.terms import Formulation, Slice, Totals
+from ensemble.teachers.teacher import Observation, Profile, Teacher
+
+
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A teacher as every rank knows it; `teacher` is loaded on the ranks that own cells of it."""
+
+    profile: Profile
+    weight: float
+    targets: torch.Tensor
+    """(N,) the batch's targets as indices of this teacher's own classes."""
+    teacher: Teacher | None = None
+
+    @property
+    def name(self) -> str:
+        return self.profile.name
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step's losses as device tensors; `values` reads them."""
+
+    total: torch.Tensor
+    prior: torch.Tensor
+    names: tuple[str, ...]
+    terms: tuple[str, ...]
+    per_teacher: torch.Tensor
+    """(acting teachers, terms + 1): each term unweighted, then the accuracy."""
+
+    def values(self) -> dict[str, float]:
+        """`loss`, `prior`, `<teacher>/<term>` (unweighted) and `<teacher>/accuracy`."""
+        result = {"loss": float(self.total), "prior": float(self.prior)}
+        for name, row in zip(self.names, self.per_teacher.tolist(), strict=True):
+            for term, value in zip((*self.terms, "accuracy"), row, strict=True):
+                result[f"{name}/{term}"] = value
+        return result
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What all teachers make of a batch: losses, logits (N, classes), and packed moments (2, C) by teacher's name."""
+
+    record: Record
+    logits: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+class EnsembleLoss:
+    """L of a view, and its gradient: the same on every rank.
+
+    A rank runs its cells (teacher x slice of the batch) and adds each term's sums to the exchange; one sum over the
+    ranks makes them the whole batch's. L and its gradient at the sums follow from these alone; the gradient is pulled
+    back through the cells, and one sum over ranks of the view's gradient ends it. Priors are computed by every rank,
+    from the same view, to the same bits.
+
+    With `recompute`, cells run twice: without gradients for the sums, then one by one with them. Exact, and memory
+    holds one cell at a time.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[EnsembleMember],
+        formulation: Formulation,
+        cells: Sequence[Cell],
+        *,
+        recompute: bool = False,
+        reduction: Reduction | None = None,
+        reduce: SumAcrossRanks = lambda tensor: None,
+    ) -> None:
+        """`cells` are this rank's; `reduce` sums over ranks."""
+        self.members = tuple(members)
+        self.formulation = formulation
+        self.cells = tuple(cells)
+        self.recompute = recompute
+        self.reduction: Reduction = reduction or FloatSum()
+        self.reduce = reduce
+        self.images = len(self.members[0].targets)
+        self._device = self.members[0].targets.device
+        self._exchange = Exchange([self._shapes(t) for t in range(len(self.members))], self._device)
+
+    def gradient(
+        self, view: torch.Tensor, weights: Mapping[int, float], flags: Mapping[str, bool] | None = None
+    ) -> tuple[Record, torch.Tensor, Exchanged]:
+        """L under these weights of teachers, its gradient with respect to `view` (N, 3, H, W), what was exchanged."""
+        view = view.detach()
+        self._exchange.open(self.reduction, flags or {})
+        held: list[tuple[Cell, torch.Tensor, list[torch.Tensor]]] = []
+        for cell in self.cells:
+            if cell.teacher not in weights:
+                continue
+            leaf = view[cell.start : cell.stop].clone().requires_grad_(not self.recompute)
+            with torch.set_grad_enabled(not self.recompute):
+                sums, _ = self._run(cell, leaf)
+            held.append((cell, leaf, [] if self.recompute else sums))
+            del sums
+        exchanged = self._exchange.close(self.reduce)
+        record, at_sums = self._losses(exchanged, weights, view.shape[2])
+        gradient = self.reduction.zeros(view.shape, view.dtype, view.device)
+        while held:
+            cell, leaf, sums = held.pop(0)
+            sums = sums or self._sums(cell, self._observe(cell, leaf.requires_grad_()), leaf.shape[2])
+            self.reduction.add(gradient[cell.start : cell.stop], self._pull_back(cell, leaf, sums, at_sums))
+            del sums, leaf
+        total_gradient = self.reduction.result(gradient, self.reduce, view.dtype)
+        prior, prior_gradient = self._prior(view)
+        return _with_prior(record, prior), total_gradient + prior_gradient, exchanged
+
+    @torch.no_grad()
+    def read(self, view: torch.Tensor) -> Readings:
+        """What all teachers together make of `view`: no gradient."""
+        weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
+        self._exchange.open(self.reduction, {})
+        seen: dict[int, list[tuple[Cell, Observation]]] = {t: [] for t in weights}
+        for cell in self.cells:
+            seen[cell.teacher].append((cell, self._run(cell, view[cell.start : cell.stop])[1]))
+        record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
+        record = _with_prior(record, self.formulation.prior_loss(view))
+        logits, moments = {}, {}
+        for t, member in enumerate(self.members):
+            logits[member.name] = self._gathered(t, seen[t])
+            moments[member.name] = self._moments(t, seen[t], view.shape[2])
+        return Readings(record, logits, moments)
+
+    @torch.no_grad()
+    def measure(self, view: torch.Tensor) -> Record:
+        """The losses at `view` with all teachers acting: no gradient, one sum over the ranks."""
+        weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
+        self._exchange.open(self.reduction, {})
+        for cell in self.cells:
+            self._run(cell, view[cell.start : cell.stop])
+        record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
+        return _with_prior(record, self.formulation.prior_loss(view))
+
+    # --- a cell -----------------------------------------------------------------------------------------------
+
+    def _run(self, cell: Cell, images: torch.Tensor) -> tuple[list[torch.Tensor], Observation]:
+        """Observe a cell and add it to the exchange: its terms' sums, and what was seen."""
+        seen = self._observe(cell, images)
+        sums = self._sums(cell, seen, images.shape[2])
+        targets = self.members[cell.teacher].targets[cell.start : cell.stop]
+        accuracy = (seen.logits.detach().argmax(1) == targets).sum().double() / self.images
+        finite = torch.stack([torch.isfinite(part).all() for part in (seen.logits, *sums)]).all()
+        self._exchange.add(cell.teacher, sums, accuracy, ~finite)
+        return sums, seen
+
+    def _observe(self, cell: Cell, images: torch.Tensor) -> Observation:
+        teacher = self.members[cell.teacher].teacher
+        assert teacher is not None, "a cell was placed on a rank that does not hold its teacher"
+        return teacher.observe(images)
+
+    def _sums(self, cell: Cell, seen: Observation, view_size: int) -> list[torch.Tensor]:
+        batch = self._slice(cell.teacher, cell.start, cell.stop, view_size)
+        return [term.sums(seen, batch) for term in self.formulation.teacher_terms]
+
+    def _slice(self, t: int, start: int, stop: int, view_size: int) -> Slice:
+        member = self.members[t]
+        return Slice(start, stop, self.images, member.targets[start:stop], member.profile, view_size)
+
+    def _pull_back(
+        self, cell: Cell, leaf: torch.Tensor, sums: Sequence[torch.Tensor], at_sums: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient at the cell's images, from the loss's gradient `at_sums` (in the exchange's layout)."""
+        teacher = self.members[cell.teacher].teacher
+        assert teacher is not None
+        scale = teacher.gradient_scale
+        pairs = [
+            (part, (slope * scale).to(part.dtype))
+            for part, slope in zip(sums, self._exchange.parts(at_sums, cell.teacher), strict=True)
+            if part.requires_grad
+        ]
+        if not pairs:
+            return torch.zeros_like(leaf)
+        (pulled,) = torch.autograd.grad([part for part, _ in pairs], leaf, [slope for _, slope in pairs])
+        return pulled / scale if scale != 1.0 else pulled
+
+    # --- the whole batch --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _shapes(self, t: int) -> list[torch.Size]:
+        """The shapes of the terms' sums of teacher t, known on every rank without running it."""
+        member = self.members[t]
+        batch = self._slice(t, 0, 1, member.profile.card.input_size)
+        seen = member.profile.example(self._device)
+        return [term.sums(seen, batch).shape for term in self.formulation.teacher_terms]
+
+    @torch.enable_grad()
+    def _losses(
+        self, exchanged: Exchanged, weights: Mapping[int, float], view_size: int
+    ) -> tuple[Record, torch.Tensor]:
+        """The teachers' part of L, and its gradient at the exchanged sums, in the exchange's layout."""
+        leaf = exchanged.flat.detach().requires_grad_()
+        batches = [self._slice(t, 0, self.images, view_size) for t in range(len(self.members))]
+        parts = {t: self._exchange.parts(leaf, t) for t in weights}
+        total = leaf.new_zeros(())
+        rows: dict[int, list[torch.Tensor]] = {t: [] for t in weights}
+        for k, term in enumerate(self.formulation.teacher_terms):
+            totals = Totals({t: parts[t][k] for t in weights}, batches)
+            for t, weight in weights.items():
+                loss = term.loss(totals, t)
+                total = total + weight * term.weight * loss
+                rows[t].append(loss.detach())
+        at_sums = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
+        per_teacher = torch.stack([torch.stack([*rows[t], exchanged.accuracy(t)]) for t in weights])
+        names = tuple(self.members[t].name for t in weights)
+        zero = torch.zeros_like(total)
+        return Record(total.detach(), zero, names, self.formulation.names, per_teacher), at_sums
+
+    def _prior(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.formulation.priors:
+            return view.new_zeros(()), torch.zeros_like(view)
+        leaf = view.clone().requires_grad_()
+        loss = self.formulation.prior_loss(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient
+
+    # --- readings ---------------------------------------------------------------------------------------------
+
+    def _gathered(self, t: int, seen: Sequence[tuple[Cell, Observation]]) -> torch.Tensor:
+        """Teacher t's logits of the whole batch: each cell has rows of its own, so a sum puts them together."""
+        rows = torch.zeros(self.images, self.members[t].profile.card.num_classes, device=self._device)
+        for cell, observation in seen:
+            rows[cell.start : cell.stop] = observation.logits
+        self.reduce(rows)
+        return rows
+
+    def _moments(self, t: int, seen: Sequence[tuple[Cell, Observation]], view_size: int) -> torch.Tensor:
+        statistics = self.members[t].profile.statistics
+        if statistics is None:
+            return torch.zeros(2, 0, dtype=torch.float64, device=self._device)
+        units = statistics.at(view_size).units(self.images)
+        total = self.reduction.zeros(units.shape, torch.float64, self._device)
+        for _, observation in seen:
+            self.reduction.add(total, observation.moments.double() / units)
+        return self.reduction.result(total, self.reduce, torch.float64) * units
+
+
+def _with_prior(record: Record, prior: torch.Tensor) -> Record:
+    return replace(record, total=record.total + prior.detach().double(), prior=prior.detach())

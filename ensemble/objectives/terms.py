@@ -1,0 +1,166 @@
+"""What a term of the loss is, of teachers or of the image alone, and all terms of one inversion."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from ensemble.config.kinds import Kind
+from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.teacher import Observation, Profile
+
+
+class Objective(Kind):
+    """A term that a recipe names by its `kind`: a TeacherTerm or an ImageTerm. `weight` multiplies it in the loss."""
+
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        return getattr(self, "kind", type(self).__name__)
+
+    def describe(self) -> str:
+        """The term in a printed formula, without its weight."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Images [start, stop) of the batch as one teacher sees them."""
+
+    start: int
+    stop: int
+    images: int
+    """N, of the whole batch."""
+    targets: torch.Tensor
+    """(n,) indices of this teacher's own classes."""
+    teacher: Profile
+    view_size: int
+
+    @property
+    def statistics(self) -> BNStatistics:
+        """The teacher's BN statistics, at the size of this view."""
+        assert self.teacher.statistics is not None, "a term that needs BN layers refuses teachers without"
+        return self.teacher.statistics.at(self.view_size)
+
+
+class Totals(Mapping[int, torch.Tensor]):
+    """One term's sums over the whole batch: `totals[t]` for each teacher t that acts, float64, differentiable."""
+
+    def __init__(self, sums: Mapping[int, torch.Tensor], batches: Sequence[Slice]) -> None:
+        self._sums = sums
+        self._batches = batches
+
+    def __getitem__(self, t: int) -> torch.Tensor:
+        return self._sums[t]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def batch(self, t: int) -> Slice:
+        """The whole batch as teacher t sees it."""
+        return self._batches[t]
+
+
+class TeacherTerm(Objective):
+    """A term of what teachers say, as two functions:
+
+        loss_t = loss(sum over slices of sums(what teacher t sees of a slice, the slice), t)
+
+    `sums` adds over slices of the batch, and so over micro-batches and ranks; `loss` is a function of the whole
+    batch's sums, also of other teachers' than t. Rows that every slice writes at its place of a tensor of zeros are
+    sums too: so a term can have all logits. Both are differentiated. What enters the loss is w_t * weight * loss_t.
+    """
+
+    aims: ClassVar[bool] = False
+    """Whether it draws the images to their targets."""
+
+    def needs(self, teacher: Profile) -> Sequence[str]:
+        """Names of the layers to tap; ValueError where the teacher lacks what the term reads."""
+        return ()
+
+    def check(self, teachers: Sequence[Profile]) -> None:
+        """ValueError where the term cannot be had of these teachers together."""
+        for teacher in teachers:
+            self.needs(teacher)
+
+    @abstractmethod
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        """What a slice adds: a tensor of fixed shape with values of order 1, which fixed-point sums need."""
+
+    def loss(self, total: Totals, t: int) -> torch.Tensor:
+        """The unweighted loss for teacher t, a scalar; where `sums` is a scalar, that is the default."""
+        return total[t]
+
+
+class ImageTerm(Objective):
+    """A prior: a term of the view alone."""
+
+    @abstractmethod
+    def __call__(self, view: torch.Tensor) -> torch.Tensor:
+        """The unweighted loss, a scalar, of the view (N, 3, H, W), RGB in [0, 1] (or as `prior_space` says)."""
+
+
+@dataclass(frozen=True)
+class FunctionTerm(ImageTerm):
+    """A prior that is a plain function of the view."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__).replace("<lambda>", "lambda")
+
+    def __call__(self, view: torch.Tensor) -> torch.Tensor:
+        return self.function(view)
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """L = sum_t w_t [sum of teacher terms] + sum of priors, each term times its own weight.
+
+    Priors act on the view in RGB, or, where `prior_mean` and `prior_std` are given, in (rgb - mean) / std.
+    Raises ValueError where nothing ties the images to a teacher.
+    """
+
+    terms: tuple[Objective, ...]
+    prior_mean: tuple[float, ...] | None = None
+    prior_std: tuple[float, ...] | None = None
+    teacher_terms: tuple[TeacherTerm, ...] = field(init=False)
+    priors: tuple[ImageTerm, ...] = field(init=False)
+    names: tuple[str, ...] = field(init=False)
+    """Of the teacher terms, unique: numbered where a name comes more than once."""
+
+    def __post_init__(self) -> None:
+        teacher_terms = tuple(term for term in self.terms if isinstance(term, TeacherTerm))
+        if not teacher_terms:
+            raise ValueError("objectives: nothing ties the images to a teacher; add cross_entropy or bn_matching")
+        object.__setattr__(self, "teacher_terms", teacher_terms)
+        object.__setattr__(self, "priors", tuple(term for term in self.terms if isinstance(term, ImageTerm)))
+        names = [term.name for term in teacher_terms]
+        numbered = [n if names.count(n) == 1 else f"{n}#{names[:i].count(n) + 1}" for i, n in enumerate(names)]
+        object.__setattr__(self, "names", tuple(numbered))
+
+    def prior_loss(self, view: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of the priors, a scalar."""
+        if self.prior_mean is not None and self.prior_std is not None:
+            mean, std = (view.new_tensor(v)[:, None, None] for v in (self.prior_mean, self.prior_std))
+            view = (view - mean) / std
+        return sum((prior.weight * prior(view) for prior in self.priors), start=view.new_zeros(()))
+
+    def describe(self, teachers: Sequence[tuple[str, float]]) -> str:
+        """The formula as text, e.g. for a dry run; `teachers` are (name, normalised weight)."""
+        inner = [f"{term.weight:g} {term.describe()}" for term in self.teacher_terms]
+        lines = ["L = sum_t w_t [ " + " + ".join(inner) + " ]"]
+        lines += [f"    + {prior.weight:g} {prior.describe()}" for prior in self.priors]
+        lines += [f"    w({name}) = {weight:.4g}" for name, weight in teachers]
+        return "\n".join(lines)
