@@ -1,0 +1,92 @@
+"""Images on which an ensemble of frozen classifiers agrees.
+
+    from ensemble import invert
+    results = invert(["resnet20_cifar", "vgg16_bn_slim_cifar"], targets=["cat", "dog"], images_per_class=4)
+    results.grid()
+
+What the package offers is imported when it is first used: `import ensemble` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ensemble.api import invert
+    from ensemble.engine.optimizers import Adam, Optimizer
+    from ensemble.image.fourier import Fourier
+    from ensemble.image.parameterization import ImageParameterization, Parameterization
+    from ensemble.image.pixels import Pixels
+    from ensemble.image.start import Start
+    from ensemble.objectives.bn_matching import BNMatching
+    from ensemble.objectives.classification import ClassScore, CrossEntropy
+    from ensemble.objectives.image_priors import L2Prior, TotalVariation
+    from ensemble.objectives.terms import ImageTerm, Slice, TeacherTerm, Totals
+    from ensemble.plugins import load_plugin
+    from ensemble.recipe import Recipe
+    from ensemble.runs.recipes import load_recipe
+    from ensemble.runs.results import Results
+    from ensemble.teachers.teacher import Observation, Profile
+    from models import ModelCard, create_model, list_models, register_model
+
+_HOME = {
+    "ensemble.api": ("invert",),
+    "ensemble.runs.recipes": ("load_recipe",),
+    "ensemble.runs.results": ("Results",),
+    "ensemble.recipe": ("Recipe",),
+    "ensemble.plugins": ("load_plugin",),
+    "models": ("ModelCard", "create_model", "list_models", "register_model"),
+    "ensemble.objectives.terms": ("TeacherTerm", "ImageTerm", "Slice", "Totals"),
+    "ensemble.objectives.classification": ("CrossEntropy", "ClassScore"),
+    "ensemble.objectives.bn_matching": ("BNMatching",),
+    "ensemble.objectives.image_priors": ("TotalVariation", "L2Prior"),
+    "ensemble.teachers.teacher": ("Observation", "Profile"),
+    "ensemble.image.parameterization": ("Parameterization", "ImageParameterization"),
+    "ensemble.image.fourier": ("Fourier",),
+    "ensemble.image.pixels": ("Pixels",),
+    "ensemble.image.start": ("Start",),
+    "ensemble.engine.optimizers": ("Optimizer", "Adam"),
+}
+"""Module -> what it gives to the public face."""
+
+__all__ = [
+    "Adam",
+    "BNMatching",
+    "ClassScore",
+    "CrossEntropy",
+    "Fourier",
+    "ImageParameterization",
+    "ImageTerm",
+    "L2Prior",
+    "ModelCard",
+    "Observation",
+    "Optimizer",
+    "Parameterization",
+    "Pixels",
+    "Profile",
+    "Recipe",
+    "Results",
+    "Slice",
+    "Start",
+    "TeacherTerm",
+    "TotalVariation",
+    "Totals",
+    "create_model",
+    "invert",
+    "list_models",
+    "load_plugin",
+    "load_recipe",
+    "register_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'ensemble' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

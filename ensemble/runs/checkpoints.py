@@ -1,11 +1,13 @@
-"""What a run left on the disk, and how it goes on from there."""
+"""When a trial is saved and by whom, and how it goes on from what was saved."""
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
+import platform
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,111 @@ import torch
 
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
-from ensemble.config.yaml_files import load_yaml
-from ensemble.machine.checkpoint import Checkpoint, load_checkpoint
+from ensemble.engine.inversion import Inversion
+from ensemble.machine.checkpoint import KEPT, Checkpoint, load_checkpoint, save_checkpoint
+from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
+from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan
+from ensemble.runs.trial_results import TrialResults
+from ensemble.teachers.kernels.build import library
 
 _NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
 """Parts of a recipe that do not decide which images come out."""
-_BEGUN = {"recipe.yaml", "metrics.jsonl", "checkpoints"}
-"""All that a run leaves that ends before its first checkpoint."""
 
 
-def checkpoint_prefix(trial: int) -> str:
+class ReplicaError(MachineFailure):
+    """The ranks hold different images."""
+
+
+# --- save -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Checkpoints:
+    """Saves one trial: every T seconds of rank 0's clock, where the loop says so, and at its end."""
+
+    plan: Plan
+    folder: Path | None
+    """None saves nothing."""
+    context: ProcessContext
+    trial: int
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def due(self) -> bool:
+        """Whether rank 0 wants the next step saved."""
+        seconds = self.plan.recipe.checkpoint.seconds
+        wanted = self.folder is not None and self.context.is_main and bool(seconds)
+        return wanted and time.monotonic() - self.saved_at >= seconds
+
+    def save(self, inversion: Inversion, done: TrialResults | None = None) -> None:
+        """The state of the loop, and at its end what came out.
+
+        Raises ReplicaError where the ranks disagree, CheckpointError (on every rank) where the disk refuses.
+        """
+        self.saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        tensors, numbers = inversion.state()
+        _compare(self.context, tensors, inversion.step)
+        with self.context.agree():
+            if self.context.is_main:
+                results = {} if done is None else done.tensors()
+                meta = {
+                    "finished": done is not None,
+                    "values": None if done is None else done.values,
+                    "numbers": numbers,
+                    "recipe": to_plain(self.plan.recipe),
+                    "ranks": self.context.world_size,
+                    "versions": versions(self.context.device),
+                }
+                keep = KEPT if done is None else 1
+                save_checkpoint(self.folder, _prefix(self.trial), inversion.step, tensors | results, meta, keep)
+
+
+def _compare(context: ProcessContext, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+    """Every rank must hold the same image to the bit, and where it steps itself the same optimiser state."""
+    if context.world_size == 1:
+        return
+    held = {k: v for k, v in tensors.items() if not context.mixed or k.startswith("image.")}
+    sums = context.gather(checksum(held))
+    if len(set(sums)) > 1:
+        raise ReplicaError(
+            f"step {step}: the ranks hold different images (checksums {', '.join(map(str, sums))}); "
+            "the run is stopped, its last checkpoint is good"
+        )
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of all tensors' names and bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions of what decides the images, down to the compiled kernel where the device is a CPU."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "numpy", "ensemble-inversion"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    if device.type == "cpu":
+        kernel = library()
+        found["kernel"] = Path(kernel._name).stem if kernel is not None else "none"
+    return found
+
+
+def _prefix(trial: int) -> str:
     """Each trial has checkpoints of its own, so any replica can go on with it."""
     return f"trial{trial:04d}"
+
+
+# --- go on ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,12 +129,28 @@ class Restored:
     trials: Mapping[int, Checkpoint]
     warnings: tuple[str, ...] = ()
 
-    def finished(self, trial: int) -> bool:
-        return trial in self.trials and bool(self.trials[trial].meta["finished"])
+    def finished(self, trial: int, iterations: int) -> bool:
+        """Whether the trial is done; one that ended at fewer steps than are wanted now goes on."""
+        if trial not in self.trials:
+            return False
+        meta = self.trials[trial].meta
+        return bool(meta["finished"]) and _iterations(meta["recipe"]) >= iterations
 
     def steps(self, trial: int) -> int:
-        """Steps done; all of them where the trial is finished, also where it stopped early."""
+        """Steps done."""
         return self.trials[trial].step if trial in self.trials else 0
+
+    def results(self, trial: int) -> TrialResults:
+        """What came out of a finished trial."""
+        checkpoint = self.trials[trial]
+        return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"])
+
+    def restore(self, trial: int, inversion: Inversion, device: torch.device) -> None:
+        """Put the inversion where the trial was left, if it was."""
+        if trial in self.trials:
+            checkpoint = self.trials[trial]
+            tensors = {key: value.to(device) for key, value in checkpoint.tensors.items()}
+            inversion.load_state(tensors, checkpoint.meta["numbers"])
 
     def notes(self, world_size: int, reproducible: str, here: Mapping[str, str]) -> list[str]:
         """What the user should know before the run goes on."""
@@ -64,28 +173,32 @@ class Restored:
         return found
 
 
-def is_finished(plan: Plan, output: Path) -> bool:
-    """Whether `output` holds the results of this very recipe, all written."""
-    if not (output / "summary.json").exists() or not (output / "recipe.yaml").exists():
+def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
+    """Whether the folder holds the results of this very recipe, all written."""
+    if not folder.finished:
         return False
-    saved, planned = load_yaml(output / "recipe.yaml"), to_plain(plan.recipe)
-    same_images = not differences(_fingerprint(saved), _fingerprint(planned))
-    return same_images and saved.get("verifiers") == planned["verifiers"]
+    saved, planned = folder.read_recipe(), to_plain(plan.recipe)
+    same = not _differences(saved, planned) and _iterations(saved) == _iterations(planned)
+    return same and saved.get("verifiers") == planned["verifiers"]
 
 
-def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restored:
+def read_checkpoints(plan: Plan, folder: Path, trials: Sequence[int]) -> Restored:
     """The state of these trials; ValueError where a checkpoint is of another recipe.
 
-    A trial whose checkpoints are all damaged is one that begins anew, and a warning.
+    A longer last stage is the same recipe. A trial whose checkpoints are all damaged is one that begins anew, and a
+    warning.
     """
     found: dict[int, Checkpoint] = {}
     warnings: list[str] = []
     for trial in trials:
-        checkpoint, damaged = load_checkpoint(output / "checkpoints", checkpoint_prefix(trial))
+        checkpoint, damaged = load_checkpoint(folder, _prefix(trial))
         warnings += damaged
         if checkpoint is None:
             continue
-        changed = differences(_fingerprint(checkpoint.meta["recipe"]), _fingerprint(to_plain(plan.recipe)))
+        saved, planned = checkpoint.meta["recipe"], to_plain(plan.recipe)
+        changed = _differences(saved, planned)
+        if not changed and _iterations(planned) < checkpoint.step:
+            changed = [f"stages[{len(planned['stages']) - 1}].iterations"]
         if changed:
             raise ValueError(
                 "resume: the checkpoint was made by another recipe; these fields differ: " + ", ".join(changed)
@@ -94,23 +207,14 @@ def read_checkpoints(plan: Plan, output: Path, trials: Sequence[int]) -> Restore
     return Restored(found, tuple(warnings))
 
 
-def share_restored(restored: Restored, context: ProcessContext) -> Restored:
-    """Rank 0's, on every rank of the replica; finished images stay where they were read."""
+def from_main(restored: Restored, context: ProcessContext, iterations: int) -> Restored:
+    """Rank 0's, on every rank of the replica; what came out of finished trials stays where it was read."""
     light = {
-        trial: replace(checkpoint, tensors={}) if checkpoint.meta["finished"] else checkpoint
+        trial: replace(checkpoint, tensors={}) if restored.finished(trial, iterations) else checkpoint
         for trial, checkpoint in restored.trials.items()
     }
     shared = context.broadcast(replace(restored, trials=light))
     return restored if context.is_main else shared
-
-
-def check_left_over(output: Path) -> None:
-    """Raises ValueError where there is no checkpoint to resume and the folder holds another run's results."""
-    if output.is_dir() and not {file.name for file in output.iterdir()} <= _BEGUN:
-        raise ValueError(
-            f"resume: {output} holds no checkpoint but other files; pass --overwrite instead to "
-            "replace its results, or give another folder"
-        )
 
 
 def saved_runtime(plan: Plan, saved: Mapping[str, Any]) -> Plan:
@@ -118,32 +222,19 @@ def saved_runtime(plan: Plan, saved: Mapping[str, Any]) -> Plan:
     keep = ["precision", "compile", "reproducible", "cell_size"]
     if plan.recipe.runtime.micro_batch == "auto":
         keep.append("micro_batch")
-    runtime = replace(plan.recipe.runtime, **{key: saved[key] for key in keep})
-    return replace(plan, recipe=replace(plan.recipe, runtime=runtime))
+    return plan.with_runtime(**{key: saved[key] for key in keep})
 
 
-def rewind_metrics(path: Path, until: Mapping[int, int]) -> None:
-    """Drop each trial's lines from step `until[trial]` on: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            known = values["step"] < until.get(values["trial"], 0)
-        except (json.JSONDecodeError, TypeError, KeyError):  # a crash cut it short
-            continue
-        if known:
-            kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def load_into(checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """What `Inversion.load_state` takes."""
-    return {k: v.to(device) for k, v in checkpoint.tensors.items()}, checkpoint.meta["numbers"]
+def _differences(saved: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """Where two recipes make different images, the length of the last stage aside."""
+    return differences(*(_fingerprint(plain) for plain in (saved, planned)))
 
 
 def _fingerprint(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in plain.items() if key not in _NOT_THE_IMAGES}
+    kept = {key: value for key, value in plain.items() if key not in _NOT_THE_IMAGES}
+    *earlier, last = kept["stages"]
+    return kept | {"stages": [*earlier, {key: value for key, value in last.items() if key != "iterations"}]}
+
+
+def _iterations(plain: Mapping[str, Any]) -> int:
+    return sum(stage["iterations"] for stage in plain["stages"])

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from ensemble import recipe as spec
 from ensemble.engine.placement import place
-from ensemble.image.files import list_images, read_image
 from ensemble.machine.hardware import resolve_compile, resolve_precision
+from ensemble.objectives.terms import Formulation, Objective
+from ensemble.recipe import Recipe, TeacherEntry
+from ensemble.runs.networks import Networks
 from ensemble.runs.targets import batch_targets, parse_targets
-from models import ModelCard, model_card
+from models import ModelCard
 
 
 @dataclass(frozen=True)
 class Plan:
     """What follows from a recipe before any weights are loaded."""
 
-    recipe: spec.Recipe
-    """With every `auto` resolved."""
+    recipe: Recipe
+    """With precision and compile resolved for the devices, and the image's size."""
     cards: tuple[ModelCard, ...]
     names: tuple[str, ...]
     """The teachers' display names, unique."""
     size: int
     classes: tuple[int, ...] | None
     """Target classes; None draws them."""
+    formulation: Formulation
+    networks: Networks = field(default_factory=Networks)
+    live_terms: tuple[Objective, ...] = ()
+    """Terms from Python, beside the recipe's objectives."""
     notes: tuple[str, ...] = ()
     """What the user should know before the run."""
 
@@ -41,16 +47,33 @@ class Plan:
             self.classes, self.cards[0].num_classes, r.images_per_class, r.image.batch_size, r.seed + trial
         )
 
+    @property
+    def in_memory(self) -> tuple[str, ...]:
+        """A line for each thing that the recipe cannot hold."""
+        modules = [f"{name} was a module in memory" for name in self.networks.in_memory]
+        return (*modules, *(f"the term {term.name} was given in memory" for term in self.live_terms))
 
-def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
+    def with_runtime(self, **changes: Any) -> Plan:
+        """The same plan where what is resolved while the run begins is changed."""
+        runtime = replace(self.recipe.runtime, **changes)
+        return replace(self, recipe=replace(self.recipe, runtime=runtime))
+
+
+def plan(
+    recipe: Recipe,
+    devices: Sequence[torch.device],
+    networks: Networks | None = None,
+    live_terms: Sequence[Objective] = (),
+) -> Plan:
     """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
 
     Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
     are none of the classes or lack a mapping, and an initial image that is not there.
     """
-    cards = tuple(model_card(entry.model) for entry in recipe.teachers)
+    networks = networks or Networks()
+    cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
     _check_label_spaces(recipe, cards)
-    _check_verifiers(recipe.verifiers, cards[0])
+    _check_verifiers(recipe.verifiers, cards[0], networks)
     classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names)
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
@@ -69,19 +92,21 @@ def plan(recipe: spec.Recipe, devices: Sequence[torch.device]) -> Plan:
             raise ValueError(
                 f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
             )
-    _check_start(recipe.image.start, size)
+    recipe.image.start.check(size)
+    space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
+    formulation = Formulation((*recipe.objectives, *live_terms), *space)
     names = unique_names([entry.model for entry in recipe.teachers])
     denied = recipe.runtime.compile == "on" and not compiled
     judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
-    return Plan(resolved, cards, names, size, classes, tuple(notes))
+    return Plan(resolved, cards, names, size, classes, formulation, networks, tuple(live_terms), tuple(notes))
 
 
-def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
+def _check_verifiers(verifiers: Sequence[str], first: ModelCard, networks: Networks) -> None:
     for name in verifiers:
-        card = model_card(name)
+        card = networks.card(name)
         if not card.shares_classes(first):
             raise ValueError(
                 f"verifiers: {name} judges other classes ({_named(card)}) than the first teacher's ({_named(first)}); "
@@ -89,18 +114,7 @@ def _check_verifiers(verifiers: Sequence[str], first: ModelCard) -> None:
             )
 
 
-def _check_start(start: spec.Start, size: int) -> None:
-    """What `initialise` would refuse, before anything is loaded or written."""
-    if start.kind == "image" and start.path is not None:
-        read_image(start.path, size)
-    elif start.kind == "folder" and start.path is not None:
-        list_images(start.path)
-    elif start.path is not None or start.kind in ("image", "folder"):
-        wrong = "takes no path" if start.path is not None else "needs a path"
-        raise ValueError(f"image.start: kind {start.kind!r} {wrong}")
-
-
-def _check_label_spaces(recipe: spec.Recipe, cards: Sequence[ModelCard]) -> None:
+def _check_label_spaces(recipe: Recipe, cards: Sequence[ModelCard]) -> None:
     first = cards[0]
     if recipe.teachers[0].classes is not None:
         raise ValueError("teachers[0].classes: the first teacher defines the classes; map the others onto it")
@@ -126,13 +140,14 @@ def _named(card: ModelCard) -> str:
 
 def unique_names(models: Sequence[str]) -> tuple[str, ...]:
     """NAME of each NAME@WEIGHTS, numbered (`NAME#1`, `NAME#2`) where it comes more than once."""
-    short = [model.partition("@")[0] for model in models]
+    short = [model.partition("@")[0].strip("<>") for model in models]
     return tuple(
         name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short)
     )
 
 
-def own_targets(targets: torch.Tensor, entry: spec.TeacherEntry, first: ModelCard) -> torch.Tensor:
+def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) -> torch.Tensor:
+    """The targets, indices of the first teacher's classes, as indices of another's own."""
     if entry.classes is None:
         return targets
     table = torch.full((first.num_classes,), -1)
@@ -156,7 +171,7 @@ def check_placement(plan: Plan, ranks: int) -> None:
         place([1.0] * len(plan.cards), len(plan.targets(0)), members, fixed)
 
 
-def members_of(recipe: spec.Recipe, ranks: int) -> int:
+def members_of(recipe: Recipe, ranks: int) -> int:
     """Ranks per replica; ValueError where they do not come out even."""
     replicas = recipe.runtime.replicas
     if ranks % replicas:

@@ -1,8 +1,10 @@
-"""What the command line prints: known models, a dry run, a finished run."""
+"""What the command line prints: known models, a model's layers, a dry run, a finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ensemble.engine.inversion import Inversion
+from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import build_ensemble, build_formulation
+from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import Plan, members_of
-from models import list_models
+from ensemble.teachers.layers import executed_layers
+from models import create_model, list_models
+
+_TIMED_STEPS = 3
 
 
 def _console() -> Console:
@@ -22,7 +29,7 @@ def _console() -> Console:
 
 
 def print_models(pattern: str) -> None:
-    """A table of the models whose names match the shell pattern; ValueError where none does."""
+    """A table of the models whose names match; ValueError where none does."""
     cards = list_models(pattern)
     if not cards:
         if pattern.startswith("popup/"):
@@ -36,62 +43,119 @@ def print_models(pattern: str) -> None:
     _console().print(table)
 
 
-def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int) -> None:
-    """The formulation, the stages, the placement with its balance, and estimates of work and memory."""
+def print_layers(model: str) -> None:
+    """A table of the layers that run, in their order, and the BN layers that never do."""
+    net, card = create_model(model)
+    layers, idle = executed_layers(net, card)
+    table = Table("order", "layer", "type", "input", "output", "BN", box=None, pad_edge=False)
+    for i, layer in enumerate(layers):
+        mark = "BN" if layer.has_statistics else ""
+        table.add_row(str(i), layer.name, layer.kind, _shape(layer.input), _shape(layer.output), mark)
+    console = _console()
+    console.print(table)
+    matched = sum(layer.has_statistics for layer in layers)
+    console.print(f"{card.name}: {len(layers)} layers run, {matched} of them keep running statistics", highlight=False)
+    if idle:
+        console.print(f"never run in eval mode: {', '.join(idle)}", highlight=False)
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "" if shape is None else " x ".join(map(str, shape))
+
+
+def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed: bool = False) -> None:
+    """The formulation, the stages, the placement with its balance, and estimates of work, memory, and if asked time.
+
+    Everything is loaded: weights, layer names and verifiers are checked as a run checks them.
+    """
     ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=members_of(plan.recipe, ranks))
-    recipe, console = plan.recipe, _console()
-    total = sum(weight for _, weight, _, _ in ensemble.members)
-    weights = [(name, weight / total) for name, weight, _, _ in ensemble.members]
-    console.print(build_formulation(plan).describe(weights), highlight=False, markup=False)
+    for verifier in plan.recipe.verifiers:
+        plan.networks.create(verifier)
+    console = _console()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    total = sum(teacher.weight for teacher in ensemble.teachers)
+    say(plan.formulation.describe([(t.profile.name, t.weight / total) for t in ensemble.teachers]))
     for text in plan.notes:
-        console.print(text, highlight=False)
-    console.print(f"    acting: {recipe.ensemble.acting}", highlight=False)
-    images = ensemble.placement.images
-    console.print(
-        f"\nimages: {recipe.trials} x {images} of {plan.size} x {plan.size}, seed {recipe.seed}",
-        highlight=False,
+        say(text)
+    _print_steps(plan, ensemble, say)
+    console.print(_placement_table(plan, ensemble))
+    loads = ensemble.placement.load(ensemble.costs)
+    runtime = plan.recipe.runtime
+    if runtime.replicas > 1:
+        say(f"{runtime.replicas} replicas of these ranks make their trials side by side")
+    flops = sum(loads) * plan.recipe.iterations * plan.recipe.trials
+    say(
+        f"balance {sum(loads) / len(loads) / max(loads):.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, "
+        f"{', '.join(map(str, devices))}, {runtime.precision}, compile {runtime.compile}"
     )
+    if timed:
+        seconds = _seconds_of_a_step(plan, devices[0])
+        whole = seconds * plan.recipe.iterations * plan.recipe.trials
+        say(f"a step of the last stage takes {seconds:.3g} s in one process: {_clock(whole)} for all steps there")
+    else:
+        say("--timed takes some steps and says how long the run takes")
+
+
+def _print_steps(plan: Plan, ensemble: PlacedEnsemble, say: Any) -> None:
+    recipe = plan.recipe
+    say(f"    acting: {recipe.ensemble.acting}")
+    say(f"\nimages: {recipe.trials} x {ensemble.placement.images} of {plan.size} x {plan.size}, seed {recipe.seed}")
     for i, stage in enumerate(recipe.stages):
         size = stage.size or plan.size
-        console.print(
+        say(
             f"stage {i + 1}: {stage.iterations} steps at {size} x {size}, jitter {stage.jitter} "
             f"({stage.jitter_mode}), flip {stage.flip:g}, "
-            f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}",
-            highlight=False,
+            f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}"
         )
+
+
+def _placement_table(plan: Plan, ensemble: PlacedEnsemble) -> Table:
+    columns = ("rank", "cells (images)", "GFLOP a step", "activations, MiB")
+    table = Table(*columns, box=None, title="placement", title_justify="left")
+    micro_batch = plan.recipe.runtime.micro_batch
     loads = ensemble.placement.load(ensemble.costs)
-    table = Table(
-        "rank",
-        "shares (images)",
-        "GFLOP a step",
-        "activations, MiB",
-        box=None,
-        title="placement",
-        title_justify="left",
-    )
-    for rank, shares in enumerate(ensemble.placement.shares):
-        what = ", ".join(f"{plan.names[s.teacher]} [{s.start}:{s.stop}]" for s in shares) or "nothing"
-        kept = [ensemble.memory[s.teacher] * _at_once(recipe.runtime.micro_batch, s.images) for s in shares]
-        held = max(kept, default=0) if recipe.runtime.micro_batch else sum(kept)
+    for rank, cells in enumerate(ensemble.placement.cells):
+        what = ", ".join(f"{plan.names[c.teacher]} [{c.start}:{c.stop}]" for c in cells) or "nothing"
+        at_once = [min(c.images, micro_batch) if isinstance(micro_batch, int) else c.images for c in cells]
+        kept = [ensemble.teachers[c.teacher].memory * n for c, n in zip(cells, at_once, strict=True)]
+        held = max(kept, default=0) if micro_batch else sum(kept)
         table.add_row(str(rank), what, f"{loads[rank] / 1e9:.1f}", f"{held / 2**20:.0f}")
-    console.print(table)
-    balance = sum(loads) / len(loads) / max(loads)
-    names = ", ".join(map(str, devices))
-    if recipe.runtime.replicas > 1:
-        console.print(f"{recipe.runtime.replicas} replicas of these ranks make their trials side by side")
-    flops = sum(loads) * recipe.iterations * recipe.trials
-    console.print(
-        f"balance {balance:.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, {names}, "
-        f"{recipe.runtime.precision}, compile {recipe.runtime.compile}",
-        highlight=False,
+    return table
+
+
+def _seconds_of_a_step(plan: Plan, device: torch.device) -> float:
+    """The median of some steps of the last stage, after one that does not count, in this process alone."""
+    set_up(plan.recipe.runtime.precision, device)
+    alone = ProcessContext(0, 1, device)
+    plan = plan.with_runtime(micro_batch=None, reproducible="placement")
+    ensemble = build_ensemble(plan, alone)
+    inversion: Inversion = build_inversion(plan, ensemble, alone, 0)
+    inversion.step = max(0, inversion.iterations - _TIMED_STEPS - 1)
+    seconds, began = [], time.perf_counter()
+    for _ in inversion:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        if len(seconds) > _TIMED_STEPS:
+            break
+    return statistics.median(seconds[1:] or seconds)
+
+
+def _clock(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
     )
 
 
-def _at_once(micro_batch: int | str | None, images: int) -> int:
-    return min(images, micro_batch) if isinstance(micro_batch, int) else images
-
-
-def print_summary(summary: dict[str, Any], output: Path) -> None:
+def print_summary(summary: Mapping[str, Any], output: str | Path) -> None:
     """Teachers and verifiers with what they read, and where the results are."""
     console = _console()
     table = Table("network", "role", "reads the target", "losses", box=None, pad_edge=False)

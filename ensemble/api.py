@@ -1,0 +1,117 @@
+"""Inversion from Python, in one call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.config.parsing import to_plain
+from ensemble.machine.hardware import settings_kept
+from ensemble.machine.progress import progress_reporter
+from ensemble.objectives.terms import FunctionTerm, Objective
+from ensemble.plugins import load_entry_points
+from ensemble.recipe import Recipe, default_recipe
+from ensemble.runs.job import job, recipe_for
+from ensemble.runs.networks import Named, Networks, named_networks
+from ensemble.runs.results import Results
+
+Source = Recipe | str | Path | nn.Module | Sequence[Named | Mapping[str, Any]] | None
+Term = Objective | Callable[[torch.Tensor], torch.Tensor]
+
+
+def invert(
+    source: Source = None,
+    *overrides: str,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    terms: Sequence[Term] = (),
+    verifiers: Sequence[Named] | None = None,
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
+    **fields: Any,
+) -> Results | None:
+    """Images on which the teachers agree. Under torchrun every rank calls it; ranks but 0 get None.
+
+    `source` is a list of teachers (names as on the command line, modules, pairs (module, ModelCard), or mappings
+    {"model": one of these, "weight": 2.0, ...}), or a recipe (Recipe, file, or the name of a shipped one), or None to
+    go on with the run in `output`. A module without a card needs `input_size`, in pixels, and takes `mean`, `std`
+    (of RGB in [0, 1]; ImageNet's where they are not given) and `class_names`; its classes are counted by a probe.
+    Modules are left as they were.
+
+    `fields` are the recipe's (`targets`, `images_per_class`, `seed`, `optimizer`, ...), `iterations` (steps in all)
+    and those of `runtime` (`device`, `precision`, ...); `overrides` reach every field: "optimizer.lr=0.2". `terms`
+    are further terms of the loss: TeacherTerms and ImageTerms, or functions of the view (N, 3, H, W), RGB in [0, 1],
+    to a scalar.
+
+    Without `output` nothing is written. Ctrl-C ends it with the images that there are. Raises ValueError for
+    mistakes, with one line each.
+    """
+    began = time.perf_counter()
+    load_entry_points()
+    with settings_kept():
+        own: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std, "class_names": class_names}
+        judges, in_memory = named_networks(verifiers or (), {}, **own)
+        base: Any = source
+        if isinstance(source, Recipe):
+            base = to_plain(source)
+        elif source is not None and not isinstance(source, str | Path):
+            base, teachers = _from_teachers(source, in_memory, own)
+            in_memory |= teachers
+        named, live = _terms(terms)
+        if verifiers is not None:
+            fields["verifiers"] = judges
+        recipe = recipe_for(base, fields, overrides, output, resume)
+        if named:
+            recipe = recipe_for(
+                to_plain(recipe) | {"objectives": [*map(to_plain, recipe.objectives), *map(to_plain, named)]},
+                {}, (), None, False,
+            )  # fmt: skip
+        planned = job(recipe, output, resume=resume, overwrite=overwrite, networks=Networks(in_memory), terms=live)
+        rank = int(os.environ.get("RANK", "0"))
+        if planned.is_finished and output is not None:
+            return Results.open(output) if rank == 0 else None
+        planned.check(int(os.environ.get("WORLD_SIZE", "1")))
+        return planned.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
+
+
+def _from_teachers(
+    source: nn.Module | Sequence[Named | Mapping[str, Any]],
+    taken: Mapping[str, tuple[nn.Module, Any]],
+    own: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, tuple[nn.Module, Any]]]:
+    """The plain recipe for these teachers, and the modules among them by their names there."""
+    listed = [source] if isinstance(source, nn.Module) else list(source)
+    if not listed:
+        raise ValueError("teachers: name at least one")
+    entries = [dict(teacher) if isinstance(teacher, Mapping) else {"model": teacher} for teacher in listed]
+    if missing := [entry for entry in entries if "model" not in entry]:
+        raise ValueError(f"teachers: {missing[0]} names no model")
+    names, modules = named_networks([entry["model"] for entry in entries], taken, **own)
+    networks = Networks({**taken, **modules})
+    recipe = default_recipe(names, max(networks.card(name).input_size for name in names))
+    recipe["teachers"] = [entry | {"model": name} for entry, name in zip(entries, names, strict=True)]
+    return recipe, modules
+
+
+def _terms(terms: Sequence[Term]) -> tuple[list[Objective], list[Objective]]:
+    """Those that a recipe can name, and those that it cannot."""
+    named: list[Objective] = []
+    live: list[Objective] = []
+    for term in terms:
+        if isinstance(term, Objective):
+            (named if type(term) in type(term).kinds.values() else live).append(term)
+        elif callable(term):
+            live.append(FunctionTerm(term))
+        else:
+            raise ValueError(f"terms: {term!r} is neither a TeacherTerm, an ImageTerm nor a function of the view")
+    return named, live

@@ -1,0 +1,62 @@
+"""What commands share: the parser, and options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print its usage and exit."""
+
+    def __init__(self, program: str, text: str) -> None:
+        """`text` is the command's docstring: what it does, and examples."""
+        description, _, examples = text.partition("\n\nexamples:\n")
+        super().__init__(
+            prog=program,
+            description=description,
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--plugin", action="append", default=[], metavar="FILE", help="a Python file that adds models or terms"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+    def list_commands(self, commands: Mapping[str, str]) -> None:
+        """Add the commands to the help."""
+        width = max(map(len, commands))
+        lines = [f"  {name:<{width}}  {text}" for name, text in commands.items()]
+        self.description = "\n".join([self.description or "", "", f"commands ({self.prog} COMMAND --help):", *lines])
+
+
+def add_output(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--output, and what becomes of an earlier run there."""
+    group = parser.add_argument_group("results")
+    shown = " (default: %(default)s)" if default else ""
+    group.add_argument(
+        "--output", metavar="DIR", default=default, required=default is None, help=f"results folder{shown}"
+    )
+    earlier = group.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
+    earlier.add_argument("--resume", action="store_true", help="go on with the run in DIR, or begin")
+
+
+def add_overrides(parser: argparse._ActionsContainer) -> None:
+    """--set."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="any field, e.g. optimizer.lr=0.2",
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """--device."""
+    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")

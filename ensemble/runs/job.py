@@ -1,0 +1,122 @@
+"""A run that is checked and may begin: what the command line and Python callers share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble.config.yaml_files import load_yaml
+from ensemble.machine.hardware import choose_devices
+from ensemble.machine.progress import ProgressReporter
+from ensemble.machine.ranks import process_context
+from ensemble.objectives.terms import Objective
+from ensemble.recipe import Recipe, parse_recipe
+from ensemble.runs.checkpoints import is_finished
+from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.networks import Networks
+from ensemble.runs.plan import Plan, check_placement, plan
+from ensemble.runs.recipes import assembled, recipe_file
+from ensemble.runs.results import Results
+from ensemble.runs.run import run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan, the devices it is for, and where its results go."""
+
+    plan: Plan
+    device: torch.device
+    """Of this process."""
+    devices: Sequence[torch.device]
+    """All that are known to take part."""
+    folder: ResultsFolder | None
+    resume: bool
+    overwrite: bool
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is to go on with a run that has ended."""
+        return self.resume and self.folder is not None and is_finished(self.plan, self.folder)
+
+    def check(self, ranks: int) -> None:
+        """ValueError where results may not be written, or teachers cannot be placed on so many ranks."""
+        if self.folder is not None:
+            self.folder.check(self.overwrite or self.resume)
+            _check_writable(self.folder.path)
+        check_placement(self.plan, ranks)
+
+    def run(self, began: float, progress: ProgressReporter, *, keeps_partial: bool = False) -> Results | None:
+        """What `ensemble.runs.run.run` returns, as a process of its own or as one of torchrun's ranks."""
+        with process_context(self.device) as context:
+            return run(
+                self.plan,
+                context,
+                self.folder,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                began=began,
+                progress=progress,
+                keeps_partial=keeps_partial,
+            )
+
+
+def job(
+    recipe: Recipe,
+    output: str | Path | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    networks: Networks | None = None,
+    terms: Sequence[Objective] = (),
+) -> Job:
+    """The job of a recipe; ValueError for what its cards, devices and files do not allow."""
+    device, devices = choose_devices(recipe.runtime.device)
+    folder = None if output is None else ResultsFolder(Path(output).expanduser())
+    return Job(plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite)
+
+
+def recipe_for(
+    source: str | Path | Mapping[str, Any] | None,
+    fields: Mapping[str, Any],
+    overrides: Sequence[str],
+    output: str | Path | None,
+    resume: bool,
+) -> Recipe:
+    """The recipe from `source` (a file, a shipped name, plain data), or where `output` goes on, from there.
+
+    A run that goes on keeps its stages; `iterations` makes its last one longer.
+    """
+    saved = _saved(output) if resume else None
+    if source is None and saved is None:
+        raise ValueError("name teachers or a recipe" + (f"; {output} holds no run to go on with" if resume else ""))
+    data = saved if source is None else source
+    if isinstance(data, str | Path):
+        data = load_yaml(recipe_file(data))
+    assert data is not None
+    total = fields.get("iterations")
+    if saved is None or total is None:
+        return assembled(data, fields, overrides)
+    recipe = assembled(data, {**fields, "iterations": None}, overrides)
+    begun = parse_recipe(saved)
+    optimizer = replace(recipe.optimizer, warmup=begun.optimizer.warmup)
+    return replace(recipe, stages=begun.stages, optimizer=optimizer).continued_to(total)
+
+
+def _saved(output: str | Path | None) -> dict[str, Any] | None:
+    """The recipe that a run wrote into the folder, if one did."""
+    if output is None:
+        return None
+    folder = ResultsFolder(Path(output).expanduser())
+    return folder.read_recipe() if folder.has_recipe else None
+
+
+def _check_writable(output: Path) -> None:
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is a file"
+        raise ValueError(f"output: {output} cannot be made, {there} {why}; give another folder")

@@ -1,0 +1,116 @@
+"""The networks of a run by their names in its recipe: modules in memory, and all that `models` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ensemble.teachers.copying import copied
+from models import ModelCard, create_model, model_card
+
+Named = str | nn.Module | tuple[nn.Module, ModelCard]
+"""A network: its name as on the command line, a module, or a module with its card."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Looks networks up."""
+
+    in_memory: Mapping[str, tuple[nn.Module, ModelCard]] = field(default_factory=dict)
+    """By a name in angle brackets, which no registered network has."""
+
+    def card(self, name: str) -> ModelCard:
+        """Its card; ValueError for unknown names."""
+        if name in self.in_memory:
+            return self.in_memory[name][1]
+        _check_not_in_memory(name)
+        return model_card(name)
+
+    def create(self, name: str) -> tuple[nn.Module, ModelCard]:
+        """The network with its weights, and its card; a module in memory is the user's own and must stay as it is."""
+        if name in self.in_memory:
+            return self.in_memory[name]
+        _check_not_in_memory(name)
+        return create_model(name)
+
+
+def named_networks(
+    networks: Sequence[Named],
+    taken: Mapping[str, tuple[nn.Module, ModelCard]],
+    *,
+    input_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    class_names: Sequence[str],
+) -> tuple[list[str], dict[str, tuple[nn.Module, ModelCard]]]:
+    """The names under which a recipe has these networks, and those of them that are modules, with their cards.
+
+    A module without a card needs `input_size`; how many classes it has is read off its logits for a grey image.
+    Names in `taken` are not given again. Raises ValueError for what is neither a name, a module nor a pair.
+    """
+    names: list[str] = []
+    modules = dict(taken)
+    for network in networks:
+        if isinstance(network, str):
+            names.append(network)
+            continue
+        module, card = network if isinstance(network, tuple) and len(network) == 2 else (network, None)
+        if not isinstance(module, nn.Module) or not isinstance(card, ModelCard | None):
+            raise ValueError(
+                f"teachers: expected a name, a module, or a pair (module, ModelCard), got {type(network).__name__}"
+            )
+        name = _free_name(card.name if card is not None else type(module).__name__, modules)
+        if card is None:
+            if input_size is None:
+                raise ValueError(f"teachers: {name} comes without a ModelCard; say input_size=, in pixels")
+            card = _card_of(module, name.strip("<>"), input_size, mean, std, class_names)
+        modules[name] = module, card
+        names.append(name)
+    return names, {name: pair for name, pair in modules.items() if name not in taken}
+
+
+def _free_name(base: str, taken: Mapping[str, object]) -> str:
+    name, n = f"<{base}>", 1
+    while name in taken:
+        n += 1
+        name = f"<{base}-{n}>"
+    return name
+
+
+def _card_of(
+    module: nn.Module,
+    name: str,
+    input_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    class_names: Sequence[str],
+) -> ModelCard:
+    """The card of a bare module: what the caller says, and the number of its logits."""
+    parameter = next(module.parameters(), torch.zeros(()))
+    grey = torch.zeros(1, 3, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
+    try:
+        with torch.no_grad():
+            logits = copied(module).eval()(grey)
+        classes = int(logits.shape[1])
+    except Exception as error:  # a network may be anybody's
+        raise ValueError(
+            f"{name}: no logits (N, classes) for an image of {input_size} x {input_size}: {error}"
+        ) from error
+    about: dict[str, tuple[float, ...]] = {}
+    if mean is not None:
+        about["mean"] = tuple(mean)
+    if std is not None:
+        about["std"] = tuple(std)
+    names = tuple(class_names) if len(class_names) == classes else ()
+    return ModelCard(name, "own", input_size, classes, class_names=names, **about)  # type: ignore[arg-type]
+
+
+def _check_not_in_memory(name: str) -> None:
+    if name.startswith("<"):
+        raise ValueError(
+            f"teachers: {name} was a module in memory, which a recipe cannot hold; give it again from Python, "
+            "as invert([(module, card)], ...)"
+        )

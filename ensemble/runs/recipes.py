@@ -1,0 +1,70 @@
+"""Recipes by name or path, with what the caller lays over them."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.overrides import apply_override
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import load_yaml
+from ensemble.recipe import Recipe, parse_recipe
+
+_RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
+"""Fields of `runtime` that callers name directly."""
+
+
+def load_recipe(name: str | Path, *overrides: str) -> Recipe:
+    """The recipe in a file, or the shipped one of that name, with overrides such as "optimizer.lr=0.2".
+
+    Raises ValueError for an unknown name, and with every mistake in the recipe.
+    """
+    return assembled(load_yaml(recipe_file(name)), {}, overrides)
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The file, or that of the shipped recipe `name` (`quickstart`, `training/resnet20_cifar`)."""
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for folder, file in _shipped()}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(sorted(shipped))}"
+    raise ValueError(f"recipe {str(name)!r} is neither a file nor a shipped recipe; {hint}")
+
+
+def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+    """The recipe `data` with `fields` of it replaced, then `overrides` applied.
+
+    `fields` may also hold `iterations` (steps in all; the stages keep their proportions) and fields of `runtime`.
+    Raises ConfigError with every mistake.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    total = given.pop("iterations", None)
+    runtime = {key: given.pop(key) for key in _RUNTIME if key in given}
+    plain: dict[str, Any] = {**data, **given}
+    if runtime:
+        plain["runtime"] = {**(plain.get("runtime") or {}), **runtime}
+    for override in overrides:
+        with suppress(ConfigError):  # mistakes are told below; an override may mend them
+            plain = to_plain(parse_recipe(plain))  # all fields are there to be overridden
+        plain = apply_override(plain, override)
+    recipe = parse_recipe(plain)
+    if total is None:
+        return recipe
+    if isinstance(total, bool) or not isinstance(total, int):
+        raise ValueError(f"iterations: expected an integer, got {total!r}")
+    return recipe.with_iterations(total)
+
+
+def _shipped() -> Iterable[tuple[Path, Path]]:
+    """(folder, file) of each recipe that comes with the project, from a checkout or an installation."""
+    for folder in (Path(__file__).parents[2] / "recipes", Path(sys.prefix) / "share/ensemble-inversion/recipes"):
+        yield from ((folder, file) for file in sorted(folder.rglob("*.yaml")))

@@ -1,0 +1,107 @@
+"""What a run makes: images, and what every network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml
+from ensemble.image.pictures import draw_grid
+from ensemble.recipe import Recipe, parse_recipe
+from ensemble.runs.folder import PER_IMAGE, PER_LAYER, ResultsFolder
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of one run, all trials together."""
+
+    images: torch.Tensor
+    """(N, 3, H, W), RGB in [0, 1], float32, on the CPU."""
+    targets: torch.Tensor
+    """(N,) indices of the first teacher's classes."""
+    logits: dict[str, torch.Tensor]
+    """(N, classes) by name, of each teacher and each verifier."""
+    per_image: list[dict[str, Any]]
+    """A row an image: target, and each network's reading and probability of the target."""
+    per_layer: list[dict[str, Any]]
+    """A row a BN layer of each teacher: how far the images' mean and variance are from the running ones."""
+    summary: dict[str, Any]
+    """Losses and readings of the networks, time, memory, versions, warnings."""
+    recipe: Recipe
+    """With every `auto` resolved: running it again gives the same images."""
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a recipe cannot hold: modules and terms that were handed over in memory."""
+
+    def grid(self, columns: int = 10) -> Image.Image:
+        """The images as one picture; a notebook shows it."""
+        return draw_grid(self.images, self.targets, self.class_names, columns)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write all of it, as the command line does; ValueError where the folder is not empty."""
+        target = ResultsFolder(Path(folder).expanduser())
+        target.begin(overwrite)
+        target.write_recipe(recipe_text(self.recipe, self.notes))
+        self.write(target)
+        target.write_summary(self.summary)
+
+    def write(self, folder: ResultsFolder) -> None:
+        """Images and readings, into a folder that a run has begun."""
+        folder.write_images(self.images, self.targets, self.class_names)
+        folder.write_readings(self.logits, self.per_image, self.per_layer)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Results:
+        """The results in a folder; ValueError where none are, or they are damaged."""
+        source = ResultsFolder(Path(folder).expanduser())
+        images, targets = source.read_images()
+        summary = source.read_summary()
+        return cls(
+            images,
+            targets,
+            source.read_logits(),
+            source.read_rows(PER_IMAGE),
+            source.read_rows(PER_LAYER),
+            summary,
+            parse_recipe(source.read_recipe()),
+            tuple(summary.get("class_names", ())),
+        )
+
+    def __repr__(self) -> str:
+        n, _, height, width = self.images.shape
+        read = {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("teachers", {}).items()}
+        read |= {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("verifiers", {}).items()}
+        shown = ", ".join(f"{name} reads {share}" for name, share in read.items())
+        return f"Results({n} images of {height} x {width}; {shown})"
+
+
+def recipe_text(recipe: Recipe, notes: Sequence[str] = ()) -> str:
+    """The recipe as YAML, under a comment for each thing that it cannot hold."""
+    return "".join(f"# {note}\n" for note in notes) + dump_yaml(to_plain(recipe))
+
+
+def image_rows(
+    logits: Mapping[str, torch.Tensor],
+    targets: torch.Tensor,
+    own_targets: Mapping[str, torch.Tensor],
+    trials: Sequence[int],
+    class_names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Rows of `Results.per_image`; `own_targets` are the targets as indices of each network's own classes."""
+    rows: list[dict[str, Any]] = [
+        {"image": i, "trial": trial, "target": target, "class": class_names[target] if class_names else str(target)}
+        for i, (trial, target) in enumerate(zip(trials, targets.tolist(), strict=True))
+    ]
+    for name, said in logits.items():
+        own = own_targets[name]
+        reads = said.argmax(1).tolist()
+        probability = said.double().softmax(1).gather(1, own[:, None])[:, 0].tolist()
+        for row, read, p, target in zip(rows, reads, probability, own.tolist(), strict=True):
+            row |= {f"{name}/reads": read, f"{name}/right": read == target, f"{name}/probability": p}
+    return rows

@@ -1,0 +1,132 @@
+"""What a run sums up: losses, readings of teachers and verifiers, and what the user should be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.evaluation.classification import accuracy_of, logits_of
+from ensemble.machine.hardware import peak_memory
+from ensemble.machine.ranks import ProcessContext
+from ensemble.runs.build import PlacedEnsemble
+from ensemble.runs.checkpoints import versions
+from ensemble.runs.plan import Plan, unique_names
+from ensemble.runs.trial import Clock
+from ensemble.runs.trial_results import TrialResults
+from models import ModelCard
+
+_MISSED = 0.05
+"""Share of its own targets that a teacher may miss at the end without a word."""
+
+Verifiers = Mapping[str, tuple[nn.Module, ModelCard]]
+
+
+def summarise(plan: Plan, context: ProcessContext, done: Mapping[int, TrialResults], clock: Clock) -> dict[str, Any]:
+    """The summary but for the verifiers. All ranks must call it."""
+    losses = _mean_losses(done)
+    teachers: dict[str, dict[str, float]] = {}
+    for key, value in losses.items():
+        name, _, term = key.rpartition("/")
+        if name:
+            teachers.setdefault(name, {})[term] = value
+    return {
+        "teachers": teachers,
+        "loss": losses.get("loss"),
+        "images": sum(len(plan.targets(trial)) for trial in done),
+        "class_names": list(plan.class_names),
+        "verifier_accuracy": None,
+        "steps_per_second": clock.steps / clock.steady_seconds if clock.steady_seconds else None,
+        "startup_seconds": clock.startup or 0.0,
+        "peak_memory_bytes": max(context.gather(peak_memory(context.device))),
+        "ranks": context.world_size,
+        "replicas": plan.recipe.runtime.replicas,
+        "device": ", ".join(dict.fromkeys(context.gather(str(context.device)))),
+        "precision": plan.recipe.runtime.precision,
+        "compiled": plan.recipe.runtime.compile == "on",
+        "versions": versions(context.device),
+        "seed": plan.recipe.seed,
+    }
+
+
+def load_verifiers(plan: Plan) -> Verifiers:
+    """Display name -> network and card: loaded before the run, so that it does not end in their errors."""
+    names = unique_names(plan.recipe.verifiers)
+    return {name: plan.networks.create(model) for name, model in zip(names, plan.recipe.verifiers, strict=True)}
+
+
+def verify(
+    verifiers: Verifiers, images: torch.Tensor, targets: torch.Tensor, device: torch.device
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Each verifier's accuracy on all images, with its 95 % interval, for the summary; and its logits by name."""
+    read, logits = {}, {}
+    for name, (net, card) in verifiers.items():
+        home = next((p.device for p in net.parameters()), torch.device("cpu"))
+        try:
+            logits[name] = logits_of(net.to(device), card, images)
+        except torch.OutOfMemoryError:
+            logits[name] = logits_of(net.cpu(), card, images)
+        finally:
+            net.to(home)  # it may be the user's own
+        result = accuracy_of(logits[name], targets, card)
+        read[name] = {"accuracy": result.top1, "interval": list(result.interval), "images": result.n}
+    first = next(iter(read.values()))["accuracy"] if read else None
+    return {"verifier_accuracy": first, "verifiers": read}, logits
+
+
+def layer_rows(ensemble: PlacedEnsemble, done: Mapping[int, TrialResults]) -> list[dict[str, Any]]:
+    """A row a BN layer: distances of mean and variance in units of the layer's own spread, averaged over trials."""
+    rows = []
+    for placed in ensemble.teachers:
+        profile = placed.profile
+        if profile.statistics is None:
+            continue
+        statistics = profile.statistics.at(next(iter(done.values())).images.shape[2])
+        distances = [
+            torch.stack(
+                statistics.distances(result.moments[profile.name].to(statistics.mean.device), len(result.images))
+            )
+            for result in done.values()
+        ]
+        mean, var = torch.stack(distances).mean(0).tolist()
+        rows += [
+            {"teacher": profile.name, "layer": layer.name, "order": i, "mean_distance": m, "variance_distance": v}
+            for i, (layer, m, v) in enumerate(zip(statistics.layers, mean, var, strict=True))
+        ]
+    return rows
+
+
+def warnings_of(
+    plan: Plan, done: Mapping[int, TrialResults], first_losses: Mapping[int, Mapping[str, float]]
+) -> list[str]:
+    """A line for each teacher that misses its targets, and for each loss that did not fall, with what to try."""
+    found = []
+    losses = _mean_losses(done)
+    classification = [i for i, term in enumerate(plan.recipe.objectives) if getattr(term, "aims", False)]
+    aims = any(term.aims for term in plan.formulation.teacher_terms)
+    for name in plan.names:
+        missed = 1 - losses.get(f"{name}/accuracy", 1.0)
+        if aims and missed > _MISSED:
+            at = f"objectives[{classification[0]}]" if classification else "the class term"
+            found.append(
+                f"{name} misses {missed:.0%} of its own targets; try more iterations, a larger {at}.weight, "
+                f"or {at}.temperature=1 where it has one"
+            )
+    fell = [(first, done[trial].values) for trial, first in first_losses.items() if first and trial in done]
+    for key in fell[0][0] if fell else ():
+        if key == "prior" or key.endswith("/accuracy") or any(key not in last for _, last in fell):
+            continue
+        before, after = (sum(values[key] for values in side) / len(fell) for side in zip(*fell, strict=True))
+        if not after < before:
+            found.append(
+                f"{key} did not fall: {before:.4g} at the first step, {after:.4g} at the end; "
+                "try a lower learning rate (optimizer.lr), or more iterations"
+            )
+    return found
+
+
+def _mean_losses(done: Mapping[int, TrialResults]) -> dict[str, float]:
+    values: Sequence[Mapping[str, float]] = [result.values for result in done.values()]
+    return {key: sum(v[key] for v in values) / len(values) for key in (values[0] if values else ())}

@@ -1,0 +1,142 @@
+"""One batch of images, from its start or its checkpoint to what came out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from ensemble.engine.guard import NotFiniteError
+from ensemble.engine.inversion import Inversion, Step
+from ensemble.machine.errors import MachineFailure
+from ensemble.machine.files import JsonLines
+from ensemble.machine.launch import StopRequest
+from ensemble.machine.progress import ProgressReporter
+from ensemble.machine.ranks import ProcessContext
+from ensemble.runs.build import PlacedEnsemble, build_inversion
+from ensemble.runs.checkpoints import Checkpoints, Restored
+from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.plan import Plan
+from ensemble.runs.trial_results import TrialResults
+
+
+class Interrupted(MachineFailure):
+    """The run was asked to stop; it is saved and can be resumed."""
+
+
+@dataclass
+class Clock:
+    """Start-up apart from the steady state."""
+
+    began: float
+    startup: float | None = None
+    steady_from: float | None = None
+    steps: int = 0
+    steady_seconds: float = 0.0
+
+    def count(self, warm_up: bool) -> bool:
+        """Count a step; whether it was the first of the run."""
+        now = time.perf_counter()
+        first = self.startup is None
+        if first:
+            self.startup = now - self.began
+        if warm_up or self.steady_from is None:
+            self.steady_from = now
+        else:
+            self.steps += 1
+            self.steady_seconds += now - self.steady_from
+            self.steady_from = now
+        return first
+
+
+@dataclass
+class Replica:
+    """What the trials of one replica share."""
+
+    plan: Plan
+    folder: ResultsFolder | None
+    """None: nothing is written."""
+    context: ProcessContext
+    """This process within its replica."""
+    ensemble: PlacedEnsemble
+    restored: Restored
+    progress: ProgressReporter
+    metrics: JsonLines | None
+    clock: Clock
+    keeps_partial: bool
+    """A stop that is asked for ends the trial with what there is, instead of Interrupted."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    done: dict[int, TrialResults] = field(default_factory=dict)
+    """By trial."""
+    steps_done: int = 0
+    """Over all trials of this replica, those before a resume too."""
+    first_losses: dict[int, dict[str, float]] = field(default_factory=dict)
+    """The losses at a trial's first step, where this run took it."""
+
+
+def run_trial(here: Replica, trial: int) -> None:
+    """Makes the trial's images; what came out goes into `here.done`.
+
+    Raises Interrupted after a stop that was asked for, and NotFiniteError, with the last good images in `here.done`.
+    """
+    plan, context = here.plan, here.context
+    inversion = build_inversion(plan, here.ensemble, context, trial)
+    here.restored.restore(trial, inversion, context.device)
+    checkpoints = Checkpoints(plan, None if here.folder is None else here.folder.checkpoints, context, trial)
+    inversion.ask(stop=here.stop.asked)
+    partial = False
+    try:
+        for step in inversion:
+            _count(here, step)
+            _show(here, trial, step)
+            stopped = step.stop and not step.last
+            if step.save or stopped:
+                checkpoints.save(inversion)
+            partial = stopped and here.keeps_partial
+            if partial:
+                break
+            if stopped:
+                raise Interrupted(
+                    f"stopped at step {inversion.step} of trial {trial}; to go on, run the same command with --resume"
+                )
+            inversion.ask(save=checkpoints.due, stop=here.stop.asked)
+    except NotFiniteError:
+        here.done[trial] = TrialResults(inversion.result().float().cpu(), {}, {}, {})
+        raise
+    done = _read(inversion)
+    if not partial:
+        checkpoints.save(inversion, done)
+    here.done[trial] = done
+
+
+def _count(here: Replica, step: Step) -> None:
+    if step.number < 2 and here.context.device.type == "cuda":
+        torch.cuda.synchronize(here.context.device)  # what is timed and limited from here on is steps, not compilation
+    if here.clock.count(warm_up=step.number < 2):
+        here.context.limit(here.plan.recipe.runtime.timeout)
+
+
+def _show(here: Replica, trial: int, step: Step) -> None:
+    """Metrics and progress."""
+    recorded = step.number % here.plan.recipe.record_every == 0 or step.last
+    values: dict[str, float] = {}
+    if recorded:
+        losses = step.record.values()
+        here.first_losses.setdefault(trial, losses if step.number == 0 else {})
+        values = losses | {"lr": step.lr}
+    if here.metrics is not None and (recorded or step.event):
+        about = {"trial": trial, "step": step.number, "stage": step.stage, "lr": step.lr}
+        here.metrics.write(about | values | ({"event": step.event} if step.event else {}))
+    if step.event:
+        here.progress.message(f"step {step.number}: {step.event}")
+    here.progress.step(here.steps_done, values or None)
+    here.steps_done += 1
+
+
+def _read(inversion: Inversion) -> TrialResults:
+    images = inversion.result()
+    readings = inversion.loss.read(images)
+    logits = {name: tensor.float().cpu() for name, tensor in readings.logits.items()}
+    moments = {name: tensor.cpu() for name, tensor in readings.moments.items()}
+    return TrialResults(images.float().cpu(), readings.record.values(), logits, moments)

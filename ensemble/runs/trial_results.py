@@ -1,0 +1,40 @@
+"""What came out of one trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+_LOGITS, _MOMENTS = "results.logits.", "results.moments."
+_IMAGES = "results.images"
+
+
+@dataclass(frozen=True)
+class TrialResults:
+    """The images of one trial, and what each teacher makes of them."""
+
+    images: torch.Tensor
+    """(N, 3, H, W), RGB in [0, 1], float32, on the CPU."""
+    values: dict[str, float]
+    """Final losses, by `<teacher>/<term>`."""
+    logits: dict[str, torch.Tensor]
+    """(N, classes) by teacher."""
+    moments: dict[str, torch.Tensor]
+    """Packed BN moments (2, C) by teacher."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, for a checkpoint."""
+        named = {_IMAGES: self.images}
+        named |= {_LOGITS + name: tensor for name, tensor in self.logits.items()}
+        return named | {_MOMENTS + name: tensor for name, tensor in self.moments.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> TrialResults:
+        """The inverse of `tensors`; without them, on ranks that were not sent any, an empty batch."""
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        return cls(tensors.get(_IMAGES, torch.zeros(0, 3, 0, 0)), dict(values), part(_LOGITS), part(_MOMENTS))
