@@ -32,24 +32,24 @@ class Accuracy:
 def accuracy(
     net: nn.Module, card: ModelCard, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256
 ) -> Accuracy:
-    """How often `net` gives the images their targets.
+    """How often `net` gives the images their targets, int64 (N,).
 
-    `images` float (N, 3, H, W), RGB in [0, 1], are resized (bilinear, antialiased) to the card's input size
-    and normalised with its mean and std; `targets` int64 (N,). The network runs in eval mode without
-    gradients and keeps the mode it was in. With fewer than five classes `top5` counts them all.
+    With fewer than five classes `top5` counts them all. Raises ValueError as `logits_of` does, and where targets do
+    not fit images or card.
+    """
+    return accuracy_of(logits_of(net, card, images, batch_size), targets, card)
 
-    Raises ValueError where images, targets or logits do not fit the card, or logits are not finite.
+
+def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+    """The logits (N, classes), float32 on the CPU, of images float (N, 3, H, W), RGB in [0, 1].
+
+    They are resized (bilinear, antialiased) to the card's input size and normalised with its mean and std. The
+    network runs in eval mode without gradients and keeps the mode it was in.
+
+    Raises ValueError where images or logits do not fit the card, or logits are not finite.
     """
     check_images(card, images)
-    if targets.shape != images.shape[:1]:
-        raise ValueError(f"{card.name}: {len(images)} images need as many targets, got shape {tuple(targets.shape)}")
-    targets = targets.detach().cpu().long()
-    if targets.min() < 0 or targets.max() >= card.num_classes:
-        raise ValueError(
-            f"{card.name}: targets must be in 0..{card.num_classes - 1}, "
-            f"got {targets.min().item()}..{targets.max().item()}"
-        )
-    best, confidence = [], []
+    found = []
     with evaluating(net):
         for batch in batches(net, card, images, batch_size):
             logits = net(batch)
@@ -60,9 +60,21 @@ def accuracy(
                 )
             if not logits.isfinite().all():
                 raise ValueError(f"{card.name}: the logits are not finite; check the weights")
-            best.append(logits.topk(min(5, card.num_classes)).indices.cpu())
-            confidence.append(logits.float().softmax(1).amax(1).cpu())
-    hits = torch.cat(best) == targets[:, None]
+            found.append(logits.float().cpu())
+    return torch.cat(found)
+
+
+def accuracy_of(logits: torch.Tensor, targets: torch.Tensor, card: ModelCard) -> Accuracy:
+    """How often `logits` (N, classes) give the images their targets (N,)."""
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"{card.name}: {len(logits)} images need as many targets, got shape {tuple(targets.shape)}")
+    targets = targets.detach().cpu().long()
+    if targets.min() < 0 or targets.max() >= card.num_classes:
+        raise ValueError(
+            f"{card.name}: targets must be in 0..{card.num_classes - 1}, "
+            f"got {targets.min().item()}..{targets.max().item()}"
+        )
+    hits = logits.topk(min(5, card.num_classes)).indices == targets[:, None]
     first = hits[:, 0]
     n = len(targets)
     right = torch.bincount(targets[first], minlength=card.num_classes).tolist()
@@ -73,7 +85,7 @@ def accuracy(
         n=n,
         interval=wilson_interval(int(first.sum()), n),
         per_class=tuple(r / t if t else math.nan for r, t in zip(right, total, strict=True)),
-        confidence=torch.cat(confidence).double().mean().item(),
+        confidence=logits.softmax(1).amax(1).double().mean().item(),
     )
 
 
