@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
     *("machine", "config", "image", "data", "teachers", "objectives", "engine"),
-    *("recipe", "evaluation", "training", "runs", "applications"),
+    *("recipe", "plugins", "evaluation", "training", "runs", "api", "applications", "cli"),
 )
 """The rooms of `ensemble`; each may import only those before it, and itself."""
 
@@ -22,7 +22,8 @@ FILE_MACHINERY = {
     *("yaml", "json", "csv", "pickle", "safetensors", "PIL", "tarfile", "zipfile"),
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "open"),
     *("torch.save", "torch.load"),
-    *("ensemble.config", "ensemble.data", "ensemble.machine.checkpoint", "ensemble.recipe", "ensemble.runs"),
+    *("ensemble.config.yaml_files", "ensemble.config.parsing", "ensemble.config.overrides"),
+    *("ensemble.data", "ensemble.machine.checkpoint", "ensemble.machine.files", "ensemble.recipe", "ensemble.runs"),
 }
 
 

@@ -12,7 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from ensemble.config.docstrings import class_doc, field_docs
-from ensemble.config.hints import describe, flaw, hint_of, keys
+from ensemble.config.hints import flaw, hint_of, keys
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import parse, plain
 
@@ -115,13 +115,12 @@ def _check_definition(cls: type[Any]) -> None:
 
 
 def _unreadable_field(cls: type[Any], handler: GetCoreSchemaHandler) -> str:
-    for name in keys(cls):
-        hint = hint_of(cls, name)
+    for field in dataclasses.fields(cls):
         try:
-            handler.generate_schema(hint)
+            handler.generate_schema(hint_of(cls, field.name))
         except PydanticUserError:
-            return f"{cls.__name__}.{name}: values of its type, {describe(hint)}, cannot be read"
-    return f"{cls.__name__} cannot be read"
+            return f"{cls.__name__}.{field.name}: {field.type} cannot be read from a recipe"
+    return f"{cls.__name__} cannot be read from a recipe"
 
 
 def _describe_fields(cls: type[Any], properties: dict[str, Any]) -> None:
@@ -147,8 +146,7 @@ def _tell_literals_apart(schema: Any) -> None:
         schema.clear()
         schema.update(core_schema.no_info_before_validator_function(_one_of(literal["expected"]), literal))
     elif isinstance(schema, dict):
-        for key in schema.keys() - {"default", "metadata"}:
-            _tell_literals_apart(schema[key])
+        _tell_literals_apart([*schema.values()])
 
 
 def _one_of(expected: list[Any]) -> Callable[[Any], Any]:

@@ -68,7 +68,7 @@ class _Mistake:
         return self.type == "too_short" and len(self.value) >= self.details["ctx"]["min_length"]
 
     def is_told_by(self, other: _Mistake) -> bool:
-        """So is that a value is of none of the types where it was meant to be of one, and lists that fall short."""
+        """Whether `other` says it: what is wrong in the member of a union that was meant, or in the list."""
         below = len(other.steps) > len(self.steps) and other.steps[: len(self.steps)] == self.steps
         beside = other.steps == self.steps and not other.is_of_type
         return ((self.is_of_type or self.is_short) and below) or (self.is_of_type and beside)

@@ -66,10 +66,9 @@ class Kind(Checked, ABC):
 
     @classmethod
     def _kind_of(cls, data: Any) -> Any:
-        """What a mapping names, or the default where that is one of the choices."""
-        choices = cls._choices()
+        """What a mapping names, or the default."""
         default = cls.kind if _is_registered(cls) else cls._default
-        return data.get("kind", default if default in choices else None) if isinstance(data, dict) else None
+        return data.get("kind", default) if isinstance(data, dict) else None
 
     @classmethod
     def _class_for(cls, data: Mapping[Any, Any]) -> type[Any] | None:
@@ -137,20 +136,13 @@ def undone_on_error() -> Iterator[set[str]]:
     names: set[str] = set()
     try:
         yield names
-        for family, kind, cls in _registered():
-            if before.get(family, {}).get(kind) is not cls:
-                adapter(cls)
+        for family in _families:
+            for kind in family.kinds.keys() - before.get(family, {}).keys():
+                adapter(family.kinds[kind])
                 names.add(f"{family.__name__}.{kind}")
     except BaseException:
         for family in _families:
             family.kinds.clear()
             family.kinds.update(before.get(family, {}))
-        _families[:] = before
         ADAPTERS.clear()
         raise
-
-
-def _registered() -> Iterator[tuple[type[Kind], str, type[Any]]]:
-    for family in _families:
-        for kind, cls in family.kinds.items():
-            yield family, kind, cls

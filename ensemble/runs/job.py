@@ -91,7 +91,8 @@ def recipe_for(
 
     A run that goes on keeps its stages; `iterations` makes its last one longer.
     """
-    saved = _saved(output) if resume else None
+    goes_on = resume and (source is None or fields.get("iterations") is not None)
+    saved = _saved(output) if goes_on else None
     if source is None and saved is None:
         raise ValueError("name teachers or a recipe" + (f"; {output} holds no run to go on with" if resume else ""))
     data = saved if source is None else source

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from ensemble import cli
 
-import invert  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 PLUGIN = ["--plugin", str(Path(__file__).with_name("tiny.py")), "--device", "cpu", "--precision", "fp32"]
 MODELS = ["--models", "tiny_a@random", "tiny_b@random"]
@@ -34,11 +33,11 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """invert.main in this process."""
+    """The command line in this process."""
 
     def call(*arguments: object) -> Ended:
         capsys.readouterr()
-        code = invert.main([str(a) for a in arguments])
+        code = cli.main([str(a) for a in arguments])
         captured = capsys.readouterr()
         return Ended(code, captured.err.splitlines(), captured.out)
 

@@ -67,8 +67,8 @@ MISTAKES = {
     "no recipe": ([*PLUGIN, "--recipe", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
     "no plugin": (["--plugin", "nowhere.py", "--models", "tiny_a"], ["nowhere.py", "does not exist"]),
     "override without value": ([*ONE, "--set", "seed"], ["'seed'", "path=value"]),
-    "no start path": ([*ONE, "--set", "image.start.kind=image"], ["needs a path"]),
-    "start path for noise": ([*ONE, "--set", "image.start.path=x.png"], ["takes no path"]),
+    "no start path": ([*ONE, "--set", "image.start.kind=image"], ["image.start.path: missing"]),
+    "start path for noise": ([*ONE, "--set", "image.start.path=x.png"], ["image.start.path: unknown key"]),
     "start image": (
         [*ONE, "--set", "image.start={kind: image, path: nowhere.png}"],
         ["initial image", "nowhere.png"],

@@ -94,7 +94,7 @@ def test_stop_while_one_replica_waits_for_the_other(reference: Path, tmp_path: P
     [
         (["--trials", "2", "--nproc", "3", "--replicas", "2"], "3 ranks cannot be divided into 2 equal replicas"),
         (["--trials", "2", "--nproc", "3", "--replicas", "3"], "3 replicas for 2 trial(s)"),
-        (["--replicas", "0"], "replicas must be at least 1"),
+        (["--replicas", "0"], "runtime.replicas: must be at least 1"),
         (["--nproc", "3", "--devices", "cpu", "cpu"], "2 devices are named for 3 ranks"),
         (["--devices", "cpu", "cuda:77"], "cuda:77"),
         (["--devices", "cpu", "fpga"], "'fpga' is none of auto, cpu, cuda, cuda:N"),

@@ -29,6 +29,10 @@ def test_everything_is_written(run, tmp_path):
         "metrics.jsonl",
         "summary.json",
         "recipe.yaml",
+        "logits.safetensors",
+        "per_image.jsonl",
+        "per_layer.jsonl",
+        "checkpoints",
     }
     batch = load_file(out / "images.safetensors")
     assert set(batch) == {"images", "targets"}
@@ -45,7 +49,7 @@ def test_everything_is_written(run, tmp_path):
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4]
-    assert {"trial", "step", "loss", "prior", "tiny_a/cross_entropy", "tiny_b/accuracy"} <= set(lines[0])
+    assert {"trial", "step", "stage", "lr", "loss", "prior", "tiny_a/cross_entropy", "tiny_b/accuracy"} <= set(lines[0])
 
 
 def test_summary(run, tmp_path):
@@ -133,7 +137,10 @@ def test_overwrite_replaces_results_and_spares_other_files(run, tmp_path):
     assert run(*ONE, *SHORT, "--targets", "0", "--output", tmp_path, "--overwrite").code == 0
     left = set(tree(tmp_path))
     assert "notes.txt" in left and "images/0000_circle/0.png" in left
-    assert not any(name.startswith(("images/0001", "checkpoints")) for name in left)
+    assert not any(name.startswith("images/0001") for name in left)
+    assert {name for name in left if name.endswith("00000005.json")} == {
+        name for name in left if name.startswith("checkpoints") and name.endswith("json")
+    }
 
 
 def test_dry_run_writes_nothing(run, tmp_path):

@@ -67,9 +67,39 @@ def test_resume_of_a_finished_run_does_nothing(run, tmp_path):
     again = run(*ONE, *STEPS, "--output", tmp_path, "--resume", "--precision", "fp32")
     assert again.code == 0 and "this run is finished" in again.output
     assert tree(tmp_path) == before
-    for change in (["--seed", "1"], ["--verifier", "tiny_b@random"]):
-        other = run(*ONE, *STEPS, *change, "--output", tmp_path, "--resume")
-        assert other.code == 2 and tree(tmp_path) == before
+    other = run(*ONE, *STEPS, "--seed", "1", "--output", tmp_path, "--resume")
+    assert other.code == 2 and tree(tmp_path) == before
+
+
+def test_a_finished_run_is_judged_by_another_verifier(run, tmp_path):
+    assert run(*ONE, *STEPS, "--output", tmp_path).code == 0
+    before = tree(tmp_path)
+    assert run(*ONE, *STEPS, "--verifier", "tiny_b@random", "--output", tmp_path, "--resume").code == 0
+    after = tree(tmp_path)
+    assert set(json.loads(after["summary.json"])["verifiers"]) == {"tiny_b"}
+    same = {"images.safetensors", "metrics.jsonl", "grid.png", "per_layer.jsonl"}
+    assert all(after[name] == before[name] for name in same)
+
+
+def test_a_finished_run_goes_on_with_more_iterations(run, tmp_path):
+    """The folder alone says what to go on with; the images are those of a run that was asked for as many at once."""
+    constant = ["--set", "optimizer.schedule=constant", "--set", "best_every=0"]
+    assert run(*ONE, *constant, *STEPS, "--output", tmp_path / "short").code == 0
+    assert run(*ONE, *constant, *STEPS, "--iterations", "20", "--output", tmp_path / "whole").code == 0
+    command = [*PLUGIN, "--output", tmp_path / "short", "--resume"]
+    assert "is finished" in run(*command).output
+    longer = run(*command, "--iterations", "20")
+    assert longer.code == 0 and "resumed at step 12 of 20" in longer.output
+    assert torch.equal(images(tmp_path / "short"), images(tmp_path / "whole"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "short/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 19
+    fewer = run(*command, "--iterations", "5")
+    assert fewer.code == 2 and "the run has 20 steps already" in fewer.errors[0]
+
+
+def test_resume_needs_a_run(run, tmp_path):
+    ended = run("--resume", "--output", tmp_path / "none")
+    assert ended.code == 2 and len(ended.errors) == 1 and "holds no run to go on with" in ended.errors[0]
 
 
 # ---- mistakes of all ranks
@@ -87,7 +117,7 @@ def test_mistake_is_told_by_a_slow_rank_0(tmp_path):
 def test_mistake_that_one_rank_meets_alone(run, monkeypatch):
     """Its weights file is missing on that machine, say: rank 0 goes on and has nothing to tell."""
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("invert._OTHERS_TELL", 0)
+    monkeypatch.setattr("ensemble.cli._OTHERS_TELL", 0)
     ended = run("--models", "tiny_a@random", "--plugin", "nowhere.py")
     assert ended.code == 2
     assert len(ended.errors) == 1 and ended.errors[0].startswith("invert.py: rank 1: plugin"), ended.errors
@@ -292,23 +322,23 @@ def test_full_disk_is_told_and_the_last_checkpoint_stays(interrupted, run):
     check_same(out, whole)
 
 
-def test_checkpoints_by_the_clock(run, tmp_path):
+def test_checkpoints_by_the_clock(tmp_path):
     """Every hundredth of a second: some steps are saved, without any being asked for by number."""
-    assert run(*ONE, *STEPS, "--set", "checkpoint.seconds=0.01", "--output", tmp_path / "often").code == 0
-    assert run(*ONE, *STEPS, "--set", "checkpoint.seconds=1000", "--output", tmp_path / "never").code == 0
+    for name, seconds in (("often", "0.001"), ("never", "1000")):
+        by_clock = ["--set", f"checkpoint.seconds={seconds}", "--output", tmp_path / name]
+        assert end(start(*ONE, *STEPS, *by_clock, MISFORTUNE="kill:0:9")).code == -signal.SIGKILL
     assert list((tmp_path / "often" / "checkpoints").glob("trial0000-*.json"))
     assert not (tmp_path / "never" / "checkpoints").exists()
-    assert torch.equal(images(tmp_path / "often"), images(tmp_path / "never"))
 
 
-def test_only_two_checkpoints_stay_and_no_halves(run, tmp_path):
+def test_the_last_checkpoint_stays_alone_and_no_halves(run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text("")
     for name in ("trial0000-00000001.safetensors", "trial0000-00000002.json.tmp"):
         (checkpoints / name).write_text("half")
     assert run(*ONE, *STEPS, "--set", "checkpoint.every=2", "--output", tmp_path, "--resume").code == 0
-    expected = [f"trial0000-{step:08d}.{suffix}" for step in (10, 12) for suffix in ("json", "safetensors")]
+    expected = [f"trial0000-{step:08d}.{suffix}" for step in (12,) for suffix in ("json", "safetensors")]
     assert sorted(file.name for file in checkpoints.iterdir()) == expected
 
 
@@ -318,5 +348,5 @@ def test_images_on_other_numbers_of_ranks_are_the_same_to_the_bit(tmp_path, run)
     ended = end(start(*TWO, *RUN, *exact, "--nproc", "2", "--output", tmp_path / "out", MISFORTUNE="term:1:9"))
     assert "stopped at step" in told(ended)[0]
     resumed = run(*TWO, *RUN, *exact, "--output", tmp_path / "out", "--resume")
-    assert resumed.code == 0 and "warning" not in resumed.output
+    assert resumed.code == 0 and "the run began on" not in resumed.output
     assert torch.equal(images(tmp_path / "whole"), images(tmp_path / "out"))

@@ -18,6 +18,7 @@ from torch import nn
 from models import ModelCard, register_model
 
 NAMES = ("circle", "square", "star")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _strike(call: int) -> None:
@@ -60,39 +61,39 @@ class Tiny(nn.Module):
         return logits * float("nan") if _breaks(self.calls) else logits
 
 
-@register_model(ModelCard("tiny_a", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+@register_model(ModelCard("tiny_a", "tiny", 8, 3, mean=MEAN, std=STD, class_names=NAMES, label_space="shapes"))
 def tiny_a(num_classes: int = 3) -> nn.Module:
     return Tiny(8, num_classes)
 
 
-@register_model(ModelCard("tiny_b", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+@register_model(ModelCard("tiny_b", "tiny", 8, 3, mean=MEAN, std=STD, class_names=NAMES, label_space="shapes"))
 def tiny_b(num_classes: int = 3) -> nn.Module:
     return Tiny(12, num_classes)
 
 
-@register_model(ModelCard("tiny_plain", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+@register_model(ModelCard("tiny_plain", "tiny", 8, 3, mean=MEAN, std=STD, class_names=NAMES, label_space="shapes"))
 def tiny_plain(num_classes: int = 3) -> nn.Module:
     return Tiny(8, num_classes, norm=False)
 
 
-@register_model(ModelCard("tiny_inf", "tiny", 8, 3, class_names=NAMES, label_space="shapes"))
+@register_model(ModelCard("tiny_inf", "tiny", 8, 3, mean=MEAN, std=STD, class_names=NAMES, label_space="shapes"))
 def tiny_inf(num_classes: int = 3) -> nn.Module:
     net = Tiny(8, num_classes)
     nn.init.constant_(net.fc.bias, float("inf"))
     return net
 
 
-@register_model(ModelCard("tiny_renamed", "tiny", 8, 3, class_names=NAMES[::-1]))
+@register_model(ModelCard("tiny_renamed", "tiny", 8, 3, mean=MEAN, std=STD, class_names=NAMES[::-1]))
 def tiny_renamed(num_classes: int = 3) -> nn.Module:
     return Tiny(8, num_classes)
 
 
-@register_model(ModelCard("tiny_wide", "tiny", 8, 3))
+@register_model(ModelCard("tiny_wide", "tiny", 8, 3, mean=MEAN, std=STD))
 def tiny_wide(num_classes: int = 3) -> nn.Module:
     return Tiny(8, 7)
 
 
-@register_model(ModelCard("tiny_broken", "tiny", 8, 3))
+@register_model(ModelCard("tiny_broken", "tiny", 8, 3, mean=MEAN, std=STD))
 def tiny_broken(num_classes: int = 3) -> nn.Module:
     net = Tiny(8, num_classes)
     net.norm = nn.BatchNorm2d(9)

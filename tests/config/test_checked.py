@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
+from config_examples import Adam, Double, Lbfgs, Plain, Run, Term
 from pydantic import Field, InstanceOf, PositiveFloat
 
 from ensemble.config import checked
 from ensemble.config.checked import Checked
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import parse
-from tests.config.examples import Adam, Double, Lbfgs, Plain, Run, Term
 
 
 def problems(make: Callable[[], object]) -> list[str]:
@@ -172,8 +172,6 @@ class Undefined(Checked):
     weight: Missing = 1.0  # type: ignore[name-defined]  # noqa: F821
 
 
-@dataclass(frozen=True)
-
 class Odd:
     pass
 
@@ -238,8 +236,8 @@ class Abstract(Checked, ABC):
         (NotFrozen, "NotFrozen: decorate it with @dataclass(frozen=True)"),
         (Inherits, "Inherits: decorate it with @dataclass(frozen=True)"),
         (Undefined, "Undefined.weight: Missing, in its annotation, is not defined"),
-        (Unreadable, "Unreadable.odd: values of its type, a list, cannot be read"),
-        (Holds, "Unreadable.odd: values of its type, a list, cannot be read"),
+        (Unreadable, "Unreadable.odd: tuple[Odd, ...] cannot be read from a recipe"),
+        (Holds, "Unreadable.odd: tuple[Odd, ...] cannot be read from a recipe"),
         (List, "List.weights: lists are tuple[X, ...] here"),
         (BareTuple, "BareTuple.weights: lists are tuple[X, ...] here"),
         (IntKeys, "IntKeys.weights: mappings are dict[str, X] here"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import pytest
+from config_examples import Adam, Double, Lbfgs, Optimizer, Plain, Run, Term, run
+from pydantic import Field
 
+from ensemble.config.checked import Checked
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import dump_yaml, load_text
-from tests.config.examples import Adam, Double, Lbfgs, Optimizer, Plain, Run, Term, run
 
 
 def problems(data: object, cls: Any = Run, path: str = "") -> list[str]:
@@ -58,6 +61,8 @@ def test_defaults_and_values() -> None:
         ("targets", [], ()),
         ("targets", (1, "a"), (1, "a")),
         ("devices", ["a", "b"], ("a", "b")),
+        ("cells", None, None),
+        ("cells", 3, 3),
         ("size", 3, 3),
         ("size", 3.0, 3.0),
         ("level", 2, 2),
@@ -100,6 +105,7 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"precision": False}, "precision: expected one of 'fp32', 'bf16', 'off', got false; put it in quotes"),
         ({"batch": "aut"}, "batch: expected an integer, 'auto' or null, got 'aut'; did you mean 'auto'?"),
         ({"batch": [1]}, "batch: expected an integer, 'auto' or null, got a list"),
+        ({"cells": "aut"}, "cells: expected an integer, 'auto' or null, got 'aut'; did you mean 'auto'?"),
         ({"level": True}, "level: expected one of 1, 2, got true"),
         ({"level": 1.0}, "level: expected one of 1, 2, got 1.0"),
         ({"level": 3}, "level: expected one of 1, 2, got 3"),
@@ -119,7 +125,10 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"terms": [{"zzz": 3}]}, "terms[0].zzz: unknown key; valid keys: weight, layers"),
         ({"terms": [{3: 3}]}, "terms[0]: the key 3 is not a string; put it in quotes"),
         ({"by_layer": {1: 1}}, "by_layer: the key 1 is not a string; put it in quotes"),
-        ({"terms": [{datetime.date(2026, 1, 31): 3}]}, "terms[0]: the key 2026-01-31 is not a string; put it in quotes"),
+        (
+            {"terms": [{datetime.date(2026, 1, 31): 3}]},
+            "terms[0]: the key 2026-01-31 is not a string; put it in quotes",
+        ),
         ({"by_layer": {"[key]": "x"}}, "by_layer['[key]']: expected a number, got 'x'"),
         ({"by_layer": {False: 1}}, "by_layer: the key false is not a string; put it in quotes"),
         ({"optimizer": {"kind": "adam"}}, "optimizer.lr: missing"),
@@ -138,7 +147,10 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"optimizer": "adam"}, "optimizer: expected a mapping, got 'adam'"),
         ({"norm": {"kind": "adam"}}, "norm.kind: unknown kind 'adam'; valid kinds: plain, double"),
         ({"norm": 5}, "norm: expected a mapping or null, got 5"),
-        ({"norm": {"kind": "double", "outer": {"inner": {}}}}, "norm.outer.inner: unknown key; valid keys: kind, scale"),
+        (
+            {"norm": {"kind": "double", "outer": {"inner": {}}}},
+            "norm.outer.inner: unknown key; valid keys: kind, scale",
+        ),
         ({"plain": {"kind": "double"}}, "plain.kind: unknown kind 'double'; valid kinds: plain"),
         ({"plain": "nnoe"}, "plain: expected a mapping or 'none', got 'nnoe'; did you mean 'none'?"),
         ({"plain": {"scale": "x"}}, "plain.scale: expected a number, got 'x'"),
@@ -148,6 +160,7 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"optimizer": {"kind": "adam", "lr": 0.0}}, "optimizer.lr: must be positive, got 0.0"),
         ({"optimizer": {"kind": "lbfgs", "history": 0}}, "optimizer.history: must be at least 1, got 0"),
         ({"batch": -1}, "batch: must be at least 1, got -1"),
+        ({"cells": 0}, "cells: must be at least 1, got 0"),
         ({"share": 2}, "share: must be at most 1, got 2"),
         ({"share": -0.5}, "share: must be at least 0, got -0.5"),
         ({"below": 1}, "below: must be less than 1, got 1"),
@@ -175,6 +188,15 @@ def test_accepted(key: str, value: object, expected: object) -> None:
 )
 def test_refused_with_one_line(values: dict[str, Any], line: str) -> None:
     assert problems(run(**values)) == [line]
+
+
+@dataclass(frozen=True)
+class Ratio(Checked):
+    ratio: Annotated[float | int, Field(gt=0)] = 1
+
+
+def test_a_bound_on_a_union() -> None:
+    assert problems({"ratio": 0}, cls=Ratio) == ["ratio: must be positive, got 0"]
 
 
 def test_too_few_entries_and_one_of_them_wrong() -> None:

@@ -76,6 +76,7 @@ class Run(Checked):
     plain: Plain | Literal["none"] = "none"
     by_layer: dict[str, float] = field(default_factory=dict)
     size: float | int = 1
+    cells: Annotated[int | None, Field(ge=1)] | Literal["auto"] = None
     level: Literal[1, 2] = 1
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     below: Annotated[float, Field(gt=-1.5, lt=1)] = 0.0
