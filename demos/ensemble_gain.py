@@ -11,75 +11,59 @@ A teacher pass is one teacher seeing the whole batch once. Intervals are 95 % ov
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from safetensors.torch import load_file
-
-from ensemble.config.yaml_files import load_yaml
+from ensemble import BNMatching, Recipe, Results, create_model, invert, load_recipe
 from ensemble.data.labelled import load_images
-from ensemble.evaluation.judge import Judge
+from ensemble.evaluation.judge import Judge, Judgement
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.machine.files import write_json
-from models import create_model
-
-ROOT = Path(__file__).resolve().parents[1]
+from ensemble.machine.files import write_json, write_text
 
 
-def cases(recipe: dict, steps: int) -> dict[str, list[str]]:
-    """Name -> arguments of invert.py."""
-    members = [entry["model"] for entry in recipe["teachers"]]
-    count = len(members)
-    table = {"ensemble, summed": ["--iterations", str(steps)]}
-    for name in members:
-        table[f"{name} alone, as many steps"] = ["--models", name, "--iterations", str(steps)]
-    for name in members:
-        table[f"{name} alone, as many passes"] = ["--models", name, "--iterations", str(count * steps)]
-    turn = ["--set", "ensemble.acting=turn"]
-    table["ensemble, in turn, as many steps"] = [*turn, "--iterations", str(steps)]
-    table["ensemble, in turn, as many passes"] = [*turn, "--iterations", str(count * steps)]
-    pixels = "image={parameterization: {kind: pixels}, start: {kind: noise, scale: 0.3}}"
-    table["ensemble, summed, pixels"] = ["--set", pixels, "--iterations", str(steps)]
-    bn = next(i for i, o in enumerate(recipe["objectives"]) if o["kind"] == "bn_matching")
-    paper = ["--set", f"objectives[{bn}].convention=paper", "--set", f"objectives[{bn}].weight=0.1"]
-    table["ensemble, summed, paper convention"] = [*paper, "--iterations", str(steps)]
+def cases(source: str, steps: int) -> dict[str, Recipe]:
+    """Name -> recipe."""
+    recipe = load_recipe(source)
+    members = recipe.teachers
+    passes = len(members) * steps
+    alone = {member.model: replace(recipe, teachers=(member,)) for member in members}
+    turn = load_recipe(source, "ensemble.acting=turn")
+    pixels = load_recipe(source, "image={parameterization: {kind: pixels}, start: {kind: noise, scale: 0.3}}")
+    paper = [replace(o, convention="paper", weight=0.1) if isinstance(o, BNMatching) else o for o in recipe.objectives]
+    table = {"ensemble, summed": recipe.with_iterations(steps)}
+    table |= {f"{name} alone, as many steps": one.with_iterations(steps) for name, one in alone.items()}
+    table |= {f"{name} alone, as many passes": one.with_iterations(passes) for name, one in alone.items()}
+    table["ensemble, in turn, as many steps"] = turn.with_iterations(steps)
+    table["ensemble, in turn, as many passes"] = turn.with_iterations(passes)
+    table["ensemble, summed, pixels"] = pixels.with_iterations(steps)
+    table["ensemble, summed, paper convention"] = replace(recipe, objectives=tuple(paper)).with_iterations(steps)
     return table
-
-
-def run_case(recipe_file: Path, folder: Path, seed: int, arguments: list[str]) -> None:
-    """Run invert.py into `folder` unless it is finished there."""
-    if (folder / "summary.json").exists():
-        return
-    command = [sys.executable, str(ROOT / "invert.py"), "--recipe", str(recipe_file), "--output", str(folder)]
-    command += ["--seed", str(seed), "--resume", *arguments]
-    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise SystemExit(code)  # invert.py has said why
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--judge", required=True, nargs="+", metavar="MODEL")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args()
     judges = {name: make_judge(name, options.data) for name in options.judge}
-    table = cases(load_yaml(options.recipe), options.steps)
+    table = cases(options.recipe, options.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in table}
+    judged: dict[str, list[dict[str, Judgement]]] = {name: [] for name in table}
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
-        for name, arguments in table.items():
+        for name, recipe in table.items():
             folder = options.output / f"seed{seed}" / name.replace(", ", "_").replace(" ", "-")
-            run_case(options.recipe, folder, seed, arguments)
-            if not (folder / "judged.json").exists():
-                tensors = load_file(folder / "images.safetensors")
-                judged = {name: judge(tensors["images"], tensors["targets"]) for name, judge in judges.items()}
-                write_json(folder / "judged.json", judged)
+            results = make(recipe, seed, folder)
+            seconds[name].append(results.summary["wall_seconds"])
+            judged[name].append({name: judge(results.images, results.targets) for name, judge in judges.items()})
+            write_json(folder / "judged.json", judged[name][-1])
             print(f"seed {seed}: {name}", flush=True)
-    print_table(options, table, judges)
+    print_table(options, seconds, judged, judges)
 
 
 def make_judge(name: str, data: str) -> Judge:
@@ -88,35 +72,42 @@ def make_judge(name: str, data: str) -> Judge:
     return Judge(net, card, load_images(data, "test", card.input_size))
 
 
-def print_table(options: argparse.Namespace, table: dict[str, list[str]], judges: dict[str, Judge]) -> None:
+def make(recipe: Recipe, seed: int, folder: Path) -> Results:
+    """The case's images, made unless they are there."""
+    results = invert(recipe, seed=seed, output=folder, resume=True, progress=False)
+    assert results is not None, "one process"
+    if results.summary.get("stopped"):
+        sys.exit("stopped; the same command goes on")
+    return results
+
+
+def print_table(
+    options: argparse.Namespace,
+    seconds: dict[str, list[float]],
+    judged: dict[str, list[dict[str, Judgement]]],
+    judges: dict[str, Judge],
+) -> None:
     """Markdown, also written to table.md."""
     heads = [f"{name.partition('@')[0]} {what}" for name in judges for what in ("reads", "Fréchet", "coverage")]
     lines = ["| case | " + " | ".join(heads) + " | seconds |", "|---" * (len(heads) + 2) + "|"]
+    for name, of_seeds in judged.items():
+        figures = [figure for judge in judges for figure in columns([each[judge] for each in of_seeds])]
+        lines.append(f"| {name} | {' | '.join(figures)} | {mean(seconds[name]):.0f} |")
     n = 0
-    for name in table:
-        folders = [
-            options.output / f"seed{s}" / name.replace(", ", "_").replace(" ", "-") for s in range(options.seeds)
-        ]
-        judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
-        seconds = [json.loads((folder / "summary.json").read_text())["wall_seconds"] for folder in folders]
-        figures = []
-        for judge in judges:
-            n = judged[0][judge]["n"]
-            figures += [
-                mean_interval([j[judge]["accuracy"]["top1"] for j in judged]),
-                mean_interval([j[judge]["frechet"] for j in judged]),
-                mean_interval([j[judge]["coverage"] for j in judged]),
-            ]
-        lines.append(f"| {name} | {' | '.join(figures)} | {mean(seconds):.0f} |")
     figures = []
-    for judge in judges.values():
+    for name, judge in judges.items():
+        n = next(iter(judged.values()))[0][name].n
         train = load_images(options.data, "train", judge.card.input_size)
-        real = [judge.scale(train, n, seed) for seed in range(options.seeds)]
-        figures.append(mean_interval([r.accuracy.top1 for r in real]))
-        figures += [mean_interval([getattr(r, key) for r in real]) for key in ("frechet", "coverage")]
+        figures += columns([judge.scale(train, n, seed) for seed in range(options.seeds)])
     lines.append(f"| {n} real training images | {' | '.join(figures)} | |")
-    (options.output / "table.md").write_text("\n".join(lines) + "\n")
+    write_text(options.output / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def columns(judged: list[Judgement]) -> list[str]:
+    """Reads, Fréchet distance and coverage over seeds."""
+    reads = mean_interval([each.accuracy.top1 for each in judged])
+    return [reads, *(mean_interval([getattr(each, key) for each in judged]) for key in ("frechet", "coverage"))]
 
 
 if __name__ == "__main__":

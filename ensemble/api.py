@@ -20,6 +20,7 @@ from ensemble.recipe import Recipe, default_recipe
 from ensemble.runs.job import job, recipe_for
 from ensemble.runs.networks import Named, Networks, named_networks
 from ensemble.runs.results import Results
+from models import ModelCard
 
 Source = Recipe | str | Path | nn.Module | Sequence[Named | Mapping[str, Any]] | None
 Term = Objective | Callable[[torch.Tensor], torch.Tensor]
@@ -60,16 +61,16 @@ def invert(
     load_entry_points()
     with settings_kept():
         own: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std, "class_names": class_names}
-        judges, in_memory = named_networks(verifiers or (), {}, **own)
         base: Any = source
+        in_memory: dict[str, tuple[nn.Module, ModelCard]] = {}
         if isinstance(source, Recipe):
             base = to_plain(source)
         elif source is not None and not isinstance(source, str | Path):
-            base, teachers = _from_teachers(source, in_memory, own)
-            in_memory |= teachers
-        named, live = _terms(terms)
+            base, in_memory = _from_teachers(source, own)
         if verifiers is not None:
-            fields["verifiers"] = judges
+            fields["verifiers"], judges = named_networks(verifiers, in_memory, **own)
+            in_memory |= judges
+        named, live = _terms(terms)
         recipe = recipe_for(base, fields, overrides, output, resume)
         if named:
             recipe = recipe_for(
@@ -86,9 +87,8 @@ def invert(
 
 def _from_teachers(
     source: nn.Module | Sequence[Named | Mapping[str, Any]],
-    taken: Mapping[str, tuple[nn.Module, Any]],
     own: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, tuple[nn.Module, Any]]]:
+) -> tuple[dict[str, Any], dict[str, tuple[nn.Module, ModelCard]]]:
     """The plain recipe for these teachers, and the modules among them by their names there."""
     listed = [source] if isinstance(source, nn.Module) else list(source)
     if not listed:
@@ -96,8 +96,8 @@ def _from_teachers(
     entries = [dict(teacher) if isinstance(teacher, Mapping) else {"model": teacher} for teacher in listed]
     if missing := [entry for entry in entries if "model" not in entry]:
         raise ValueError(f"teachers: {missing[0]} names no model")
-    names, modules = named_networks([entry["model"] for entry in entries], taken, **own)
-    networks = Networks({**taken, **modules})
+    names, modules = named_networks([entry["model"] for entry in entries], {}, **own)
+    networks = Networks(modules)
     recipe = default_recipe(names, max(networks.card(name).input_size for name in names))
     recipe["teachers"] = [entry | {"model": name} for entry, name in zip(entries, names, strict=True)]
     return recipe, modules

@@ -56,6 +56,8 @@ class ModelCard:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a number a channel, std above 0")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.default_weights is not None and self.default_weights not in self.weights:

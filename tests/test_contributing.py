@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from ensemble.config.kinds import undone_on_error as kinds_undone
 from models import create_model, load_plugin
-from models._registry import undone_on_error
+from models._table import undone_on_error
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def blocks(title: str) -> list[str]:
-    """The Python blocks of one section."""
+def block(title: str) -> str:
+    """The Python block of one section."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.split(f"## {title}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-
-
-def insert_before(file: Path, mark: str, text: str) -> None:
-    source = file.read_text(encoding="utf-8")
-    assert source.count(mark) == 1, f"{mark!r} stands {source.count(mark)} times in {file.name}"
-    file.write_text(source.replace(mark, text + mark), encoding="utf-8")
+    (found,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    return found
 
 
 def test_add_a_model(tmp_path: Path) -> None:
-    (plugin,) = blocks("Add a model")
     file = tmp_path / "mine.py"
-    file.write_text(plugin, encoding="utf-8")
+    file.write_text(block("Add a model"), encoding="utf-8")
     with pytest.raises(InterruptedError), undone_on_error():  # takes the registration back
         assert load_plugin(file) == ("tiny",)
         net, card = create_model("tiny:width=0.5@random")
@@ -41,30 +35,36 @@ def test_add_a_model(tmp_path: Path) -> None:
         raise InterruptedError
 
 
-def test_add_an_objective(tmp_path: Path) -> None:
-    for name in ("ensemble", "models"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "invert.py", tmp_path)
-    term, spec, case = blocks("Add an objective")
-    priors = tmp_path / "ensemble/objectives/image_priors.py"
-    priors.write_text(priors.read_text(encoding="utf-8") + "\n\n" + term, encoding="utf-8")
-    recipe = tmp_path / "ensemble/recipe.py"
-    insert_before(recipe, "\n\nObjectiveSpec = ", "\n\n" + spec)
-    recipe.write_text(
-        re.sub(r"^(ObjectiveSpec = .*)$", r"\1 | GreynessSpec", recipe.read_text(encoding="utf-8"), flags=re.M)
-    )
-    build = tmp_path / "ensemble/runs/build.py"
-    insert_before(build, "    card = plan.cards[0]\n    space = ", case)
-    insert_before(build, "from ensemble.engine.optimizers import", "from ensemble.objectives import image_priors\n")
+@pytest.mark.parametrize(
+    ("title", "kind"), [("Add an objective", "greyness"), ("Add a term of what teachers say", "consensus")]
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_objective_from_a_recipe(tmp_path: Path, title: str, kind: str, ranks: int) -> None:
+    (tmp_path / "mine.py").write_text(block(title), encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(
-        "teachers: [{model: resnet20_cifar@random}]\n"
-        "objectives: [{kind: cross_entropy}, {kind: greyness, weight: 0.25}]\n"
+        "teachers: [{model: resnet20_cifar@random}, {model: wrn16_2_cifar@random}]\n"
+        f"objectives: [{{kind: cross_entropy}}, {{kind: {kind}, weight: 0.25}}]\n"
+        "stages: [{iterations: 2}]\ntargets: [0, 1]\nruntime: {precision: fp32, device: cpu}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "invert.py", "--recipe", "mine.yaml", "--dry-run", "--device", "cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(ROOT / "invert.py"), "--plugin", "mine.py", "--recipe", "mine.yaml"]
+    started = ["--nproc", "2"] if ranks == 2 else []
+    done = subprocess.run([*command, *started, "--output", "out"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "0.25 greyness" in done.stdout
+    assert f"kind: {kind}" in (tmp_path / "out" / "recipe.yaml").read_text()
+    assert f'"ranks": {ranks}' in (tmp_path / "out" / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("title", ["Add an objective", "Add a term of what teachers say"])
+def test_an_objective_from_python(title: str) -> None:
+    from ensemble import invert
+
+    with pytest.raises(InterruptedError), kinds_undone():
+        names: dict[str, object] = {}
+        exec(block(title), names)
+        (term,) = [value for value in names.values() if getattr(value, "kind", "") in ("greyness", "consensus")]
+        options = {"iterations": 2, "device": "cpu", "precision": "fp32", "progress": False}
+        models = ["resnet20_cifar@random", "wrn16_2_cifar@random"]
+        with pytest.warns(UserWarning):  # untrained networks miss their targets
+            results = invert(models, targets=[0], terms=[term(weight=0.5)], **options)  # type: ignore[operator]
+        assert results is not None and results.recipe.objectives[-1].weight == 0.5
+        raise InterruptedError

@@ -11,47 +11,29 @@ again. `--dense` and `--subnet30` are the training folders of the dense network 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from ensemble import Recipe, Results, create_model, invert, load_recipe, register_model
 from ensemble.data.labelled import load_images
-from ensemble.evaluation.judge import Judge
+from ensemble.evaluation.judge import Judge, Judgement
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.image.pictures import save_grid
-from ensemble.machine.files import write_json
+from ensemble.image.pictures import draw_grid
+from ensemble.machine.files import write_json, write_text
 from ensemble.machine.rng import generator
+from ensemble.recipe import TeacherEntry
 from ensemble.training.loop import recalibrate_bn
-from models import ModelCard, create_model, model_card, register_model
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # invert.py is a script at the top, not part of a package
-
-import invert  # noqa: E402
-
-RECIPE = ROOT / "recipes" / "edge_popup.yaml"
 SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
-DENSE_ENSEMBLE = ["resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar"]
-NO_BN = ["--set", "objectives=[{kind: cross_entropy, weight: 10.0, temperature: 4.0}, {kind: tv, weight: 1e-3}]"]
-SCORE = [
-    "--set",
-    "objectives=[{kind: class_score, weight: 1.0}, {kind: bn_matching, weight: 10.0}, {kind: tv, weight: 1e-3}]",
-]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: teachers, and what is changed in the recipe."""
-
-    teachers: list[str]
-    changes: list[str]
+DENSE_ENSEMBLE = ("resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar")
+NO_BN = "objectives=[{kind: cross_entropy, weight: 10.0, temperature: 4.0}, {kind: tv, weight: 1e-3}]"
+SCORE = "objectives=[{kind: class_score, weight: 1.0}, {kind: bn_matching, weight: 10.0}, {kind: tv, weight: 1e-3}]"
 
 
 def reset(net: nn.Module) -> nn.Module:
@@ -70,33 +52,38 @@ def measured_on_noise(net: nn.Module) -> nn.Module:
 
 def register(name: str, spec: str, change: Callable[[nn.Module], nn.Module]) -> str:
     """The name of a network that is `spec`, changed."""
-    card = model_card(spec)
-    shown = ModelCard(name, card.family, 32, 10, class_names=card.class_names, label_space=card.label_space)
+    net, card = create_model(spec)
 
-    @register_model(shown)
-    def changed(num_classes: int = 10) -> nn.Module:
-        return change(create_model(spec)[0])
+    @register_model(replace(card, name=name, weights={}, default_weights=None))
+    def changed() -> nn.Module:
+        return change(net)
 
     return f"{name}@random"  # the factory's own initialisation, which is what `change` made
 
 
-def cases(dense_folder: Path, subnet30: Path) -> dict[str, Case]:
+def case(*teachers: str, change: str = "") -> Recipe:
+    """One row of the table: teachers, and what is changed in the recipe."""
+    recipe = load_recipe("edge_popup", "verifiers=[]", *filter(None, [change]))
+    return replace(recipe, teachers=tuple(TeacherEntry(name) for name in teachers))
+
+
+def cases(dense_folder: Path, subnet30: Path) -> dict[str, Recipe]:
     """Name of each row -> what is run."""
     table = {}
     dense = f"{WIDE}@{dense_folder / 'weights.safetensors'}"
     for kind, spec, untrained in (("subnet", SUBNET, f"{SUBNET}@random"), ("dense", dense, f"{WIDE}@random")):
-        table[f"{kind}: as stored"] = Case([spec], [])
-        table[f"{kind}: statistics 0 and 1"] = Case([register(f"{kind}_reset", spec, reset)], [])
-        table[f"{kind}: statistics of noise"] = Case([register(f"{kind}_noise", spec, measured_on_noise)], [])
-        table[f"{kind}: weights not loaded"] = Case([untrained], [])
-        table[f"{kind}: no BN term"] = Case([spec], NO_BN)
-        table[f"{kind}: raw class score"] = Case([spec], SCORE)
-    table["subnet of 30 %: as stored"] = Case([f"popup/{WIDE},k=30@{subnet30 / 'weights.safetensors'}"], [])
+        table[f"{kind}: as stored"] = case(spec)
+        table[f"{kind}: statistics 0 and 1"] = case(register(f"{kind}_reset", spec, reset))
+        table[f"{kind}: statistics of noise"] = case(register(f"{kind}_noise", spec, measured_on_noise))
+        table[f"{kind}: weights not loaded"] = case(untrained)
+        table[f"{kind}: no BN term"] = case(spec, change=NO_BN)
+        table[f"{kind}: raw class score"] = case(spec, change=SCORE)
+    table["subnet of 30 %: as stored"] = case(f"popup/{WIDE},k=30@{subnet30 / 'weights.safetensors'}")
     # the scores are in the training checkpoint alone; the BN statistics stay those of 30 %
-    table["subnet of 30 %: mask at 50 %"] = Case([f"popup/{WIDE},k=50@{subnet30 / 'checkpoint.pt'}"], [])
-    table["three dense teachers"] = Case(DENSE_ENSEMBLE, [])
-    table["three dense teachers and the subnet"] = Case([*DENSE_ENSEMBLE, SUBNET], [])
-    table["three dense teachers and the dense wide one"] = Case([*DENSE_ENSEMBLE, dense], [])
+    table["subnet of 30 %: mask at 50 %"] = case(f"popup/{WIDE},k=50@{subnet30 / 'checkpoint.pt'}")
+    table["three dense teachers"] = case(*DENSE_ENSEMBLE)
+    table["three dense teachers and the subnet"] = case(*DENSE_ENSEMBLE, SUBNET)
+    table["three dense teachers and the dense wide one"] = case(*DENSE_ENSEMBLE, dense)
     return table
 
 
@@ -114,55 +101,53 @@ def main() -> None:
         net, card = create_model(name)
         judges[name] = Judge(net, card, load_images(options.data, "test", card.input_size))
     table = cases(options.dense, options.subnet30)
+    made: dict[str, list[Results]] = {name: [] for name in table}
+    judged: dict[str, list[dict[str, Judgement]]] = {name: [] for name in table}
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
-        for name, case in table.items():
-            run_case(options.output / f"seed{seed}" / folder_name(name), case, seed, judges)
+        for name, recipe in table.items():
+            folder = options.output / f"seed{seed}" / name.replace(": ", "_").replace(" %", "").replace(" ", "-")
+            results = make(recipe, seed, folder)
+            made[name].append(results)
+            judged[name].append({name: judge(results.images, results.targets) for name, judge in judges.items()})
+            write_json(folder / "judged.json", judged[name][-1])
             print(f"seed {seed}: {name}", flush=True)
-    print_table(options.output, table, options.seeds, judges)
-    picture(options.output, table)
+    print_table(options.output, made, judged)
+    picture(options.output, made)
 
 
-def folder_name(case: str) -> str:
-    return case.replace(": ", "_").replace(" %", "").replace(" ", "-")
+def make(recipe: Recipe, seed: int, folder: Path) -> Results:
+    """The case's images, made unless they are there."""
+    results = invert(recipe, seed=seed, output=folder, resume=True)
+    assert results is not None, "one process"
+    if results.summary.get("stopped"):
+        sys.exit("stopped; the same command goes on")
+    return results
 
 
-def run_case(folder: Path, case: Case, seed: int, judges: dict[str, Judge]) -> None:
-    """Invert and judge, unless that is done."""
-    if not (folder / "summary.json").exists():
-        arguments = ["--recipe", str(RECIPE), "--models", *case.teachers, "--seed", str(seed), "--resume"]
-        code = invert.main([*arguments, "--output", str(folder), "--set", "verifiers=[]", *case.changes])
-        if code or not (folder / "summary.json").exists():
-            raise SystemExit(code or "stopped; the same command goes on")
-    if not (folder / "judged.json").exists():
-        tensors = load_file(folder / "images.safetensors")
-        judged = {name: judge(tensors["images"], tensors["targets"]) for name, judge in judges.items()}
-        write_json(folder / "judged.json", judged)
-
-
-def print_table(output: Path, table: dict[str, Case], seeds: int, judges: dict[str, Judge]) -> None:
+def print_table(output: Path, made: dict[str, list[Results]], judged: dict[str, list[dict[str, Judgement]]]) -> None:
     """Markdown, also written to table.md."""
+    judges = list(next(iter(judged.values()))[0])
     names = [name.partition("@")[0] for name in judges]
     heads = ["case", "teachers read", *(f"{n} reads" for n in names), f"Fréchet, {names[0]}", "BN loss"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name in table:
-        folders = [output / f"seed{seed}" / folder_name(name) for seed in range(seeds)]
-        judged = [json.loads((folder / "judged.json").read_text()) for folder in folders]
-        teachers = [json.loads((folder / "summary.json").read_text())["teachers"].values() for folder in folders]
+    for name, of_seeds in judged.items():
+        teachers = [results.summary["teachers"].values() for results in made[name]]
         own = mean_interval([mean(t["accuracy"] for t in each) for each in teachers], 2)
-        read = [mean_interval([j[judge]["accuracy"]["top1"] for j in judged], 2) for judge in judges]
-        distance = mean_interval([j[next(iter(judges))]["frechet"] for j in judged], 2)
+        read = [mean_interval([j[judge].accuracy.top1 for j in of_seeds], 2) for judge in judges]
+        distance = mean_interval([j[judges[0]].frechet for j in of_seeds], 2)
         bn = [mean(t["bn_matching"] for t in each) for each in teachers if all("bn_matching" in t for t in each)]
         lines.append(f"| {name} | {own} | {' | '.join(read)} | {distance} | {mean_interval(bn, 2) if bn else ''} |")
-    (output / "table.md").write_text("\n".join(lines) + "\n")
+    write_text(output / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def picture(output: Path, table: dict[str, Case]) -> None:
+def picture(output: Path, made: dict[str, list[Results]]) -> None:
     """One row per case of a single network: the first image of each class, seed 0."""
-    rows = [name for name in table if not name.startswith("three")]
-    images = [load_file(output / "seed0" / folder_name(name) / "images.safetensors") for name in rows]
-    chosen = [t["images"][[int((t["targets"] == c).nonzero()[0]) for c in range(10)]] for t in images]
-    save_grid(output / "cases.png", torch.cat(chosen), torch.arange(len(rows)).repeat_interleave(10), rows)
+    rows = [name for name in made if not name.startswith("three")]
+    first = [of_seeds[0] for name, of_seeds in made.items() if name in rows]
+    chosen = [r.images[[int((r.targets == c).nonzero()[0]) for c in range(10)]] for r in first]
+    grid = draw_grid(torch.cat(chosen), torch.arange(len(rows)).repeat_interleave(10), rows)
+    grid.save(output / "cases.png")
 
 
 if __name__ == "__main__":

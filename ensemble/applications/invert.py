@@ -100,7 +100,9 @@ def run(options: argparse.Namespace) -> int:
         results = planned.run(began, progress_reporter(int(os.environ.get("RANK", "0"))))
     except Interrupted as stop:
         if is_main_process():
-            print(f"invert.py: {stop}", file=sys.stderr)
+            under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+            note = "; nothing is lost by what torchrun reports now, its own way to end" if under_torchrun else ""
+            print(f"invert.py: {stop}{note}", file=sys.stderr)
         return 0
     if results is not None:
         from ensemble.runs.reports import print_summary

@@ -1,94 +1,113 @@
-"""Train a network from a recipe; the same command again goes on where it stopped."""
+"""Train a network on images, as a teacher or a judge.
+
+examples:
+  python invert.py train --recipe resnet20_cifar --set data.path=cifar10-jpeg.tar.xz --output results/mine
+  python invert.py train --recipe resnet20_cifar --set data.path=cifar10-jpeg.tar.xz --output results/mine --resume
+  python invert.py train --recipe other.yaml --set schedule.epochs=5 --output results/other --device cuda:0
+  python invert.py --models resnet20_cifar@results/mine/weights.safetensors
+
+The images are a folder or an archive with <split>/<class>/<image> inside.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
-_PROG = "python -m ensemble.training"
-_EPILOG = """examples:
-  python -m ensemble.training --recipe recipes/training/resnet20_cifar.yaml --output results/resnet20_cifar \\
-      --set data.path=cifar10-jpeg.tar.xz
-"""
+from ensemble.applications._options import Parser, add_device, add_output, add_overrides
+
+_COMMAND = "python invert.py train"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {_PROG} --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = _Parser(
-        prog=_PROG,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def arguments(p: Parser) -> None:
+    """The options."""
+    what = p.add_argument_group("what to train")
+    what.add_argument(
+        "--recipe",
+        required=True,
+        metavar="FILE",
+        help="a YAML training recipe or a shipped one's name, as resnet20_cifar",
     )
-    p.add_argument("--recipe", required=True, metavar="FILE", help="a YAML training recipe")
-    p.add_argument("--output", required=True, metavar="DIR", help="results folder")
-    p.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any field of the recipe")
-    p.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    p.add_argument("--export", metavar="DIR", help="also write bundled weights and their record there")
-    return p
+    add_overrides(what)
+    add_output(p)
+    how = p.add_argument_group("how to compute")
+    add_device(how)
+    bundle = p.add_argument_group("bundled weights")
+    bundle.add_argument("--export", metavar="DIR", help="also write NAME.safetensors, rounded, and its record there")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a failure of the machine, 2 a mistake of the user, 130 stopped by Ctrl-C."""
-    try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
-    except ValueError as error:
-        text = str(error)
-        lines = text.splitlines()
-        print(
-            f"training: {text}" if len(lines) == 1 else f"training: {len(lines)} mistakes\n{text}",
-            file=sys.stderr,
-        )
-        return 2
-    except OSError as error:
-        print(f"training: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("training: stopped; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
-
-
-def _main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """One training run, whose results are written before anything is said of them."""
     from ensemble.config.overrides import apply_override
     from ensemble.config.yaml_files import load_yaml
+    from ensemble.machine.errors import MachineFailure, is_out_of_memory
     from ensemble.machine.hardware import choose_device
+    from ensemble.machine.progress import progress_reporter
+    from ensemble.training.folder import TrainingFolder
     from ensemble.training.recipe import parse_training_recipe
-    from ensemble.training.run import run
+    from ensemble.training.run import run as train
 
-    data = load_yaml(options.recipe)
-    for assignment in options.set:
-        data = apply_override(data, assignment)
+    file = recipe_path(options.recipe)
+    data = load_yaml(file)
+    for override in options.set:
+        data = apply_override(data, override)
     recipe = parse_training_recipe(data)
-    output = Path(options.output).expanduser()
+    folder = TrainingFolder(Path(options.output).expanduser())
     export = Path(options.export).expanduser() if options.export else None
-    command = reproducing_command(Path(options.recipe), options.set)
-    summary = run(recipe, output, choose_device(options.device), export=export, command=command)
-    print(f"accuracy {summary['accuracy']:.2%} on {summary['test_images']} test images: {output}")
+    was_finished = options.resume and export is None and folder.finished
+    try:
+        summary = train(
+            recipe,
+            folder,
+            choose_device(options.device or "auto"),
+            resume=options.resume,
+            overwrite=options.overwrite,
+            export=export,
+            command=reproducing_command(file, options),
+            progress=progress_reporter(),
+        )
+    except KeyboardInterrupt:
+        instead = " instead of --overwrite" if options.overwrite else ""
+        text = f"interrupted; the same command with --resume{instead} goes on from the last whole epoch"
+        print(f"invert.py: {text}", file=sys.stderr)
+        return 130
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineFailure("out of memory; a smaller batch, --set schedule.batch_size=N, needs less") from None
+    is_finished = "this run is finished: " if was_finished else ""
+    print(f"{folder.path}: {is_finished}accuracy {summary['accuracy']:.2%} on {summary['test_images']} test images")
     if export is not None:
-        print(f"exported at accuracy {summary['exported_accuracy']:.2%}: {export}")
+        print(f"{export}: exported at accuracy {summary['exported_accuracy']:.2%}")
     return 0
 
 
-def reproducing_command(recipe: Path, overrides: list[str]) -> str:
-    """The command line that makes these weights again, without paths of this machine."""
-    below_here = recipe.resolve().is_relative_to(Path.cwd())
-    shown = recipe.resolve().relative_to(Path.cwd()) if below_here else Path(recipe.name)
-    words = [_PROG, "--recipe", shlex.quote(shown.as_posix())]
-    for override in overrides:
+def recipe_path(name: str) -> Path:
+    """The file, or that of the shipped recipe training/NAME; ValueError where there is neither."""
+    from ensemble.runs.recipes import recipe_file
+
+    if not Path(name).suffix and not Path(name).is_file():
+        with suppress(ValueError):
+            return recipe_file(f"training/{name}")
+    return recipe_file(name)
+
+
+def reproducing_command(recipe: Path, options: argparse.Namespace) -> str:
+    """The command line that makes these weights again, without paths of this machine; `recipe` is the recipe's file."""
+    named = not Path(options.recipe).expanduser().is_file()
+    words = [_COMMAND, "--recipe", shlex.quote(options.recipe) if named else _shown(recipe)]
+    for override in options.set:
         if not override.startswith("data.path="):
             words += ["--set", shlex.quote(override)]
+    for plugin in options.plugin:
+        words += ["--plugin", _shown(Path(plugin))]
     return " ".join([*words, "--output", shlex.quote(f"results/{recipe.stem}"), "--export", "models/weights"])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _shown(file: Path) -> str:
+    """Relative to the working directory where it is below that, else the name alone."""
+    below_here = file.resolve().is_relative_to(Path.cwd())
+    return shlex.quote(file.resolve().relative_to(Path.cwd()).as_posix() if below_here else file.name)

@@ -1,82 +1,94 @@
-"""How far a set of images is from real ones, in the features of a network that was no teacher."""
+"""What a network that was no teacher says of images, alone and beside real ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.evaluation.classification import Accuracy, accuracy
-from ensemble.evaluation.density_coverage import density_coverage
-from ensemble.evaluation.diversity import diversity
+from ensemble.evaluation.classification import Accuracy, accuracy_of, logits_of
+from ensemble.evaluation.comparison import Found, Known, alone, as_many_of_each, beside, memorised
 from ensemble.evaluation.features import penultimate_features
-from ensemble.evaluation.frechet import frechet_distance
-from ensemble.evaluation.kernel_distance import kernel_distance
-from ensemble.evaluation.precision_recall import precision_recall
+from ensemble.evaluation.near_duplicates import near_duplicates, thumbnails
 from ensemble.machine.rng import generator
 from models import ModelCard
+
+Watch = Callable[[str, Sequence[torch.Tensor]], Iterable[torch.Tensor]]
+"""Hands on the parts of what is read under a name, and may show how far it is."""
+Reader = Callable[[nn.Module, ModelCard, torch.Tensor], torch.Tensor]
+
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One set of images against the real test images, by one judge."""
+    """One set of images by one judge; None for what cannot be said, and `notes` why."""
 
     n: int
     accuracy: Accuracy
-    frechet: float
-    kernel: float
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    diversity: float
+    near_duplicates: float
+    """Share of images with a near-duplicate in the set."""
+    diversity: float | None = None
+    inception_score: float | None = None
+
+    frechet: float | None = None
+    """From here on beside real test images of the same classes."""
+    kernel: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+
+    closer_to_train: float | None = None
+    """Share of images nearer to training images than to as many test images; about 0.5 without memorisation."""
+    train_copies: float | None = None
+    """Share of images with a near-duplicate among all training images of these classes."""
+    notes: tuple[str, ...] = ()
+    """A line for each figure that so many images give badly or not at all."""
 
 
 class Judge:
-    """A network that was no teacher, and its features of the real test images.
+    """A network that was no teacher, and what it makes of real images where they are given.
+
+    `real` are test images to compare with, `train` training images that might have been copied; of both, only those
+    of `classes` are read (all where it is None).
 
     Raises ValueError where the real images' classes are neither among the judge's by name, nor as many under names
     that are all different.
     """
 
-    def __init__(self, net: nn.Module, card: ModelCard, real: LabelledImages) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        card: ModelCard,
+        real: LabelledImages | None = None,
+        train: LabelledImages | None = None,
+        *,
+        classes: torch.Tensor | None = None,
+        watch: Watch = lambda _, parts: parts,
+    ) -> None:
         self.net = net.to(memory_format=torch.channels_last)
         self.card = card
-        self.labels = _own_labels(card, real)
-        self.real = penultimate_features(net, card, real.images.float() / 255)
+        self._watch = watch
+        self._test = self._known("real test images", real, classes) if real is not None else None
+        self._train_data = train
+        self._memory = self._remember(train, self._test, classes) if train is not None and self._test else None
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> Judgement:
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, name: str = "images") -> Judgement:
         """Judge `images` (N, 3, H, W), RGB in [0, 1], with their targets (N,), against real ones of the same classes.
 
-        Neighbours are sought among 2,000 of those, or as many as there are images, drawn always alike: searches grow
-        with the product of both sets. ValueError where there are no real images of these classes.
+        ValueError where there are no real images of these classes.
         """
-        features = penultimate_features(self.net, self.card, images)
-        real = self.real[torch.isin(self.labels, targets.unique())]
-        if not len(real):
-            raise ValueError("data: no real test image is of a class of the images that are judged")
-        drawn = torch.randperm(len(real), generator=generator(0, "neighbours"))
-        some = real[drawn[: max(2000, len(features))]]
-        precision, recall = precision_recall(some, features)
-        density, coverage = density_coverage(some, features)
-        return Judgement(
-            n=len(features),
-            accuracy=accuracy(self.net, self.card, images, targets),
-            frechet=frechet_distance(features, real),
-            kernel=kernel_distance(features, real),
-            precision=precision,
-            recall=recall,
-            density=density,
-            coverage=coverage,
-            diversity=diversity(features, targets),
-        )
+        return self._judge(name, images, targets, torch.empty(0, dtype=torch.long))
 
     def scale(self, train: LabelledImages, n: int, seed: int = 0, classes: torch.Tensor | None = None) -> Judgement:
         """The same for `n` real training images, drawn without replacement: what a perfect inversion would get.
 
-        They are of `classes`, all where it is None; fewer than `n` where there are no more. ValueError for none.
+        They are of `classes`, all where it is None; fewer than `n` where there are no more. Where `train` is the
+        judge's own, they are no copies of themselves. ValueError for none.
         """
         labels = _own_labels(self.card, train)
         index = torch.randperm(len(train), generator=generator(seed, "scale"))
@@ -85,7 +97,82 @@ class Judge:
         index = index[:n]
         if not len(index):
             raise ValueError("data: no real training image is of a class of the images that are judged")
-        return self(train.images[index].float() / 255, labels[index])
+        taken = index if train is self._train_data else index[:0]
+        return self._judge(f"{len(index)} real training images", train.images[index], labels[index], taken)
+
+    def _judge(self, name: str, images: torch.Tensor, targets: torch.Tensor, taken: torch.Tensor) -> Judgement:
+        """`taken`: where in the training data the images are, if they come from there."""
+        classes = targets.unique()
+        test = self._test.of(classes) if self._test is not None else None
+        if test is not None and not len(test.labels):
+            raise ValueError("data: no real test image is of a class of the images that are judged")
+        read = self._read(_features_and_logits, name, images)
+        features, logits = read[:, : -self.card.num_classes], read[:, -self.card.num_classes :]
+        small = thumbnails(images)
+        found: list[Found] = [alone(features, logits, targets)]
+        if test is not None:
+            found.append(beside(features, test.features))
+        if test is not None and self._memory is not None:
+            train, train_thumbnails = (known.of(classes, taken) for known in self._memory)
+            found.append(memorised(features, train, test))
+            found.append(({"train_copies": _share(near_duplicates(small, train_thumbnails.features))}, []))
+        return Judgement(
+            n=len(features),
+            accuracy=accuracy_of(logits, targets, self.card),
+            near_duplicates=_share(near_duplicates(small)),
+            notes=tuple(note for _, notes in found for note in notes),
+            **{name: value for figures, _ in found for name, value in figures.items()},
+        )
+
+    def _known(self, name: str, data: LabelledImages, classes: torch.Tensor | None) -> Known:
+        """All images of these classes, read."""
+        labels, index = _of_classes(self.card, data, classes)
+        if not len(index):
+            raise ValueError("data: no real test image is of a class of the images that are judged")
+        return Known(self._read(penultimate_features, f"{len(index)} {name}", data.images[index]), labels, index)
+
+    def _remember(self, data: LabelledImages, test: Known, classes: torch.Tensor | None) -> tuple[Known, Known]:
+        """As many training images as there are test images of each class, read; and all of them as thumbnails."""
+        labels, index = _of_classes(self.card, data, classes)
+        every = Known(thumbnails(data.images[index]), labels, index)
+        some = as_many_of_each(labels, test.labels)
+        name = f"{len(some)} real training images, to find copies"
+        features = self._read(penultimate_features, name, data.images[index[some]])
+        return Known(features, labels[some], index[some]), every
+
+    def _read(self, reader: Reader, name: str, images: torch.Tensor) -> torch.Tensor:
+        """What `reader` makes of images, uint8 or float in [0, 1]; never all of them as floats at once."""
+        if not len(images):
+            return torch.empty(0, 0)
+        return torch.cat([self._part(reader, part) for part in self._watch(name, images.split(_AT_ONCE))])
+
+    def _part(self, reader: Reader, part: torch.Tensor) -> torch.Tensor:
+        """A part, in halves where a GPU's memory is too small for it."""
+        try:
+            return reader(self.net, self.card, part.float() / 255 if part.dtype == torch.uint8 else part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        return torch.cat([self._part(reader, half) for half in part.chunk(2)])
+
+
+def _features_and_logits(net: nn.Module, card: ModelCard, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([penultimate_features(net, card, images), logits_of(net, card, images)], 1)
+
+
+def _share(which: torch.Tensor) -> float:
+    return float(which.double().mean())
+
+
+def _of_classes(
+    card: ModelCard, data: LabelledImages, classes: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(labels as the judge numbers them, where in the data they are) of the images of these classes."""
+    labels = _own_labels(card, data)
+    index = torch.arange(len(labels))
+    if classes is not None:
+        index = index[torch.isin(labels, classes)]
+    return labels[index], index
 
 
 def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from warnings import warn_explicit
 
 import torch
 from torch import nn
@@ -63,10 +64,16 @@ def named_networks(
                 f"teachers: expected a name, a module, or a pair (module, ModelCard), got {type(network).__name__}"
             )
         name = _free_name(card.name if card is not None else type(module).__name__, modules)
+        shown = name.strip("<>")
         if card is None:
             if input_size is None:
-                raise ValueError(f"teachers: {name} comes without a ModelCard; say input_size=, in pixels")
-            card = _card_of(module, name.strip("<>"), input_size, mean, std, class_names)
+                raise ValueError(f"teachers: {shown} comes without a ModelCard; say input_size=, in pixels")
+            card = _card_of(module, shown, input_size, mean, std, class_names)
+        if card.assumed:
+            warn_explicit(
+                f"{shown} comes without {' and '.join(card.assumed)}; ImageNet's are assumed (say mean= and std=, "
+                "of RGB in [0, 1])", UserWarning, f"<{shown}>", 1,
+            )  # fmt: skip
         modules[name] = module, card
         names.append(name)
     return names, {name: pair for name, pair in modules.items() if name not in taken}
@@ -104,8 +111,7 @@ def _card_of(
         about["mean"] = tuple(mean)
     if std is not None:
         about["std"] = tuple(std)
-    names = tuple(class_names) if len(class_names) == classes else ()
-    return ModelCard(name, "own", input_size, classes, class_names=names, **about)  # type: ignore[arg-type]
+    return ModelCard(name, "own", input_size, classes, class_names=tuple(class_names), **about)  # type: ignore[arg-type]
 
 
 def _check_not_in_memory(name: str) -> None:

@@ -13,6 +13,7 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.config.overrides import apply_override
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
+from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, parse_recipe
 
 _RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
@@ -24,6 +25,7 @@ def load_recipe(name: str | Path, *overrides: str) -> Recipe:
 
     Raises ValueError for an unknown name, and with every mistake in the recipe.
     """
+    load_entry_points()
     return assembled(load_yaml(recipe_file(name)), {}, overrides)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml
 from ensemble.image.pictures import draw_grid
@@ -69,7 +70,7 @@ class Results:
             source.read_rows(PER_IMAGE),
             source.read_rows(PER_LAYER),
             summary,
-            parse_recipe(source.read_recipe()),
+            _parsed(source),
             tuple(summary.get("class_names", ())),
         )
 
@@ -79,6 +80,14 @@ class Results:
         read |= {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("verifiers", {}).items()}
         shown = ", ".join(f"{name} reads {share}" for name, share in read.items())
         return f"Results({n} images of {height} x {width}; {shown})"
+
+
+def _parsed(folder: ResultsFolder) -> Recipe:
+    try:
+        return parse_recipe(folder.read_recipe())
+    except ConfigError as error:
+        hint = "if a plugin made the run, load it first: ensemble.load_plugin(FILE)"
+        raise ValueError(f"{folder.path}: {'; '.join(error.problems)}; {hint}") from None
 
 
 def recipe_text(recipe: Recipe, notes: Sequence[str] = ()) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from ensemble.evaluation.classification import accuracy_of, logits_of
 from ensemble.machine.hardware import peak_memory
 from ensemble.machine.ranks import ProcessContext
+from ensemble.objectives.terms import TeacherTerm
 from ensemble.runs.build import PlacedEnsemble
 from ensemble.runs.checkpoints import versions
 from ensemble.runs.plan import Plan, unique_names
@@ -104,16 +105,11 @@ def warnings_of(
     """A line for each teacher that misses its targets, and for each loss that did not fall, with what to try."""
     found = []
     losses = _mean_losses(done)
-    classification = [i for i, term in enumerate(plan.recipe.objectives) if getattr(term, "aims", False)]
     aims = any(term.aims for term in plan.formulation.teacher_terms)
     for name in plan.names:
         missed = 1 - losses.get(f"{name}/accuracy", 1.0)
         if aims and missed > _MISSED:
-            at = f"objectives[{classification[0]}]" if classification else "the class term"
-            found.append(
-                f"{name} misses {missed:.0%} of its own targets; try more iterations, a larger {at}.weight, "
-                f"or {at}.temperature=1 where it has one"
-            )
+            found.append(f"{name} misses {missed:.0%} of its own targets; try more iterations{_levers(plan)}")
     fell = [(first, done[trial].values) for trial, first in first_losses.items() if first and trial in done]
     for key in fell[0][0] if fell else ():
         if key == "prior" or key.endswith("/accuracy") or any(key not in last for _, last in fell):
@@ -125,6 +121,17 @@ def warnings_of(
                 "try a lower learning rate (optimizer.lr), or more iterations"
             )
     return found
+
+
+def _levers(plan: Plan) -> str:
+    """What else draws images to their targets, by the fields of this recipe."""
+    text = ""
+    for i, term in enumerate(plan.recipe.objectives):
+        if isinstance(term, TeacherTerm) and term.aims:
+            text += f", a larger objectives[{i}].weight"
+            if getattr(term, "temperature", 1.0) > 1:
+                text += f", objectives[{i}].temperature=1"
+    return text
 
 
 def _mean_losses(done: Mapping[int, TrialResults]) -> dict[str, float]:

@@ -125,9 +125,11 @@ def _show(here: Replica, trial: int, step: Step) -> None:
         losses = step.record.values()
         here.first_losses.setdefault(trial, losses if step.number == 0 else {})
         values = losses | {"lr": step.lr}
+        if len(here.plan.recipe.stages) > 1:
+            values["stage"] = step.stage + 1
     if here.metrics is not None and (recorded or step.event):
-        about = {"trial": trial, "step": step.number, "stage": step.stage, "lr": step.lr}
-        here.metrics.write(about | values | ({"event": step.event} if step.event else {}))
+        about = {"trial": trial, "step": step.number, "stage": step.stage + 1, "lr": step.lr}
+        here.metrics.write(values | about | ({"event": step.event} if step.event else {}))
     if step.event:
         here.progress.message(f"step {step.number}: {step.event}")
     here.progress.step(here.steps_done, values or None)

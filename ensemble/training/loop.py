@@ -4,63 +4,70 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
+from ensemble.config.checked import Checked
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
 from ensemble.training.augment import MixedLabels, crop_and_flip, cutmix, cutout, mixup
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked):
     """What is done to a training batch; every part is off at 0."""
 
-    crop_padding: int = 4
+    crop_padding: NonNegativeInt = 4
+    """Largest shift, pixels; the border is mirrored."""
     flip: bool = True
     """Mirror every other image; turn it off where left and right differ, as in digits and letters."""
-    cutout: int = 0
+    cutout: NonNegativeInt = 0
     """Side of the square, pixels."""
-    mixup: float = 0.0
+    mixup: NonNegativeFloat = 0.0
     """Alpha of the Beta distribution."""
-    cutmix: float = 0.0
+    cutmix: NonNegativeFloat = 0.0
     """Alpha of the Beta distribution."""
-    mix_probability: float = 1.0
+    mix_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the batches that mixup or CutMix acts on."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Iterator[str]:
         if self.mixup and self.cutmix:
-            raise ValueError("augmentation: mixup and cutmix exclude each other; set one of them to 0")
+            yield "mixup and cutmix exclude each other; set one of them to 0"
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """SGD with Nesterov momentum under a one-cycle schedule."""
 
-    epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.2
+    epochs: PositiveInt = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: PositiveFloat = 0.2
     """Peak learning rate, for a loss averaged over the batch."""
-    warmup: float = 0.15
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of the steps over which lr rises linearly from 0; then it falls along a cosine to 0."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
     """Acts on tensors with more than one dimension."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """What convolutions compute in; depthwise ones are slow in bf16 on a CPU."""
-    label_smoothing: float = 0.0
-    ema: float = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the averaged weights that are returned; 0 returns the last ones."""
     recalibrate_bn: bool = True
     """Replace the running statistics, at the end, by those of the whole training set without augmentation."""
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Whole batches in so many images; ValueError where there is none."""
+        if images < self.batch_size:
+            raise ValueError(f"training: {images} images are fewer than one batch of {self.batch_size}")
+        return images // self.batch_size
 
     def lr_at(self, step: int, steps: int) -> float:
         rise = max(1, round(self.warmup * steps))
@@ -69,24 +76,20 @@ class Schedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-@dataclass
+State = dict[str, Any]
+"""What a run goes on from: `net`, `optimizer` and, where there is one, `ema` (state dicts), and `epoch`, those done."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """What the loop tells its observer after each epoch."""
 
     epoch: int
+    """Epochs done."""
     epochs: int
     loss: float
     accuracy: float
     seconds: float
-
-
-@dataclass
-class _Run:
-    net: nn.Module
-    ema: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    history: list[Progress] = field(default_factory=list)
 
 
 def train(
@@ -101,13 +104,16 @@ def train(
     seed: int,
     device: torch.device,
     compile_net: bool,
-    checkpoint: Path | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    saved: Mapping[str, Any] | None = None,
+    after_epoch: Callable[[Progress, State], None] = lambda progress, state: None,
 ) -> nn.Module:
     """The trained network in eval mode (the averaged one where `schedule.ema` is set).
 
-    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. With `checkpoint`, the state is saved
-    there after every epoch, and a run that finds it goes on from it.
+    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. `after_epoch` gets the state, which
+    shares memory with the run, and from which, as `saved`, the same call goes on to the same result.
+
+    Raises ValueError where there are fewer images than a batch has, `saved` does not fit the network, or the loss is
+    not finite.
     """
     net = net.to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
@@ -118,16 +124,14 @@ def train(
         momentum=schedule.momentum,
         nesterov=True,
     )
-    run = _Run(net, copy.deepcopy(net) if schedule.ema else None, optimizer)
-    if checkpoint is not None and checkpoint.exists():
-        _restore(run, checkpoint)
+    ema = copy.deepcopy(net) if schedule.ema else None
+    parts: dict[str, Any] = {"net": net, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
+    done = 0 if saved is None else _restore(parts, saved)
     forward = torch.compile(net) if compile_net else net
     inputs = _normalised(train_set.images, mean, std).to(device, memory_format=torch.channels_last)
     labels = train_set.labels.to(device)
-    steps_per_epoch = len(labels) // schedule.batch_size
-    if not steps_per_epoch:
-        raise ValueError(f"training: {len(labels)} images are fewer than one batch of {schedule.batch_size}")
-    for epoch in range(run.epoch, schedule.epochs):
+    steps_per_epoch = schedule.steps_per_epoch(len(labels))
+    for epoch in range(done, schedule.epochs):
         started = time.perf_counter()
         net.train()
         rng = generator(seed, "epoch", epoch)
@@ -145,18 +149,17 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             total += loss.detach()
-            if run.ema is not None:
-                _average(run.ema, net, schedule.ema)
-        run.epoch = epoch + 1
-        shown = run.ema if run.ema is not None else net
-        accuracy = evaluate(shown, test_set, mean=mean, std=std, device=device)
+            if ema is not None:
+                _average(ema, net, schedule.ema)
         if not math.isfinite(float(total)):
-            raise ValueError(f"training: the loss is not finite in epoch {epoch}; lower the learning rate")
-        if checkpoint is not None:
-            _save(run, checkpoint)
+            raise ValueError(f"training: the loss is not finite in epoch {epoch + 1}; lower the learning rate")
+        accuracy = evaluate(net if ema is None else ema, test_set, mean=mean, std=std, device=device)
         seconds = time.perf_counter() - started
-        report(Progress(epoch + 1, schedule.epochs, float(total) / steps_per_epoch, accuracy, seconds))
-    result = run.ema if run.ema is not None else net
+        after_epoch(
+            Progress(epoch + 1, schedule.epochs, float(total) / steps_per_epoch, accuracy, seconds),
+            {**{name: part.state_dict() for name, part in parts.items()}, "epoch": epoch + 1},
+        )
+    result = net if ema is None else ema
     if schedule.recalibrate_bn:
         recalibrate_bn(result, inputs)
     return result.eval()
@@ -237,20 +240,12 @@ def _average(ema: nn.Module, net: nn.Module, decay: float) -> None:
             averaged.copy_(current)
 
 
-def _save(run: _Run, path: Path) -> None:
-    state = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "epoch": run.epoch}
-    if run.ema is not None:
-        state["ema"] = run.ema.state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def _restore(run: _Run, path: Path) -> None:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    run.net.load_state_dict(state["net"])
-    if run.ema is not None:
-        run.ema.load_state_dict(state["ema"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.epoch = state["epoch"]
+def _restore(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
+    """The epochs that `saved` has behind it; its state is loaded into the parts."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return int(saved["epoch"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"training: the saved state is not one of this network and schedule ({reason})") from None

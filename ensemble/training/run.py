@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,64 +12,64 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble.config.overrides import differences
-from ensemble.config.parsing import to_plain
-from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.machine import hardware
-from ensemble.machine.files import Metrics, write_json
-from ensemble.machine.progress import progress_reporter
-from ensemble.training.loop import Progress, evaluate, train
+from ensemble.machine.files import JsonLines
+from ensemble.machine.progress import ProgressReporter, SilentProgress
+from ensemble.training.folder import TrainingFolder
+from ensemble.training.loop import Progress, State, evaluate, train
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
-from models import ModelCard, create_model, model_card, parse_spec
+from models import ModelCard, create_model, parse_spec, untrained_model
 from models._loading import sha256
-from models._registry import _find, _options
 
 
 def run(
     recipe: TrainingRecipe,
-    output: Path,
+    folder: TrainingFolder,
     device: torch.device,
     *,
+    resume: bool = False,
+    overwrite: bool = False,
     export: Path | None = None,
     command: str = "",
+    progress: ProgressReporter | None = None,
 ) -> dict[str, Any]:
-    """The summary of the run, after training or going on from `output`/checkpoint.pt.
+    """The summary of the run, all of which is in `folder`.
 
-    Writes recipe.yaml, metrics.jsonl (one line an epoch), weights.safetensors and summary.json into `output`;
-    with `export`, also the bundled weights and their record, which names `command`, into that folder.
+    With `export`, also writes the bundled weights and their record, which names `command`, there. With `resume`, goes
+    on from the folder's checkpoint; a finished run is left as it is, unless it is to be exported. A display that
+    fails ends nothing.
 
-    Raises ValueError where `output` holds something else than this run, data and network do not match, or
-    the network cannot be exported under its name.
+    Everything that can be checked is checked before the folder is touched. Raises ValueError as `TrainingFolder.check`
+    does, where data and network do not match or the network cannot be exported under its name; and where the loss is
+    not finite.
     """
     began = time.perf_counter()
+    folder.check(recipe, resume=resume, overwrite=overwrite)
+    if export is None and resume and folder.finished:
+        return folder.read_summary()
+    saved = folder.read_checkpoint() if resume else None
     hardware.set_up("fp32", device)
     if export is not None:
         _check_exportable(recipe.model)
     net, card = build_network(recipe.model, recipe.seed)
-    _check_folder(recipe, output)
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
     trained = replace(_relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)
     if export is not None and trained != card:
         raise ValueError(
             f"export: the data's classes or size are not those of {card.name}, whose weights these would be"
         )
-    checkpoint = output / "checkpoint.pt"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.yaml").write_text(dump_yaml(to_plain(recipe)), encoding="utf-8")
-    done = _epochs_done(checkpoint)
-    if not done:
-        (output / "metrics.jsonl").unlink(missing_ok=True)
-    progress = progress_reporter()
-    progress.message(f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
-    progress.start(recipe.schedule.epochs, resumed_at=done)
-    with Metrics(output / "metrics.jsonl") as metrics:
-
-        def report(state: Progress) -> None:
-            metrics.write(vars(state))
-            progress.step(state.epoch - 1, {"loss": state.loss, "accuracy": state.accuracy})
-
+    recipe.schedule.steps_per_epoch(len(train_set))
+    done = 0 if saved is None else saved["epoch"]
+    if saved is not None:
+        folder.go_on(recipe, done)
+    else:
+        folder.begin(recipe, overwrite=overwrite or resume)
+    progress = progress or SilentProgress()
+    _show(progress.message, f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
+    _show(progress.start, recipe.schedule.epochs, done)
+    with folder.open_metrics() as metrics:
         try:
             net = train(
                 net,
@@ -80,49 +82,61 @@ def run(
                 seed=recipe.seed,
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
-                checkpoint=checkpoint,
-                report=report,
+                saved=saved,
+                after_epoch=_recorder(folder, metrics, progress),
             )
         finally:
-            progress.close()
-    weights = output / "weights.safetensors"
-    save_weights(net, weights, trained)
+            _show(progress.close)
+    save_weights(net, folder.weights, trained)
     summary: dict[str, Any] = {
         "model": recipe.model,
         "accuracy": evaluate(net, test_set, mean=card.mean, std=card.std, device=device),
         "train_images": len(train_set),
         "test_images": len(test_set),
         "epochs": recipe.schedule.epochs,
-        "sha256": sha256(weights),
+        "sha256": sha256(folder.weights),
         "device": str(device),
         "torch": str(torch.__version__),
         "wall_seconds": time.perf_counter() - began,
     }
+    folder.write_summary(summary)
     if export is not None:
         provenance = Provenance(trained_on(recipe.data), command)
         summary["exported_accuracy"] = export_weights(net, card, export, provenance, test_set, device)
-    write_json(output / "summary.json", summary)
+        folder.write_summary(summary)
     return summary
+
+
+def _recorder(
+    folder: TrainingFolder, metrics: JsonLines, progress: ProgressReporter
+) -> Callable[[Progress, State], None]:
+    def record(epoch: Progress, state: State) -> None:
+        metrics.write(vars(epoch))  # before the checkpoint: `go_on` drops a line too many, and could not make one
+        folder.write_checkpoint(state)
+        _show(progress.step, epoch.epoch - 1, {"loss": epoch.loss, "accuracy": epoch.accuracy})
+
+    return record
+
+
+def _show(show: Callable[..., None], *arguments: Any) -> None:
+    """Calls `show`, unless the terminal or pipe is gone or cannot write these letters: a run does not end for that."""
+    with suppress(OSError, ValueError):
+        show(*arguments)
 
 
 def build_network(spec: str, seed: int) -> tuple[nn.Module, ModelCard]:
     """The network to train, its parameters free, and its card.
 
-    `@random` is the factory's own initialisation right after `torch.manual_seed(seed)`, so that runs of
-    several seeds differ; the global generator keeps its state. Other weights are those of `create_model`.
+    `@random` is `models.untrained_model`, so that runs of several seeds differ. Other weights are those of
+    `create_model`.
     """
     parsed = parse_spec(spec)
-    if parsed.weights != "random":
-        net, card = create_model(parsed)
-        if card.family == "edge_popup":
-            raise ValueError(f"{parsed.name}: the scores of a subnet are learned from the start; ask for @random")
-        return net.requires_grad_(True), card
-    card, entry = model_card(parsed), _find(parsed)
-    if card.num_classes < 1:
-        raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@random")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return entry.factory(**_options(entry, parsed)).float(), card
+    if parsed.weights == "random":
+        return untrained_model(parsed, seed)
+    net, card = create_model(parsed)
+    if card.family == "edge_popup":
+        raise ValueError(f"{parsed.name}: the scores of a subnet are learned from the start; ask for @random")
+    return net.requires_grad_(True), card
 
 
 def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[LabelledImages, LabelledImages]:
@@ -166,23 +180,3 @@ def _check_exportable(spec: str) -> None:
         )
     if "/" in parsed.name:
         raise ValueError(f"export: {parsed.name} is another library's network; leave --export out")
-
-
-def _check_folder(recipe: TrainingRecipe, output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file; give a folder")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    stored = output / "recipe.yaml"
-    if not stored.is_file():
-        raise ValueError(f"output: {output} is not empty and holds no training run; give another folder")
-    changed = [path for path in differences(load_yaml(stored), to_plain(recipe)) if path != "data.path"]
-    if changed:
-        shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
-        raise ValueError(f"output: {output} holds a run that differs in {shown}; give another folder")
-
-
-def _epochs_done(checkpoint: Path) -> int:
-    if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.files import write_json
+from ensemble.machine.files import write_bytes, write_json
 from ensemble.training.loop import evaluate
 from models import ModelCard
-from models._loading import fit, read_weights, sha256
+from models._loading import WeightsFile, fit, sha256
 from models.edge_popup import compact, load_subnet, subnet_layers
 
 LICENCE = "MIT"
@@ -36,10 +36,8 @@ def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     Those are the classes, the label space, input size, mean and std: `models.create_model` reads them back. An
     edge-popup subnet is stored compactly, as its masks.
     """
-    if subnet_layers(net):
-        _save(*compact(net), path, card)
-    else:
-        _save({key: value.detach() for key, value in net.state_dict().items()}, {}, path, card)
+    state, metadata = compact(net) if subnet_layers(net) else (net.state_dict(), {})
+    write_bytes(path, save(_stored(state), metadata | _about(card)))
 
 
 def export_weights(
@@ -53,29 +51,23 @@ def export_weights(
     """The top-1 accuracy in [0, 1] of what is written: `folder`/NAME.safetensors and NAME.json, its record.
 
     Parameters are rounded to fp16, buffers (BatchNorm's running statistics) stay in fp32; of an edge-popup
-    subnet, masks are written. The accuracy is that of the file read back. Raises ValueError where a parameter
-    is too large for fp16.
+    subnet, masks are written. Raises ValueError where a parameter is too large for fp16.
     """
-    metadata: dict[str, str] = {}
-    parameters = dict(net.named_parameters())
-    state = {key: value.detach().half() if key in parameters else value for key, value in net.state_dict().items()}
-    if subnet_layers(net):
-        state, metadata = compact(net)
-    if overflown := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(f"export: {', '.join(overflown[:3])} of {card.name} do not fit into fp16")
+    is_subnet = bool(subnet_layers(net))
+    state, metadata = compact(net) if is_subnet else (_rounded(net), {})
+    metadata |= _about(card)
+    data = save(_stored(state), metadata)
     file = folder / f"{card.name}.safetensors"
-    candidate = file.with_suffix(".partial.safetensors")
-    try:
-        _save(state, metadata, candidate, card)
-        rounded, written = copy.deepcopy(net), read_weights(candidate)
-        if metadata:
-            rounded = load_subnet(rounded, written, card)
-        else:
-            fit(rounded, written.tensors, card, str(candidate))
-        accuracy = evaluate(rounded, test_set, mean=card.mean, std=card.std, device=device)
-        os.replace(candidate, file)
-    finally:
-        candidate.unlink(missing_ok=True)
+    written = WeightsFile(file, load(data), metadata)
+    if overflown := [key for key, value in written.tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"export: {', '.join(overflown[:3])} of {card.name} do not fit into fp16")
+    rounded = copy.deepcopy(net)
+    if is_subnet:
+        rounded = load_subnet(rounded, written, card)
+    else:
+        fit(rounded, written.tensors, card, str(file))
+    accuracy = evaluate(rounded, test_set, mean=card.mean, std=card.std, device=device)
+    write_bytes(file, data)
     record = {
         "file": file.name,
         "sha256": sha256(file),
@@ -88,7 +80,19 @@ def export_weights(
     return accuracy
 
 
-def _save(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, card: ModelCard) -> None:
+def _rounded(net: nn.Module) -> dict[str, torch.Tensor]:
+    parameters = dict(net.named_parameters())
+    return {key: value.half() if key in parameters else value for key, value in net.state_dict().items()}
+
+
+def _stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # BatchNorm's batch counters are of no use in eval mode; clones, because safetensors refuses shared memory
+    return {
+        key: value.cpu().contiguous().clone() for key, value in state.items() if not key.endswith("num_batches_tracked")
+    }
+
+
+def _about(card: ModelCard) -> dict[str, str]:
     about = {
         "num_classes": card.num_classes,
         "input_size": card.input_size,
@@ -97,11 +101,4 @@ def _save(state: dict[str, torch.Tensor], metadata: dict[str, str], path: Path, 
         "mean": card.mean,
         "std": card.std,
     }
-    # BatchNorm's batch counters are of no use in eval mode; clones, because safetensors refuses shared memory
-    tensors = {
-        key: value.cpu().contiguous().clone() for key, value in state.items() if not key.endswith("num_batches_tracked")
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(save(tensors, {**metadata, "card": json.dumps(about)}))
-    os.replace(partial, path)
+    return {"card": json.dumps(about)}

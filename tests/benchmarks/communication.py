@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ensemble.config.yaml_files import load_yaml  # noqa: E402
-from ensemble.engine.inversion import Observer  # noqa: E402
 from ensemble.machine import hardware  # noqa: E402
 from ensemble.machine.hardware import choose_device  # noqa: E402
 from ensemble.machine.ranks import process_context  # noqa: E402
@@ -60,9 +59,10 @@ def main() -> None:
             sizes.append(tensor.numel() * tensor.element_size())
             tensors[:] = [*tensors[-1:], tensor.detach().clone()]
 
-        inversion.reduce = timed
+        inversion.loss.reduce = timed
         marks = [now()]
-        inversion.run(Observer(on_step=lambda step: marks.append(now())))
+        for _ in inversion:
+            marks.append(now())
         steps = [b - a for a, b in itertools.pairwise(marks[3:])]
         alone = []
         for _ in range(30):

@@ -16,35 +16,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
+from ensemble import Results, invert
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.teachers.teacher import Teacher
 from models import create_model
 from tests.benchmarks.step import QUICKSTART
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = {"fp32": ("fp32", "off"), "bf16": ("bf16", "off"), "bf16, compiled": ("bf16", "on")}
 
 
-def read(folder: Path, precision: str, compiled: str, seed: int, verifiers: list[str]) -> dict[str, float]:
-    """Accuracy of each verifier on the quickstart's images, made unless they are there."""
-    if not (folder / "summary.json").exists():
-        command = [sys.executable, str(ROOT / "invert.py"), "--recipe", str(ROOT / "recipes" / "quickstart.yaml")]
-        command += ["--precision", precision, "--compile", compiled, "--seed", str(seed)]
-        command += ["--resume", "--verifier", *verifiers, "--output", str(folder)]
-        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            raise SystemExit(code)  # invert.py has said why
-    read = json.loads((folder / "summary.json").read_text())["verifiers"]
-    return {name: result["accuracy"] for name, result in read.items()}
+def quickstart(folder: Path, case: str, seed: int, verifiers: list[str]) -> Results:
+    """The quickstart's images and what the verifiers read, made unless they are there."""
+    precision, compiled = CASES[case]
+    how = {"precision": precision, "compile": compiled}
+    output = folder / f"{case.replace(', ', '_')}_{seed}"
+    results = invert("quickstart", output=output, resume=True, progress=False, seed=seed, verifiers=verifiers, **how)
+    assert results is not None, "one process"
+    if results.summary.get("stopped"):
+        raise SystemExit("stopped; the same command goes on")
+    return results
 
 
 @torch.no_grad()
@@ -89,19 +86,20 @@ def main() -> None:
     parser.add_argument("--verifiers", nargs="+", default=["mobilenetv2_slim_cifar"], metavar="MODEL")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    runs: dict[str, list[Results]] = {case: [] for case in CASES}
     accuracy: dict[str, dict[str, list[float]]] = {case: {} for case in CASES}
     for seed in range(options.seeds):
-        for case, (precision, compiled) in CASES.items():
-            folder = options.output / f"{case.replace(', ', '_')}_{seed}"
-            for name, value in read(folder, precision, compiled, seed, options.verifiers).items():
-                accuracy[case].setdefault(name.partition("@")[0], []).append(value)
+        for case in CASES:
+            runs[case].append(quickstart(options.output, case, seed, options.verifiers))
+            for name, read in runs[case][-1].summary["verifiers"].items():
+                accuracy[case].setdefault(name.partition("@")[0], []).append(read["accuracy"])
             print(f"seed {seed}: {case}", flush=True)
     names = list(accuracy["fp32"])
     table = Table("quickstart", *names, box=None, title=f"read as their target, seeds 0 to {options.seeds - 1}")
     for case, values in accuracy.items():
         table.add_row(case, *(mean_interval(values[name]) for name in names))
     Console(width=110).print(table)
-    images = load_file(options.output / "fp32_0" / "images.safetensors")["images"]
+    images = runs["fp32"][0].images
     found = {(name, p): errors(name, PRECISIONS[p], images) for name in QUICKSTART for p in ("fp32", "bf16")}
     table = Table("network", "precision", *next(iter(found.values())), box=None, title="error of the moments")
     for (name, precision), values in found.items():

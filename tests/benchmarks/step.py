@@ -36,13 +36,11 @@ from rich.table import Table
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from ensemble.engine.inversion import EnsembleMember, Inversion, StagePlan
-from ensemble.engine.optimizers import Adam
-from ensemble.engine.placement import Share
-from ensemble.image.pixels import PixelImage
-from ensemble.image.transforms import Compose
+from ensemble import BNMatching, CrossEntropy
+from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
+from ensemble.engine.placement import Cell
 from ensemble.machine import hardware
-from ensemble.objectives import BNMatching, CrossEntropy, Formulation
+from ensemble.objectives.terms import Formulation
 from ensemble.teachers.teacher import Teacher
 from models import create_model
 
@@ -116,7 +114,7 @@ def hooks(setting: Setting, dtype: torch.dtype, device: torch.device) -> Step:
 
 
 def ours(setting: Setting, dtype: torch.dtype, device: torch.device, compiled: bool) -> Step:
-    """`Inversion.loss_and_gradient` with all teachers in this process."""
+    """`EnsembleLoss.gradient` with all teachers in this process."""
     view, targets = batch(setting, device)
     members = []
     for i, name in enumerate(setting.models):
@@ -125,17 +123,11 @@ def ours(setting: Setting, dtype: torch.dtype, device: torch.device, compiled: b
         teacher.rewrite()
         if compiled:
             teacher.compile()
-        members.append(EnsembleMember(teacher.name, 1.0, teacher.statistics, targets, teacher))
-    inversion = Inversion(
-        PixelImage(setting.images, 1, device=device),
-        members,
-        Formulation((CrossEntropy(1.0),), (BNMatching(1.0),), ()),
-        [StagePlan(1, Compose(()), Adam())],
-        cells=[Share(t, 0, setting.images) for t in range(len(members))],
-        seed=0,
-    )
-    weights = inversion.weights_at(0)
-    return lambda: inversion.loss_and_gradient(view, weights)[1]
+        members.append(EnsembleMember(teacher.profile(), 1.0, targets, teacher))
+    formulation = Formulation((CrossEntropy(weight=1.0, temperature=1.0), BNMatching(weight=1.0)))
+    loss = EnsembleLoss(members, formulation, [Cell(t, 0, setting.images) for t in range(len(members))])
+    weights = {t: 1 / len(members) for t in range(len(members))}
+    return lambda: loss.gradient(view, weights)[1]
 
 
 def bare(setting: Setting, dtype: torch.dtype, device: torch.device, folded: bool) -> Step:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGIN = ROOT / "tests" / "cli" / "tiny.py"
+PLUGIN = ROOT / "tests" / "applications" / "tiny.py"
 
 
 def command(output: Path, ranks: int, steps: int, *more: str) -> list[str]:

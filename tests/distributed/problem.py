@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from ensemble.machine.rng import generator
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.classification import CrossEntropy
 from ensemble.objectives.image_priors import L2Prior, TotalVariation
-from ensemble.objectives.terms import Formulation
-from ensemble.teachers.teacher import Teacher
+from ensemble.objectives.terms import Formulation, Slice, TeacherTerm, Totals
+from ensemble.teachers.teacher import Observation, Teacher
 from models import ModelCard
 
 IMAGES = 7
@@ -46,6 +46,27 @@ FORMULATION = Formulation(
         L2Prior(weight=0.01),
     )
 )
+
+
+@dataclass(frozen=True)
+class Disagreement(TeacherTerm):
+    """mean_i |log p_t(i) - log p_u(i)|^2 over the other teachers u: a term that reads several teachers' logits."""
+
+    weight: float = 1.0
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        rows = seen.logits.new_zeros(batch.images, seen.logits.shape[1])
+        rows[batch.start : batch.stop] = seen.logits
+        return rows
+
+    def loss(self, total: Totals, t: int) -> torch.Tensor:
+        own = total[t].log_softmax(1)
+        gaps = [(own - total[u].log_softmax(1)).square().sum(1).mean() for u in total if u != t]
+        return torch.stack(gaps).sum() if gaps else total[t].sum() * 0
+
+
+COUPLED = Formulation((Disagreement(weight=0.3),))
+"""The only term is one that no recipe knows."""
 
 
 class Block(nn.Module):
@@ -108,6 +129,7 @@ def inversion(
     *,
     recompute: bool = False,
     reduction: FixedPointSum | None = None,
+    formulation: Formulation = FORMULATION,
     **options: Any,
 ) -> Inversion:
     """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns."""
@@ -119,7 +141,7 @@ def inversion(
     image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
     image.randomize(0.5, generator(1))
     stage = StagePlan(steps, Compose((Jitter(1), Flip())), Adam(lr=0.05))
-    loss = EnsembleLoss(members, FORMULATION, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)
+    loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)
     return Inversion(image, loss, [stage], seed=5, **options)
 
 
@@ -169,6 +191,8 @@ def work(context: ProcessContext) -> dict[str, Any]:
             results[f"images/{case}"], results[f"sums/{case}"] = run.result(), sizes
             single = inversion(context, teachers, cells, torch.float32, STEPS, recompute=recompute)
             results[f"gradient32/{case}"] = gradient(single, torch.float32)[1]
+            coupled = inversion(context, teachers, cells, torch.float64, 3, recompute=recompute, formulation=COUPLED)
+            results[f"coupled/{case}"] = gradient(coupled, torch.float64)[1]
         cells = scattered(context, teachers)
         fixed = inversion(context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7)
         finished(fixed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from launch import launch
-from problem import IMAGES, MICRO_BATCHES, STEPS, TEACHERS, teacher, work
+from problem import CARD, IMAGES, MICRO_BATCHES, STEPS, TEACHERS, network, teacher, work
 
 WORLDS = (1, 2, 3, 4)
 CASES = [f"{teachers}/{micro_batch}" for teachers, micro_batch in itertools.product(TEACHERS, MICRO_BATCHES)]
@@ -56,6 +57,29 @@ def test_gradient_is_that_of_one_process(runs: Runs, world: int, case: str) -> N
         assert error(rank[f"gradient/{case}"], expected) < 1e-12
         assert error(rank[f"loss/{case}"], one[f"loss/{reference(case)}"]) < 1e-12
         assert error(rank[f"gradient32/{case}"], expected) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_term_that_reads_several_teachers(runs: Runs, world: int, case: str) -> None:
+    """Against one graph over all teachers and the whole batch, written in plain torch."""
+    teachers = int(case.split("/")[0])
+    view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    leaf = view.requires_grad_()
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (CARD.mean, CARD.std))
+    networks = [copy.deepcopy(network(t)).double().eval() for t in range(teachers)]
+    logs = [net((leaf - mean) / std).log_softmax(1) for net in networks]
+    total = torch.zeros((), dtype=torch.float64) * leaf.sum()
+    for t in range(teachers):
+        for u in range(teachers):
+            gap = ((logs[t] - logs[u]) ** 2).sum(1).mean()
+            total = total + 0.3 * (1 + t) / sum(range(1, teachers + 1)) * gap
+    (expected,) = torch.autograd.grad(total, leaf)
+    for rank in runs(world):
+        if teachers == 1:
+            assert not rank[f"coupled/{case}"].any()
+        else:
+            assert error(rank[f"coupled/{case}"], expected) < 1e-12
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,18 +1,19 @@
-"""The training loop, its augmentations, and the command: hand values, NumPy twins, resume to the bit."""
+"""The training loop, its augmentations, recipes and weights: hand values, NumPy twins, resume to the bit."""
 
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-from ensemble.applications.train import main, reproducing_command
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
@@ -21,17 +22,18 @@ from ensemble.training.loop import (
     Augmentation,
     Progress,
     Schedule,
+    State,
     _mixed_cross_entropy,
     evaluate,
     recalibrate_bn,
     train,
 )
-from ensemble.training.recipe import DataSpec, parse_training_recipe
+from ensemble.training.recipe import DataSpec, TrainingRecipe, parse_training_recipe
 from ensemble.training.run import build_network
 from ensemble.training.weights import Provenance, export_weights
-from models import ModelCard, create_model, model_card
+from models import ModelCard
 from models._bundled import read_bundled, with_bundled
-from models.cifar import CIFAR10_CLASSES, CifarResNet
+from models.cifar import CifarResNet
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes/training").glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -91,7 +93,7 @@ SHORT = Schedule(epochs=6, batch_size=16, lr=0.1, precision="fp32")
 )
 def test_a_tiny_network_learns(schedule: Schedule, augmentation: Augmentation) -> None:
     seen: list[Progress] = []
-    net = trained(schedule, augmentation, report=seen.append)
+    net = trained(schedule, augmentation, after_epoch=lambda progress, state: seen.append(progress))
     assert [p.epoch for p in seen] == [1, 2, 3, 4, 5, 6] and not net.training
     assert seen[-1].loss < seen[0].loss
     test_set = toy_set(64, seed=1)
@@ -100,23 +102,51 @@ def test_a_tiny_network_learns(schedule: Schedule, augmentation: Augmentation) -
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, ema: float) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(ema: float) -> None:
     schedule, augmentation = replace(SHORT, ema=ema), Augmentation(crop_padding=1, cutout=2, mixup=0.4)
-    whole = trained(schedule, augmentation)
-    checkpoint = tmp_path / "run/checkpoint.pt"
-
-    def stop(progress: Progress) -> None:
-        if progress.epoch == 2:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        trained(schedule, augmentation, checkpoint=checkpoint, report=stop)
-    seen: list[Progress] = []
-    resumed = trained(schedule, augmentation, checkpoint=checkpoint, report=seen.append)
-    assert [p.epoch for p in seen] == [3, 4, 5, 6]
-    assert same(resumed, whole)
-    assert same(trained(schedule, augmentation, checkpoint=checkpoint), whole)  # nothing left to do
+    states: list[bytes] = []
+    whole = trained(schedule, augmentation, after_epoch=lambda progress, state: states.append(to_bytes(state)))
+    assert len(states) == 6
+    for done in (2, 6):  # at 6, nothing is left to do
+        seen: list[int] = []
+        resumed = trained(
+            schedule,
+            augmentation,
+            saved=from_bytes(states[done - 1]),
+            after_epoch=lambda progress, state, seen=seen: seen.append(progress.epoch),
+        )
+        assert seen == [*range(done + 1, 7)]
+        assert same(resumed, whole)
     assert not same(trained(replace(schedule, lr=0.05), augmentation), whole)
+
+
+def to_bytes(state: State) -> bytes:
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def from_bytes(data: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+@pytest.mark.parametrize("change", ["net", "ema", "epoch", "optimizer"])
+def test_a_state_of_another_run_is_refused(change: str) -> None:
+    states: list[State] = []
+    trained(
+        replace(SHORT, epochs=1, ema=0.9),
+        after_epoch=lambda progress, state: states.append(from_bytes(to_bytes(state))),
+    )
+    (state,) = states
+    if change in ("ema", "epoch"):
+        del state[change]
+    elif change == "net":
+        state["net"]["0.weight"] = torch.zeros(4, 3, 3, 3)
+    else:
+        state["optimizer"]["param_groups"].pop()
+    with pytest.raises(ValueError, match="the saved state is not one of this network and schedule") as error:
+        trained(replace(SHORT, ema=0.9), saved=state)
+    assert "\n" not in str(error.value)
 
 
 def test_weight_decay_acts_on_matrices_only() -> None:
@@ -203,7 +233,7 @@ def test_too_few_images() -> None:
 
 
 def test_a_loss_that_is_not_finite() -> None:
-    with pytest.raises(ValueError, match="not finite in epoch 0; lower the learning rate"):
+    with pytest.raises(ValueError, match="not finite in epoch 1; lower the learning rate"):
         trained(replace(SHORT, lr=1e30))
 
 
@@ -278,11 +308,6 @@ def test_beta_has_the_moments_of_its_law(alpha: float) -> None:
     assert np.var(draws) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
 
 
-def test_mixup_and_cutmix_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="exclude each other"):
-        Augmentation(mixup=0.2, cutmix=1.0)
-
-
 # --- recipes and networks ------------------------------------------------------------------------------
 
 
@@ -306,21 +331,97 @@ def test_random_weights_come_from_the_seed() -> None:
     assert not same(build_network("resnet20_cifar@random", 6)[0], net)
 
 
+def test_trained_weights_are_trained_further() -> None:
+    net, card = build_network("resnet20_cifar", 0)
+    assert all(p.requires_grad for p in net.parameters()) and card.weights["cifar10"].source == "bundled"
+    with pytest.raises(ValueError, match="the scores of a subnet are learned from the start; ask for @random"):
+        build_network("resnet20_popup_cifar", 0)
+
+
+def test_an_unknown_network() -> None:
+    with pytest.raises(ValueError, match="unknown network 'nothing'"):
+        build_network("nothing@random", 0)
+
+
+VALID = {"model": "resnet20_cifar@random", "data": {"path": "x"}}
+
+
 def test_all_mistakes_of_a_recipe_at_once() -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ConfigError) as error:
         parse_training_recipe(
             {
                 "model": "resnet20_cifar@random",
-                "data": {"path": "x"},
-                "schedule": {"epochs": 0, "momentum": 0},
-                "augmentation": {"cutout": -1},
+                "data": {"pth": "x"},
+                "schedule": {"epochs": 0, "momentum": 0, "precison": "fp32", "precision": "fp8"},
+                "augmentation": {"cutout": -1, "flip": "yes"},
+                "seed": 2**64,
             }
         )
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+    assert sorted(line.split(":")[0] for line in error.value.problems) == [
+        "augmentation.cutout",
+        "augmentation.flip",
+        "data.path",
+        "data.pth",
         "schedule.epochs",
         "schedule.momentum",
-        "augmentation",
+        "schedule.precision",
+        "schedule.precison",
+        "seed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "last_good", "first_bad"),
+    [
+        ("schedule.epochs", 1, 0),
+        ("schedule.batch_size", 2, 1),
+        ("schedule.lr", 1e-9, 0),
+        ("schedule.warmup", 0, -1e-9),
+        ("schedule.warmup", 1, 1.001),
+        ("schedule.momentum", 1e-9, 0),
+        ("schedule.momentum", 0.999, 1),
+        ("schedule.weight_decay", 0, -1e-9),
+        ("schedule.label_smoothing", 0, -1e-9),
+        ("schedule.label_smoothing", 0.999, 1),
+        ("schedule.ema", 0, -1e-9),
+        ("schedule.ema", 0.999, 1),
+        ("augmentation.crop_padding", 0, -1),
+        ("augmentation.cutout", 0, -1),
+        ("augmentation.mixup", 0, -1e-9),
+        ("augmentation.cutmix", 0, -1e-9),
+        ("augmentation.mix_probability", 0, -1e-9),
+        ("augmentation.mix_probability", 1, 1.001),
+        ("data.size", 1, 0),
+        ("seed", -(2**63), -(2**63) - 1),
+        ("seed", 2**64 - 1, 2**64),
+    ],
+)
+def test_bounds(path: str, last_good: float, first_bad: float) -> None:
+    *above, name = path.split(".")
+
+    def recipe(value: float) -> TrainingRecipe:
+        data: dict[str, Any] = {**VALID}
+        inner = data
+        for key in above:
+            inner[key] = {**data.get(key, {})}
+            inner = inner[key]
+        inner[name] = value
+        return parse_training_recipe(data)
+
+    held = to_plain(recipe(last_good))
+    for key in path.split("."):
+        held = held[key]
+    assert held == last_good
+    with pytest.raises(ConfigError) as error:
+        recipe(first_bad)
+    assert len(error.value.problems) == 1 and error.value.problems[0].startswith(f"{path}: must be")
+
+
+def test_mixup_and_cutmix_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"^mixup and cutmix exclude each other; set one of them to 0$"):
+        Augmentation(mixup=0.2, cutmix=1.0)
+    with pytest.raises(ConfigError, match=r"^augmentation: mixup and cutmix exclude each other"):
+        parse_training_recipe({**VALID, "augmentation": {"mixup": 0.2, "cutmix": 1.0}})
 
 
 # --- weights -------------------------------------------------------------------------------------------
@@ -348,111 +449,3 @@ def test_exported_weights_are_what_models_reads(tmp_path: Path) -> None:
         net[0].weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ValueError, match=r"0\.weight of toy do not fit into fp16"):
         export_weights(net, card, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
-
-
-# --- the command ---------------------------------------------------------------------------------------
-
-
-def write_images(folder: Path, classes: tuple[str, ...], per_class: int = 2) -> None:
-    noise = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (folder / split / name).mkdir(parents=True)
-            for i in range(per_class):
-                pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-
-
-@pytest.fixture(scope="module")
-def cifar_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder, CIFAR10_CLASSES)
-    return folder
-
-
-def arguments(folder: Path, data: Path, *more: str) -> list[str]:
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(
-        f"model: resnet20_cifar@random\ndata: {{path: {data}}}\ncompile: false\n"
-        "schedule: {epochs: 2, batch_size: 8, lr: 1e-2, precision: fp32}\n"
-    )
-    return ["--recipe", str(recipe), "--output", str(folder / "out"), "--device", "cpu", *more]
-
-
-def test_the_command(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = arguments(tmp_path, cifar_like, "--export", str(tmp_path / "weights"))
-    assert main(options) == 0
-    output = tmp_path / "out"
-    summary = json.loads((output / "summary.json").read_text())
-    assert (summary["train_images"], summary["test_images"], summary["epochs"]) == (20, 20, 2)
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    assert load_yaml(output / "recipe.yaml")["schedule"]["momentum"] == 0.9
-    net, card = create_model(f"resnet20_cifar@{output / 'weights.safetensors'}")
-    assert card.label_space == "cifar10" and torch.isfinite(net(torch.rand(1, 3, 32, 32))).all()
-    record = json.loads((tmp_path / "weights/resnet20_cifar.json").read_text())
-    assert record["accuracy"] == summary["exported_accuracy"] and str(tmp_path) not in str(record)
-    before = (output / "weights.safetensors").read_bytes()
-    assert main(options) == 0  # finished: the same again
-    assert (output / "weights.safetensors").read_bytes() == before
-    assert (output / "metrics.jsonl").read_text().splitlines() == lines
-    capsys.readouterr()
-    assert main([*options, "--set", "seed=1"]) == 2
-    assert capsys.readouterr().err.strip().endswith("holds a run that differs in seed; give another folder")
-
-
-def test_data_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_images(tmp_path / "images", ("cat", "zebra"), per_class=8)
-    options = arguments(tmp_path, tmp_path / "images")
-    assert main(options) == 2
-    assert "ask for resnet20_cifar:num_classes=2@random" in capsys.readouterr().err
-    spec = "resnet20_cifar:num_classes=2,width=0.25"
-    small = ["--set", "data.size=16", "--set", "augmentation.flip=false", "--set", "schedule.epochs=1"]
-    assert main([*options, "--set", f"model={spec}@random", *small]) == 0
-    trained = f"{spec}@{tmp_path / 'out/weights.safetensors'}"
-    _, card = create_model(trained)
-    assert (card.class_names, card.label_space, card.input_size) == (("cat", "zebra"), "", 16)
-    known = model_card(trained)  # before the weights are read
-    assert (known.class_names, known.label_space, known.input_size) == (("cat", "zebra"), "", 16)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--set", "schedule.epcohs=3"], "schedule.epcohs: unknown key; did you mean 'epochs'?"),
-        (["--set", "model=resnet20_cifr@random"], "did you mean resnet20_cifar"),
-        (["--set", "data.path=nowhere"], "nowhere does not exist"),
-        (["--set", "augmentation.crop_padding=32"], "crop_padding: 32 must be below the image size 32"),
-        (["--set", "schedule.batch_size=21"], "20 images are fewer than one batch of 21"),
-        (["--device", "tpu"], "'tpu' is none of auto, cpu"),
-        (["--epochs", "3"], "unrecognized arguments: --epochs 3; see"),
-        (["--recipe", "none.yaml"], "none.yaml: cannot be read"),
-        (
-            ["--export", "w", "--set", "model=resnet20_cifar:width=0.5@random"],
-            "register resnet20_cifar:width=0.5",
-        ),
-        (["--export", "w", "--set", "model=timm/resnet18@random"], "another library's network"),
-    ],
-)
-def test_users_mistakes(
-    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
-) -> None:
-    assert main(arguments(tmp_path, cifar_like, *more)) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and len(error.splitlines()) == 1 and error.startswith("training: ")
-
-
-def test_output_that_is_something_else(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("")
-    assert main(arguments(tmp_path, cifar_like)) == 2
-    assert "is not empty and holds no training run" in capsys.readouterr().err
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-
-
-def test_reproducing_command_names_no_place_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    expected = "python -m ensemble.training --recipe {} --set seed=1 --output results/a --export models/weights"
-    overrides = ["data.path=/somewhere/else", "seed=1"]
-    assert reproducing_command(tmp_path / "recipes/a.yaml", overrides) == expected.format("recipes/a.yaml")
-    assert reproducing_command(tmp_path.parent / "a.yaml", overrides) == expected.format("a.yaml")

@@ -1,0 +1,171 @@
+"""The results folder of a training run: the one file that knows the names in it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.overrides import differences
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml, load_yaml
+from ensemble.machine.files import (
+    JsonLines,
+    read_json,
+    read_json_lines,
+    write_bytes,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+from ensemble.training.loop import State
+from ensemble.training.recipe import TrainingRecipe, parse_training_recipe
+
+RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.jsonl", "checkpoint.pt"
+WEIGHTS, SUMMARY = "weights.safetensors", "summary.json"
+_FILES = (SUMMARY, WEIGHTS, CHECKPOINT, METRICS, RECIPE)
+"""The recipe comes last where they are removed: it shows whose the others are."""
+_RECIPE_KEYS = {"model", "data", "schedule", "augmentation", "seed", "compile"}
+"""A run writes all of them out, other than people."""
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """What a training run writes and reads in `path`."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run ended here, all written: its summary comes last."""
+        return (self.path / SUMMARY).is_file() and self._stored() is not None
+
+    # --- begin, go on -----------------------------------------------------------------------------------------
+
+    def check(self, recipe: TrainingRecipe, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raises ValueError where the run may not write here; changes nothing.
+
+        An empty folder, or none, may be written to. Another only with `resume`, where it holds this run (of which
+        `data.path` may be another now), or with `overwrite`, where no file with a name of ours is somebody else's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output: {self.path} is a file; give a folder")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if resume:
+            self._check_same(recipe)
+        elif overwrite:
+            self._check_ours()
+        else:
+            raise ValueError(
+                f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
+                "the run, or another folder"
+            )
+
+    def begin(self, recipe: TrainingRecipe, *, overwrite: bool = False) -> None:
+        """Makes the folder, with the recipe in it; what an earlier training run wrote is removed, nothing else.
+
+        Raises ValueError as `check` does.
+        """
+        self.check(recipe, overwrite=overwrite)
+        for name in _FILES:
+            for file in (self.path / name, self.path / f"{name}.tmp"):
+                file.unlink(missing_ok=True)
+        self._write_recipe(recipe)
+
+    def go_on(self, recipe: TrainingRecipe, epochs: int) -> None:
+        """Winds the folder back to the state after so many epochs: drops later metrics, and the summary.
+
+        Raises ValueError as `check` does.
+        """
+        self.check(recipe, resume=True)
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        rows = [row for row in read_json_lines(self.path / METRICS) if row.get("epoch", epochs + 1) <= epochs]
+        write_json_lines(self.path / METRICS, rows)
+        self._write_recipe(recipe)
+
+    def _check_same(self, recipe: TrainingRecipe) -> None:
+        stored = self._stored()
+        if stored is None:
+            raise ValueError(f"resume: {self.path} holds other files and no training run; give another folder")
+        try:
+            begun = parse_training_recipe(stored)
+        except ConfigError as error:
+            raise ValueError(
+                f"resume: {self.path} holds a run that cannot be gone on with ({error.problems[0]}); pass --overwrite "
+                "instead to replace it, or give another folder"
+            ) from None
+        changed = [path for path in differences(to_plain(begun), to_plain(recipe)) if path != "data.path"]
+        if changed:
+            raise ValueError(
+                f"resume: {self.path} holds a run that differs in {', '.join(changed)}; pass --overwrite instead to "
+                "replace it, or give another folder"
+            )
+
+    def _check_ours(self) -> None:
+        """ValueError where a file has a name of ours and is no training run's."""
+        foreign = [name for name in _FILES if (self.path / name).exists()]
+        if self._stored() is not None:
+            foreign = [name for name in foreign if not (self.path / name).is_file()]
+        if foreign:
+            raise ValueError(
+                f"output: {self.path / foreign[0]} is no training run's, and is not replaced; give another folder"
+            )
+
+    def _stored(self) -> dict[str, Any] | None:
+        """The recipe that a training run wrote here, if one did."""
+        try:
+            stored = load_yaml(self.path / RECIPE)
+        except ConfigError:
+            return None
+        return stored if stored.keys() >= _RECIPE_KEYS else None
+
+    # --- write ------------------------------------------------------------------------------------------------
+
+    def _write_recipe(self, recipe: TrainingRecipe) -> None:
+        write_text(self.path / RECIPE, dump_yaml(to_plain(recipe)))
+
+    def open_metrics(self) -> JsonLines:
+        return JsonLines(self.path / METRICS)
+
+    def write_checkpoint(self, state: State) -> None:
+        """Writes the state, whole or not at all; `models` reads its `net` as weights."""
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_bytes(self.path / CHECKPOINT, stream.getvalue())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / SUMMARY, summary)
+
+    # --- read -------------------------------------------------------------------------------------------------
+
+    def read_checkpoint(self) -> State | None:
+        """The state after the last whole epoch, on the CPU; None before the first.
+
+        Raises ValueError where the file cannot be read.
+        """
+        file = self.path / CHECKPOINT
+        if not file.exists():
+            return None
+        try:
+            state: State = torch.load(file, map_location="cpu", weights_only=True)
+            int(state["epoch"])
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+            raise ValueError(
+                f"resume: {file} is damaged ({type(error).__name__}); pass --overwrite instead to begin again"
+            ) from None
+        return state
+
+    def read_summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = read_json(self.path / SUMMARY)
+        return summary

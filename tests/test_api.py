@@ -1,0 +1,266 @@
+"""The Python face: what a user writes in a script or a notebook."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+import ensemble
+from ensemble import ImageTerm, ModelCard, Recipe, Results, Slice, TeacherTerm, invert, load_recipe
+from ensemble.teachers.teacher import Observation
+
+ROOT = Path(__file__).resolve().parents[1]
+MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)
+CARD = ModelCard("own", "test", 8, 4, mean=MEAN, std=STD, class_names=("ant", "bee", "cat", "dog"))
+
+
+class Net(nn.Module):
+    """Keeps its last features on itself, as most examples of hooks do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 4)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features = self.norm(self.conv(x)).relu().mean((2, 3))
+        self.seen[:] = [self.features]
+        return self.head(self.features)
+
+
+def net(seed: int, width: int = 6) -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net(width)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """One thread, so that runs in parallel do not wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+OPTIONS = {"iterations": 4, "precision": "fp32", "device": "cpu", "progress": False, "seed": 3}
+pytestmark = pytest.mark.filterwarnings("ignore:.*misses:UserWarning", "ignore:.*did not fall:UserWarning")
+
+
+def test_two_modules_and_a_lambda() -> None:
+    results = invert(
+        [(net(0), CARD), (net(1, 9), CARD)],
+        targets=["cat", 0],
+        images_per_class=2,
+        terms=[lambda view: view.std(dim=1).mean()],
+        **OPTIONS,
+    )
+    assert results is not None
+    assert results.images.shape == (4, 3, 8, 8) and results.images.dtype == torch.float32
+    assert results.images.min() >= 0 and results.images.max() <= 1
+    assert results.targets.tolist() == [2, 0, 2, 0]
+    assert list(results.logits) == ["own", "own-2"] and results.logits["own-2"].shape == (4, 4)
+    assert [row["class"] for row in results.per_image] == ["cat", "ant"] * 2
+    assert {row["teacher"] for row in results.per_layer} == {"own", "own-2"}
+    assert results.grid().width > 100 and "4 images of 8 x 8" in repr(results)
+
+
+def test_logits_and_rows_are_what_the_networks_say() -> None:
+    judge = net(7)
+    results = invert([(net(0), CARD)], verifiers=[(judge, CARD)], **OPTIONS)
+    assert results is not None
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    for name, network in (("own", net(0)), ("own-2", judge)):
+        expected = network.eval()((results.images - mean) / std).detach()
+        torch.testing.assert_close(results.logits[name], expected, rtol=1e-4, atol=1e-5)
+        probabilities = expected.softmax(1)[torch.arange(4), results.targets]
+        rows = results.per_image
+        torch.testing.assert_close(torch.tensor([row[f"{name}/probability"] for row in rows]), probabilities)
+        assert [row[f"{name}/reads"] for row in rows] == expected.argmax(1).tolist()
+    x = net(0).eval().conv((results.images - mean) / std)  # the running statistics of a new layer are 0 and 1
+    (row,) = results.per_layer
+    assert row["mean_distance"] == pytest.approx(float(x.mean((0, 2, 3)).norm() / 6**0.5), rel=1e-4)
+    gap = (x.var((0, 2, 3), correction=0) - 1).norm() / 6**0.5
+    assert row["variance_distance"] == pytest.approx(float(gap), rel=1e-4)
+
+
+def test_modules_are_left_as_they_were() -> None:
+    module = net(0).train()
+    module(torch.rand(2, 3, 8, 8))  # it holds an activation with a history now
+    before, held = copy.deepcopy(module.state_dict()), module.features
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.warns(UserWarning, match="Net comes without mean and std; ImageNet's are assumed"):
+        invert([module], input_size=8, **OPTIONS)
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.features is held and module.seen == [held]
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def test_the_same_call_gives_the_same_bits_as_the_command_line(tmp_path: Path) -> None:
+    fields = {"targets": ["cat", "dog"], "images_per_class": 2, "iterations": 3, "precision": "fp32", "seed": 5}
+    mine = invert(["resnet20_cifar"], "optimizer.lr=0.2", device="cpu", progress=False, **fields)
+    command = "--models resnet20_cifar --set optimizer.lr=0.2 --targets cat dog --images-per-class 2 --iterations 3"
+    words = [*command.split(), "--precision", "fp32", "--seed", "5", "--device", "cpu", "--output", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(ROOT / "invert.py"), *words], check=True, env=environment, capture_output=True)
+    assert mine is not None
+    assert torch.equal(mine.images, load_file(tmp_path / "images.safetensors")["images"])
+    opened = Results.open(tmp_path)
+    assert opened.recipe == mine.recipe and opened.per_image == mine.per_image
+    assert opened.class_names == mine.class_names and opened.summary["teachers"] == mine.summary["teachers"]
+
+
+def test_saved_results_are_read_back(tmp_path: Path) -> None:
+    results = invert([(net(0), CARD)], **OPTIONS)
+    assert results is not None
+    results.save(tmp_path / "mine")
+    again = Results.open(tmp_path / "mine")
+    assert torch.equal(again.images, results.images) and torch.equal(again.targets, results.targets)
+    assert torch.equal(again.logits["own"], results.logits["own"])
+    assert (again.per_image, again.per_layer) == (results.per_image, results.per_layer)
+    assert "<own> was a module in memory" in (tmp_path / "mine" / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match="not empty"):
+        results.save(tmp_path / "mine")
+    results.save(tmp_path / "mine", overwrite=True)
+
+
+def test_a_recipe_by_name_with_overrides() -> None:
+    recipe = load_recipe("quickstart", "optimizer.lr=0.2", "images_per_class=1")
+    assert isinstance(recipe, Recipe) and recipe.optimizer.lr == 0.2 and len(recipe.teachers) == 3
+    for source in (recipe, ROOT / "recipes" / "quickstart.yaml", "quickstart"):
+        results = invert(source, "optimizer.lr=0.2", images_per_class=1, targets=[0], verifiers=[], **OPTIONS)
+        assert results is not None and results.recipe.optimizer.lr == 0.2 and results.recipe.iterations == 4
+
+
+def test_a_run_goes_on_and_a_finished_one_is_opened(tmp_path: Path) -> None:
+    options = {**OPTIONS, "optimizer": {"schedule": "constant"}, "best_every": 0}
+    first = invert([(net(0), CARD)], output=tmp_path / "run", **options)
+    again = invert([(net(0), CARD)], output=tmp_path / "run", resume=True, **options)
+    longer = invert([(net(0), CARD)], output=tmp_path / "run", resume=True, **{**options, "iterations": 7})
+    whole = invert([(net(0), CARD)], **{**options, "iterations": 7})
+    assert first is not None and again is not None and longer is not None and whole is not None
+    assert torch.equal(first.images, again.images) and torch.equal(longer.images, whole.images)
+    with pytest.raises(ValueError, match="not empty"):
+        invert([(net(0), CARD)], output=tmp_path / "run", **options)
+
+
+def test_fields_may_be_kinds_and_mappings() -> None:
+    results = invert(
+        [{"model": (net(0), CARD), "weight": 2.0}, (net(1), CARD)],
+        optimizer=ensemble.Adam(lr=0.3),
+        objectives=[ensemble.CrossEntropy(weight=1.0), {"kind": "l2", "weight": 0.5}],
+        image={"parameterization": ensemble.Pixels()},
+        **OPTIONS,
+    )
+    assert results is not None
+    recipe = results.recipe
+    assert recipe.optimizer.lr == 0.3 and [entry.weight for entry in recipe.teachers] == [2.0, 1.0]
+    assert recipe.objectives == (ensemble.CrossEntropy(weight=1.0), ensemble.L2Prior(weight=0.5))
+    assert recipe.image.parameterization == ensemble.Pixels()
+
+
+class Margin(TeacherTerm):
+    """A term that only this file knows, without a kind and without being a dataclass."""
+
+    weight = 1.0
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        return F.multi_margin_loss(seen.logits, batch.targets, reduction="sum") / batch.images
+
+
+def test_a_live_teacher_term_is_the_only_one() -> None:
+    module = net(0).double().eval()
+    results = invert(
+        [(module, CARD)],
+        objectives=[],
+        terms=[Margin()],
+        **{**OPTIONS, "precision": "fp64", "optimizer": {"lr": 0.05, "schedule": "constant"}},
+        image={"parameterization": {"kind": "pixels"}, "start": {"kind": "grey"}},
+        best_every=0,
+    )
+    assert results is not None
+    images = torch.full((4, 3, 8, 8), 0.5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([images], lr=0.05, betas=(0.5, 0.9))
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
+    for _ in range(4):  # the default recipe of small images jitters and flips: of a grey start that shows nothing
+        optimizer.zero_grad()
+        F.multi_margin_loss(module((images - mean) / std), torch.arange(4)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            images.clamp_(0, 1)
+    assert results.summary["teachers"]["own"]["Margin"] >= 0
+    assert "the term Margin was given in memory" in results.notes
+
+
+def test_a_quiet_run_still_warns() -> None:
+    with pytest.warns(UserWarning, match=r"own/cross_entropy did not fall: .* try a lower learning rate"):
+        invert([(net(0), CARD)], objectives=[{"kind": "cross_entropy", "weight": -1.0}], **OPTIONS)
+
+
+def test_ctrl_c_gives_what_there_is(tmp_path: Path) -> None:
+    calls = 0
+
+    def interrupt(view: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return view.sum() * 0
+
+    options = {**OPTIONS, "iterations": 50, "best_every": 0}
+    results = invert([(net(0), CARD)], terms=[interrupt], output=tmp_path / "run", **options)
+    assert results is not None and results.summary["stopped"] is True and results.images.shape == (4, 3, 8, 8)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    calls = 10
+    rest = invert([(net(0), CARD)], terms=[interrupt], output=tmp_path / "run", resume=True, **options)
+    calls = 10
+    whole = invert([(net(0), CARD)], terms=[interrupt], **options)
+    assert rest is not None and whole is not None and torch.equal(rest.images, whole.images)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: invert(), "name teachers or a recipe"),
+        (lambda: invert([]), "name at least one"),
+        (lambda: invert([net(0)]), "Net comes without a ModelCard; say input_size="),
+        (lambda: invert([3]), "expected a name, a module, or a pair"),
+        (lambda: invert([net(0)], input_size=8, class_names=["a"]), "Net: 1 class names for 4 classes"),
+        (lambda: invert([net(0)], input_size=8, std=[0.5, 0, 1]), "std above 0"),
+        (lambda: invert([nn.Linear(9, 2)], input_size=8), r"Linear: no logits \(N, classes\)"),
+        (lambda: invert("quikstart"), "did you mean 'quickstart'"),
+        (lambda: invert(["resnet20_cifar"], targts=["cat"]), "targts: unknown key; did you mean 'targets'"),
+        (lambda: invert(["resnet20_cifar"], iterations="5"), "iterations: expected an integer"),
+        (lambda: invert(["resnet20_cifar"], terms=[3]), "neither a TeacherTerm, an ImageTerm nor a function"),
+        (lambda: invert(["<Net>"]), "<Net> was a module in memory"),
+        (lambda: Results.open("nowhere"), "does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+
+
+def test_the_package_is_imported_lazily() -> None:
+    code = "import ensemble, sys; assert 'torch' not in sys.modules; print(len(dir(ensemble)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) == len(ensemble.__all__)
+    assert all(getattr(ensemble, name) is not None for name in ensemble.__all__)
+    assert ImageTerm.kinds is TeacherTerm.kinds  # one table: a recipe's objectives are told apart by kind alone
+    with pytest.raises(AttributeError, match="no attribute 'invent'"):
+        _ = ensemble.invent  # type: ignore[attr-defined]
