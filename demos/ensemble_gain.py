@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from ensemble import BNMatching, Recipe, Results, create_model, invert, load_recipe
 from ensemble.data.labelled import load_images
-from ensemble.evaluation.judge import Judge, Judgement
+from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
-from ensemble.machine.files import write_json, write_text
+from ensemble.machine.files import read_json, write_json, write_text
+
+Judged = dict[str, dict[str, Any]]
+"""By judge: the fields of its Judgement."""
 
 
 def cases(source: str, steps: int) -> dict[str, Recipe]:
@@ -54,14 +58,13 @@ def main() -> None:
     judges = {name: make_judge(name, options.data) for name in options.judge}
     table = cases(options.recipe, options.steps)
     seconds: dict[str, list[float]] = {name: [] for name in table}
-    judged: dict[str, list[dict[str, Judgement]]] = {name: [] for name in table}
+    judged: dict[str, list[Judged]] = {name: [] for name in table}
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
         for name, recipe in table.items():
             folder = options.output / f"seed{seed}" / name.replace(", ", "_").replace(" ", "-")
             results = make(recipe, seed, folder)
             seconds[name].append(results.summary["wall_seconds"])
-            judged[name].append({name: judge(results.images, results.targets) for name, judge in judges.items()})
-            write_json(folder / "judged.json", judged[name][-1])
+            judged[name].append(judge_case(results, folder, judges))
             print(f"seed {seed}: {name}", flush=True)
     print_table(options, seconds, judged, judges)
 
@@ -81,10 +84,22 @@ def make(recipe: Recipe, seed: int, folder: Path) -> Results:
     return results
 
 
+def judge_case(results: Results, folder: Path, judges: dict[str, Judge]) -> Judged:
+    """What the judges say of the case's images, asked unless it is there and no older than these."""
+    file = folder / "judged.json"
+    if file.exists() and file.stat().st_mtime >= (folder / "summary.json").stat().st_mtime:
+        judged = read_json(file)
+        if judges.keys() <= judged.keys():
+            return judged
+    judged = {name: asdict(judge(results.images, results.targets)) for name, judge in judges.items()}
+    write_json(file, judged)
+    return judged
+
+
 def print_table(
     options: argparse.Namespace,
     seconds: dict[str, list[float]],
-    judged: dict[str, list[dict[str, Judgement]]],
+    judged: dict[str, list[Judged]],
     judges: dict[str, Judge],
 ) -> None:
     """Markdown, also written to table.md."""
@@ -96,18 +111,18 @@ def print_table(
     n = 0
     figures = []
     for name, judge in judges.items():
-        n = next(iter(judged.values()))[0][name].n
+        n = next(iter(judged.values()))[0][name]["n"]
         train = load_images(options.data, "train", judge.card.input_size)
-        figures += columns([judge.scale(train, n, seed) for seed in range(options.seeds)])
+        figures += columns([asdict(judge.scale(train, n, seed)) for seed in range(options.seeds)])
     lines.append(f"| {n} real training images | {' | '.join(figures)} | |")
     write_text(options.output / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def columns(judged: list[Judgement]) -> list[str]:
-    """Reads, Fréchet distance and coverage over seeds."""
-    reads = mean_interval([each.accuracy.top1 for each in judged])
-    return [reads, *(mean_interval([getattr(each, key) for each in judged]) for key in ("frechet", "coverage"))]
+def columns(judged: list[dict[str, Any]]) -> list[str]:
+    """Reads, Fréchet distance and coverage by one judge, over seeds."""
+    reads = mean_interval([each["accuracy"]["top1"] for each in judged])
+    return [reads, *(mean_interval([each[key] for each in judged]) for key in ("frechet", "coverage"))]
 
 
 if __name__ == "__main__":

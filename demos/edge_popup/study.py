@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
 
 from ensemble import Recipe, Results, create_model, invert, load_recipe, register_model
 from ensemble.data.labelled import load_images
-from ensemble.evaluation.judge import Judge, Judgement
+from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.image.pictures import draw_grid
-from ensemble.machine.files import write_json, write_text
+from ensemble.machine.files import read_json, write_json, write_text
 from ensemble.machine.rng import generator
 from ensemble.recipe import TeacherEntry
 from ensemble.training.loop import recalibrate_bn
@@ -34,6 +35,9 @@ SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
 DENSE_ENSEMBLE = ("resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar")
 NO_BN = "objectives=[{kind: cross_entropy, weight: 10.0, temperature: 4.0}, {kind: tv, weight: 1e-3}]"
 SCORE = "objectives=[{kind: class_score, weight: 1.0}, {kind: bn_matching, weight: 10.0}, {kind: tv, weight: 1e-3}]"
+
+Judged = dict[str, dict[str, Any]]
+"""By judge: the fields of its Judgement."""
 
 
 def reset(net: nn.Module) -> nn.Module:
@@ -102,16 +106,14 @@ def main() -> None:
         judges[name] = Judge(net, card, load_images(options.data, "test", card.input_size))
     table = cases(options.dense, options.subnet30)
     made: dict[str, list[Results]] = {name: [] for name in table}
-    judged: dict[str, list[dict[str, Judgement]]] = {name: [] for name in table}
+    judged: dict[str, list[Judged]] = {name: [] for name in table}
     for seed in range(options.seeds):  # whole rounds first: an interrupted study has every case
         for name, recipe in table.items():
             folder = options.output / f"seed{seed}" / name.replace(": ", "_").replace(" %", "").replace(" ", "-")
-            results = make(recipe, seed, folder)
-            made[name].append(results)
-            judged[name].append({name: judge(results.images, results.targets) for name, judge in judges.items()})
-            write_json(folder / "judged.json", judged[name][-1])
+            made[name].append(make(recipe, seed, folder))
+            judged[name].append(judge_case(made[name][-1], folder, judges))
             print(f"seed {seed}: {name}", flush=True)
-    print_table(options.output, made, judged)
+    print_table(options.output, made, judged, options.judges)
     picture(options.output, made)
 
 
@@ -124,17 +126,30 @@ def make(recipe: Recipe, seed: int, folder: Path) -> Results:
     return results
 
 
-def print_table(output: Path, made: dict[str, list[Results]], judged: dict[str, list[dict[str, Judgement]]]) -> None:
+def judge_case(results: Results, folder: Path, judges: dict[str, Judge]) -> Judged:
+    """What the judges say of the case's images, asked unless it is there and no older than these."""
+    file = folder / "judged.json"
+    if file.exists() and file.stat().st_mtime >= (folder / "summary.json").stat().st_mtime:
+        judged = read_json(file)
+        if judges.keys() <= judged.keys():
+            return judged
+    judged = {name: asdict(judge(results.images, results.targets)) for name, judge in judges.items()}
+    write_json(file, judged)
+    return judged
+
+
+def print_table(
+    output: Path, made: dict[str, list[Results]], judged: dict[str, list[Judged]], judges: list[str]
+) -> None:
     """Markdown, also written to table.md."""
-    judges = list(next(iter(judged.values()))[0])
     names = [name.partition("@")[0] for name in judges]
     heads = ["case", "teachers read", *(f"{n} reads" for n in names), f"Fréchet, {names[0]}", "BN loss"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, of_seeds in judged.items():
         teachers = [results.summary["teachers"].values() for results in made[name]]
         own = mean_interval([mean(t["accuracy"] for t in each) for each in teachers], 2)
-        read = [mean_interval([j[judge].accuracy.top1 for j in of_seeds], 2) for judge in judges]
-        distance = mean_interval([j[judges[0]].frechet for j in of_seeds], 2)
+        read = [mean_interval([j[judge]["accuracy"]["top1"] for j in of_seeds], 2) for judge in judges]
+        distance = mean_interval([j[judges[0]]["frechet"] for j in of_seeds], 2)
         bn = [mean(t["bn_matching"] for t in each) for each in teachers if all("bn_matching" in t for t in each)]
         lines.append(f"| {name} | {own} | {' | '.join(read)} | {distance} | {mean_interval(bn, 2) if bn else ''} |")
     write_text(output / "table.md", "\n".join(lines) + "\n")

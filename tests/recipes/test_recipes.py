@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-import invert
+from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.recipe import Recipe, parse_recipe
 from models import model_card
@@ -94,7 +94,7 @@ def test_verifiers_are_no_teachers(path: Path) -> None:
 def test_takes_two_steps(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = read(path.stem)
     line = ["--recipe", str(path), *stand_ins(recipe), "--iterations", "2", "--output", str(tmp_path / "out")]
-    assert invert.main(line) == 0, capsys.readouterr().err
+    assert cli.main(line) == 0, capsys.readouterr().err
     written = parse_recipe(load_yaml(tmp_path / "out" / "recipe.yaml"))
     assert written.objectives == recipe.objectives
     assert written.iterations == 2
@@ -107,9 +107,9 @@ def test_takes_two_steps(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_written_recipe_gives_the_same_images(tmp_path: Path) -> None:
     line = ["--recipe", str(FOLDER / "quickstart.yaml"), *stand_ins(read("quickstart")), "--iterations", "3"]
     again = ["--recipe", str(tmp_path / "first" / "recipe.yaml")]
-    assert invert.main([*line, "--output", str(tmp_path / "first")]) == 0
-    assert invert.main([*again, "--output", str(tmp_path / "same")]) == 0
-    assert invert.main([*again, "--seed", "1", "--output", str(tmp_path / "other")]) == 0
+    assert cli.main([*line, "--output", str(tmp_path / "first")]) == 0
+    assert cli.main([*again, "--output", str(tmp_path / "same")]) == 0
+    assert cli.main([*again, "--seed", "1", "--output", str(tmp_path / "other")]) == 0
     first, same, other = ((tmp_path / run / "images.safetensors").read_bytes() for run in ("first", "same", "other"))
     assert first == same
     assert first != other
