@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models._card import ModelCard
+from models import ModelCard
 
 _RANGE_TOLERANCE = 1e-4
 

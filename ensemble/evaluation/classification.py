@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images, evaluating
-from models._card import ModelCard
+from models import ModelCard
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
