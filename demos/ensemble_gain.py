@@ -80,7 +80,7 @@ def make(recipe: Recipe, seed: int, folder: Path) -> Results:
     results = invert(recipe, seed=seed, output=folder, resume=True, progress=False)
     assert results is not None, "one process"
     if results.summary.get("stopped"):
-        sys.exit("stopped; the same command goes on")
+        raise KeyboardInterrupt
     return results
 
 
@@ -126,4 +126,7 @@ def columns(judged: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

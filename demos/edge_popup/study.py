@@ -124,7 +124,7 @@ def make(recipe: Recipe, seed: int, folder: Path) -> Results:
     results = invert(recipe, seed=seed, output=folder, resume=True)
     assert results is not None, "one process"
     if results.summary.get("stopped"):
-        sys.exit("stopped; the same command goes on")
+        raise KeyboardInterrupt
     return results
 
 
@@ -168,4 +168,7 @@ def picture(output: Path, made: dict[str, list[Results]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
