@@ -49,7 +49,7 @@ def test_python_runs_as_printed(number: int, tmp_path: Path) -> None:
 
 
 def test_modules_a_prior_and_images_take_six_lines() -> None:
-    (script,) = [code for code in blocks("python") if "net_a" in code]
+    (script,) = [code for code in blocks("python") if "nets = " in code]
     assert len([line for line in script.splitlines() if line.strip()]) <= 6
 
 
