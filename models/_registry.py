@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from models._bundled import read_bundled, with_bundled
-from models._card import Assumed, ModelCard, Weights
+from models._card import Assumed, ModelCard, Weights, classes_of
 from models._loading import WeightsFile, fit, read_card, read_weights, sha256
 from models._lock import first_alone
 from models._plugins import load_entry_points
@@ -245,7 +245,7 @@ def _card(entry: Entry, options: Mapping[str, Any]) -> ModelCard:
     if options == entry.options:
         return card
     card = replace(card, weights={}, default_weights=None)
-    classes = options.get("num_classes", card.num_classes)
+    classes = classes_of(options.get("num_classes", card.num_classes))
     if classes != card.num_classes:
         card = replace(card, num_classes=classes, class_names=(), label_space="")
     return card

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models._card import ModelCard
+from models._card import ModelCard, classes_of
 
 Factory = Callable[..., nn.Module]
 FactoryT = TypeVar("FactoryT", bound=Factory)
@@ -62,7 +62,7 @@ def register_model(card: ModelCard, *, published: bool = False) -> Callable[[Fac
         for name, default in options.items():
             if not isinstance(default, bool | int | float | str):
                 raise ValueError(f"{card.name}: option {name!r} needs a default that is a bool, int, float or str")
-        if options.get("num_classes", card.num_classes) != card.num_classes:
+        if classes_of(options.get("num_classes", card.num_classes)) != card.num_classes:
             raise ValueError(f"{card.name}: num_classes is {card.num_classes} on the card, not in the factory")
         TABLE[card.name] = Entry(card, factory, options, published=published)
         return factory
