@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ensemble.api import invert
+    from ensemble.engine.guard import NotFiniteError
     from ensemble.engine.optimizers import Adam, Optimizer
     from ensemble.image.fourier import Fourier
     from ensemble.image.parameterization import ImageParameterization, Parameterization
     from ensemble.image.pixels import Pixels
-    from ensemble.image.start import Start
+    from ensemble.image.start import FromFolder, FromImage, Noise, Start
+    from ensemble.machine.errors import MachineFailure
     from ensemble.objectives.bn_matching import BNMatching
     from ensemble.objectives.classification import ClassScore, CrossEntropy
     from ensemble.objectives.image_priors import L2Prior, TotalVariation
     from ensemble.objectives.terms import ImageTerm, Slice, TeacherTerm, Totals
     from ensemble.plugins import load_plugin
-    from ensemble.recipe import Recipe
+    from ensemble.recipe import Recipe, Stage, TeacherEntry
     from ensemble.runs.recipes import load_recipe
     from ensemble.runs.results import Results
     from ensemble.teachers.teacher import Observation, Profile
@@ -34,7 +36,9 @@ _HOME = {
     "ensemble.api": ("invert",),
     "ensemble.runs.recipes": ("load_recipe",),
     "ensemble.runs.results": ("Results",),
-    "ensemble.recipe": ("Recipe",),
+    "ensemble.recipe": ("Recipe", "Stage", "TeacherEntry"),
+    "ensemble.machine.errors": ("MachineFailure",),
+    "ensemble.engine.guard": ("NotFiniteError",),
     "ensemble.plugins": ("load_plugin",),
     "models": ("ModelCard", "create_model", "list_models", "register_model"),
     "ensemble.objectives.terms": ("TeacherTerm", "ImageTerm", "Slice", "Totals"),
@@ -45,7 +49,7 @@ _HOME = {
     "ensemble.image.parameterization": ("Parameterization", "ImageParameterization"),
     "ensemble.image.fourier": ("Fourier",),
     "ensemble.image.pixels": ("Pixels",),
-    "ensemble.image.start": ("Start",),
+    "ensemble.image.start": ("Start", "Noise", "FromImage", "FromFolder"),
     "ensemble.engine.optimizers": ("Optimizer", "Adam"),
 }
 """Module -> what it gives to the public face."""
@@ -56,10 +60,15 @@ __all__ = [
     "ClassScore",
     "CrossEntropy",
     "Fourier",
+    "FromFolder",
+    "FromImage",
     "ImageParameterization",
     "ImageTerm",
     "L2Prior",
+    "MachineFailure",
     "ModelCard",
+    "Noise",
+    "NotFiniteError",
     "Observation",
     "Optimizer",
     "Parameterization",
@@ -68,7 +77,9 @@ __all__ = [
     "Recipe",
     "Results",
     "Slice",
+    "Stage",
     "Start",
+    "TeacherEntry",
     "TeacherTerm",
     "TotalVariation",
     "Totals",

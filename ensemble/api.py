@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ import torch
 from torch import nn
 
 from ensemble.config.parsing import to_plain
+from ensemble.machine.environment import is_launched, launched_rank, launched_ranks
 from ensemble.machine.hardware import settings_kept
 from ensemble.machine.progress import progress_reporter
 from ensemble.objectives.terms import FunctionTerm, Objective
 from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, default_recipe
 from ensemble.runs.job import job, recipe_for
-from ensemble.runs.networks import Named, Networks, named_networks
+from ensemble.runs.networks import OWN, Named, Networks, named_networks
 from ensemble.runs.results import Results
 from models import ModelCard
 
@@ -70,18 +70,24 @@ def invert(
         if verifiers is not None:
             fields["verifiers"], judges = named_networks(verifiers, in_memory, **own)
             in_memory |= judges
+        _check_own(own, in_memory)
         named, live = _terms(terms)
+        if "targets" in fields:
+            fields["targets"] = _targets(fields["targets"])
         recipe = recipe_for(base, fields, overrides, output, resume)
+        named = [term for term in named if term not in recipe.objectives]  # there already where a run goes on
         if named:
             recipe = recipe_for(
                 to_plain(recipe) | {"objectives": [*map(to_plain, recipe.objectives), *map(to_plain, named)]},
                 {}, (), None, False,
             )  # fmt: skip
+        if not is_launched() and not isinstance(recipe.runtime.device, str) and len(recipe.runtime.device) > 1:
+            raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
         planned = job(recipe, output, resume=resume, overwrite=overwrite, networks=Networks(in_memory), terms=live)
-        rank = int(os.environ.get("RANK", "0"))
+        rank = launched_rank()
         if planned.is_finished and output is not None:
             return Results.open(output) if rank == 0 else None
-        planned.check(int(os.environ.get("WORLD_SIZE", "1")))
+        planned.check(launched_ranks())
         return planned.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
 
 
@@ -103,11 +109,29 @@ def _from_teachers(
     return recipe, modules
 
 
+def _check_own(own: Mapping[str, Any], in_memory: Mapping[str, tuple[nn.Module, ModelCard]]) -> None:
+    """ValueError for what is said of bare modules where none is given."""
+    said = [name for name, value in own.items() if value not in (None, (), [])]
+    if said and not any(card.family == OWN for _, card in in_memory.values()):
+        raise ValueError(f"{said[0]}: it is for modules without a ModelCard, and none is given")
+
+
+def _targets(targets: Any) -> Any:
+    """Tensors, arrays and single indices as a recipe has them."""
+    if hasattr(targets, "tolist"):
+        targets = targets.tolist()
+    if isinstance(targets, range | set | frozenset):
+        targets = list(targets)
+    return [targets] if isinstance(targets, int) and not isinstance(targets, bool) else targets
+
+
 def _terms(terms: Sequence[Term]) -> tuple[list[Objective], list[Objective]]:
     """Those that a recipe can name, and those that it cannot."""
     named: list[Objective] = []
     live: list[Objective] = []
     for term in terms:
+        if isinstance(term, type):
+            raise ValueError(f"terms: {term.__name__} is a class; give an instance, {term.__name__}()")
         if isinstance(term, Objective):
             (named if type(term) in type(term).kinds.values() else live).append(term)
         elif callable(term):

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ensemble.applications._options import Parser
-from ensemble.config.mistakes import ConfigError
+from ensemble.machine.environment import is_launched, launched_rank
 from ensemble.machine.errors import (
     EVERYONE,
     OUT_OF_MEMORY,
@@ -20,6 +20,7 @@ from ensemble.machine.errors import (
     MachineFailure,
     disk_text,
     is_out_of_memory,
+    problems_of,
 )
 
 PROGRAM = "invert.py"
@@ -40,12 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(error)
         return 1 if isinstance(error, MachineFailure) else 2
     except OSError as error:
-        _tell(MachineFailure(disk_text(error), _here()))
+        _tell(MachineFailure(disk_text(error), launched_rank()))
         return 1
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        _tell(MachineFailure(OUT_OF_MEMORY, _here()))
+        _tell(MachineFailure(OUT_OF_MEMORY, launched_rank()))
         return 1
     except KeyboardInterrupt:
         _tell(MachineFailure("interrupted; nothing was saved since the last checkpoint"))
@@ -55,16 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
 def process() -> None:
     """`main` as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    if _here():  # one rank warns
+    if launched_rank():  # one rank warns
         warnings.simplefilter("ignore")
     try:
         code = main()
     except Exception:
-        if "RANK" not in os.environ:
+        if not is_launched():
             raise
         traceback.print_exc()
         code = 1
-    if "RANK" in os.environ:
+    if is_launched():
         # All is written; threads of the communication library can abort a rank whose interpreter winds down.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -74,20 +75,23 @@ def process() -> None:
 
 def commands() -> dict[str, str]:
     """The commands and what they do: a module in `applications` each, whose docstring begins with it."""
-    files = sorted(file for file in _APPLICATIONS.glob("*.py") if not file.stem.startswith("_"))
-    docstrings = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
-    return {name: (text or "").splitlines()[0] for name, text in docstrings.items()}
+    texts = {name: (_APPLICATIONS / f"{name}.py").read_text(encoding="utf-8") for name in _names()}
+    return {name: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0] for name, text in texts.items()}
+
+
+def _names() -> list[str]:
+    return sorted(file.stem for file in _APPLICATIONS.glob("*.py") if not file.stem.startswith("_"))
 
 
 def _run(arguments: list[str]) -> int:
-    named = bool(arguments) and arguments[0] in commands()
+    named = bool(arguments) and arguments[0] in _names()
     if arguments and not named and not arguments[0].startswith("-"):
-        known = ", ".join(commands())
+        known = ", ".join(_names())
         raise ValueError(f"unknown command {arguments[0]!r}; commands: {known}; see {PROGRAM} --help")
     name = arguments[0] if named else _DEFAULT
     application = import_module(f"ensemble.applications.{name}")
     parser = Parser(f"{PROGRAM} {name}" if named else PROGRAM, application.__doc__ or "")
-    if not named:
+    if not named and {"-h", "--help"} & set(arguments):
         parser.list_commands(commands())
     application.arguments(parser)
     options = parser.parse_args(arguments[1:] if named else arguments)
@@ -100,11 +104,7 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _here() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _tell(error: Exception) -> None:
+def _tell(error: Failure | ValueError) -> None:
     """One line on stderr a mistake: from the failure's teller, or where there is none or it is everyone, from rank 0.
 
     The launcher ends all ranks as soon as one has failed. So a rank with nothing to tell does not leave before the
@@ -112,12 +112,12 @@ def _tell(error: Exception) -> None:
     which is still there after a while tells.
     """
     teller = error.teller if isinstance(error, Failure) else EVERYONE
-    if _here() != (0 if teller == EVERYONE else teller):
+    if launched_rank() != (0 if teller == EVERYONE else teller):
         time.sleep(_OTHERS_TELL)
         if isinstance(error, Failure):
             return
-    problems = error.problems if isinstance(error, Failure | ConfigError) else [" ".join(str(error).split())]
-    where = f"rank {_here()}: " if _here() else ""
+    problems = error.problems if isinstance(error, Failure) else problems_of(error)
+    where = f"rank {launched_rank()}: " if launched_rank() else ""
     if len(problems) > 1:
         print("\n".join([f"{PROGRAM}: {where}{len(problems)} mistakes", *problems]), file=sys.stderr)
     else:

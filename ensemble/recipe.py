@@ -24,9 +24,9 @@ from ensemble.objectives.classification import CrossEntropy
 from ensemble.objectives.image_priors import TotalVariation
 from ensemble.objectives.terms import Objective
 
-for room in (ensemble.engine, ensemble.image, ensemble.objectives):  # a kind is known once its file is imported
-    for module in pkgutil.iter_modules(room.__path__):
-        import_module(f"{room.__name__}.{module.name}")
+for _room in (ensemble.engine, ensemble.image, ensemble.objectives):  # a kind is known once its file is imported
+    for _module in pkgutil.iter_modules(_room.__path__):
+        import_module(f"{_room.__name__}.{_module.name}")
 
 
 @dataclass(frozen=True)

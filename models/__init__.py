@@ -3,6 +3,7 @@
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import ModelCard, Weights
 from models._convention import network_input, network_logits
+from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
@@ -12,8 +13,10 @@ __all__ = [
     "ModelCard",
     "ModelSpec",
     "Weights",
+    "WeightsFile",
     "add_plugin_table",
     "create_model",
+    "fit",
     "list_models",
     "load_entry_points",
     "load_plugin",
@@ -22,5 +25,6 @@ __all__ = [
     "network_logits",
     "parse_spec",
     "register_model",
+    "sha256",
     "untrained_model",
 ]

@@ -30,7 +30,6 @@ from models._plugins import load_entry_points
 from models._said import CARD_OPTIONS, by_options, of_file, warn_of_assumed
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
-from models._table import undone_on_error as undone_on_error  # until tests/test_contributing.py asks models._table
 from models.edge_popup import PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 
 POPUP = "popup/"

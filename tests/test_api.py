@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from torch import nn
 
 import ensemble
 from ensemble import ImageTerm, ModelCard, Recipe, Results, Slice, TeacherTerm, invert, load_recipe
+from ensemble.runs.folder import ResultsFolder
+from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.teacher import Observation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,9 +235,133 @@ def test_ctrl_c_gives_what_there_is(tmp_path: Path) -> None:
     assert rest is not None and whole is not None and torch.equal(rest.images, whole.images)
 
 
+def test_a_run_is_gone_on_with_by_what_it_began_with(tmp_path: Path) -> None:
+    """Modules are known by their values, terms by their names; what differs is refused."""
+    run, prior = tmp_path / "run", [lambda view: view.mean()]
+    first = invert([(net(0), CARD)], terms=prior, output=run, **OPTIONS)
+    again = invert([(net(0), CARD)], terms=prior, output=run, resume=True, **OPTIONS)
+    assert first is not None and again is not None and torch.equal(first.images, again.images)
+    for teachers, terms in (([(net(1), CARD)], prior), ([(net(0), CARD)], [])):
+        with pytest.raises(ValueError, match="what was given in memory"):
+            invert(teachers, terms=terms, output=run, resume=True, **OPTIONS)
+
+
+def test_a_verifier_of_a_teachers_name_leaves_its_readings_alone() -> None:
+    results = invert(["resnet20_cifar"], verifiers=["resnet20_cifar@random"], targets=[0, 1], **OPTIONS)
+    assert results is not None and set(results.logits) == {"resnet20_cifar", "resnet20_cifar#verifier"}
+    read = results.logits["resnet20_cifar"].argmax(1) == results.targets
+    assert results.summary["teachers"]["resnet20_cifar"]["accuracy"] == pytest.approx(float(read.float().mean()))
+    assert set(results.summary["verifiers"]) == {"resnet20_cifar#verifier"}
+
+
+def test_an_early_stopped_run_goes_on(tmp_path: Path) -> None:
+    options = {**OPTIONS, "iterations": 40, "best_every": 0}
+    options["optimizer"] = {"lr": 1e-9, "schedule": "constant", "early_stopping": 3}
+    options["stages"] = [{"iterations": 40}]
+    first = invert([(net(0), CARD)], output=tmp_path, **options)
+    assert first is not None
+    steps = _steps(tmp_path)
+    assert steps < 40
+    again = invert([(net(0), CARD)], output=tmp_path, resume=True, **{**options, "iterations": 80})
+    assert again is not None and _steps(tmp_path) >= steps + 4
+
+
+def _steps(folder: Path) -> int:
+    (file,) = (folder / "checkpoints").glob("*.json")
+    return int(file.stem.rpartition("-")[2])
+
+
+def test_a_term_whose_sums_grow_with_the_slice_is_named() -> None:
+    class Rows(Margin):
+        def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+            return seen.logits
+
+    with pytest.raises(ValueError, match=r"Rows: sums of 4 images have shape \(4, 4\)"):
+        invert([(net(0), CARD)], terms=[Rows()], **OPTIONS)
+
+
+def test_a_term_that_taps_layers_is_refused_until_there_are_taps() -> None:
+    class Tapping(Margin):
+        def needs(self, teacher: object) -> list[str]:
+            return ["conv"]
+
+    with pytest.raises(ValueError, match="Tapping asks to tap conv"):
+        invert([(net(0), CARD)], terms=[Tapping()], **OPTIONS)
+
+
+def test_the_last_good_images_are_left_on_the_error() -> None:
+    def poison(view: torch.Tensor) -> torch.Tensor:
+        return view.sum() * float("nan")
+
+    with pytest.raises(ensemble.NotFiniteError) as caught:
+        invert([(net(0), CARD)], terms=[poison], **OPTIONS)
+    assert caught.value.images is not None and caught.value.images.shape == (4, 3, 8, 8)
+
+
+def test_partial_results_are_not_taken_for_a_finished_run(tmp_path: Path) -> None:
+    results = invert([(net(0), CARD)], **OPTIONS)
+    assert results is not None
+    results.summary["stopped"] = True
+    results.save(tmp_path / "partial")
+    assert not ResultsFolder(tmp_path / "partial").finished and Results.open(tmp_path / "partial").summary["stopped"]
+
+
+SCRIPT = """
+import os, signal, sys
+from ensemble import invert
+calls = 0
+def prior(view):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == "1" and calls == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return view.sum() * 0
+results = invert(["resnet20_cifar@random", "wrn16_2_cifar@random"], targets=[0, 1], trials=2, iterations=12,
+                 terms=[prior], device="cpu", precision="fp32", progress=False, best_every=0, output=sys.argv[1])
+if os.environ["RANK"] == "0":
+    print("STOPPED", results.summary.get("stopped"), len(results.images))
+else:
+    assert results is None
+"""
+
+
+def test_a_stop_of_one_rank_ends_all_with_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29544"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "script.py", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "STOPPED True 2" in done.stdout
+    assert not ResultsFolder(tmp_path / "out").finished
+
+
+def test_targets_as_people_have_them() -> None:
+    for targets, expected in ((2, [2]), (torch.tensor([1, 3]), [1, 3]), (range(2), [0, 1])):
+        results = invert([(net(0), CARD)], targets=targets, **OPTIONS)
+        assert results is not None and results.targets.tolist() == expected
+
+
+def test_runs_leave_nothing_in_memory() -> None:
+    def count() -> int:
+        gc.collect()
+        return sum(isinstance(thing, BNStatistics) for thing in gc.get_objects())
+
+    invert([(net(0), CARD)], **OPTIONS)
+    before = count()
+    for seed in range(3):
+        invert([(net(seed), CARD)], **OPTIONS)
+    assert count() == before
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: invert("resnet20_cifar"), "is a network, no recipe"),
+        (lambda: invert(["resnet20_cifar"], mean=[0.5] * 3), "mean: it is for modules without a ModelCard"),
+        (lambda: invert(["resnet20_cifar"], terms=[Margin]), "Margin is a class; give an instance"),
+        (lambda: invert(["resnet20_cifar"], device=["cpu", "cpu"]), "a list is for ranks"),
         (lambda: invert(), "name teachers or a recipe"),
         (lambda: invert([]), "name at least one"),
         (lambda: invert([net(0)]), "Net comes without a ModelCard; say input_size="),

@@ -32,6 +32,8 @@ from ensemble.recipe import TeacherEntry
 from ensemble.training.loop import recalibrate_bn
 
 SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
+SEES = "mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
+"""What a training checkpoint does not say of its network."""
 DENSE_ENSEMBLE = ("resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar")
 NO_BN = "objectives=[{kind: cross_entropy, weight: 10.0, temperature: 4.0}, {kind: tv, weight: 1e-3}]"
 SCORE = "objectives=[{kind: class_score, weight: 1.0}, {kind: bn_matching, weight: 10.0}, {kind: tv, weight: 1e-3}]"
@@ -84,7 +86,7 @@ def cases(dense_folder: Path, subnet30: Path) -> dict[str, Recipe]:
         table[f"{kind}: raw class score"] = case(spec, change=SCORE)
     table["subnet of 30 %: as stored"] = case(f"popup/{WIDE},k=30@{subnet30 / 'weights.safetensors'}")
     # the scores are in the training checkpoint alone; the BN statistics stay those of 30 %
-    table["subnet of 30 %: mask at 50 %"] = case(f"popup/{WIDE},k=50@{subnet30 / 'checkpoint.pt'}")
+    table["subnet of 30 %: mask at 50 %"] = case(f"popup/{WIDE},k=50,{SEES}@{subnet30 / 'checkpoint.pt'}")
     table["three dense teachers"] = case(*DENSE_ENSEMBLE)
     table["three dense teachers and the subnet"] = case(*DENSE_ENSEMBLE, SUBNET)
     table["three dense teachers and the dense wide one"] = case(*DENSE_ENSEMBLE, dense)

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from ensemble.applications._options import Parser, add_output, add_overrides
+from ensemble.machine.environment import is_launched, is_main_process, is_restarted, launched_rank, launched_ranks
 
 
 def arguments(p: Parser) -> None:
@@ -69,14 +70,14 @@ def run(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     if options.list_models is not None or options.list_layers is not None:
         return _look(options)
-    from ensemble.machine.launch import is_main_process, launch_ranks, launched_ranks
+    from ensemble.machine.launch import launch_ranks
     from ensemble.machine.progress import progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.runs.job import job, recipe_for
     from ensemble.runs.trial import Interrupted
 
     load_entry_points()
-    resume = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    resume = options.resume or is_restarted()
     recipe = recipe_for(_source(options), _fields(options), options.set, options.output, resume)
     nproc = _ranks_to_launch(options, recipe.runtime.device)
     planned = job(recipe, options.output, resume=resume, overwrite=options.overwrite)
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     if nproc is not None:
         return launch_ranks([sys.executable, "-m", "ensemble.cli", *_without_nproc(sys.argv[1:])], nproc)
     try:
-        results = planned.run(began, progress_reporter(int(os.environ.get("RANK", "0"))))
+        results = planned.run(began, progress_reporter(launched_rank()))
     except Interrupted as stop:
         if is_main_process():
             under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -161,11 +162,11 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
 
 def _ranks_to_launch(options: argparse.Namespace, device: str | tuple[str, ...]) -> int | None:
     """How many ranks to start here; None: this process is one already, or works alone."""
-    if options.nproc is not None and "RANK" in os.environ:
+    if options.nproc is not None and is_launched():
         raise ValueError("--nproc starts ranks itself; under torchrun leave it out")
     if options.nproc is not None and options.nproc < 1:
         raise ValueError(f"--nproc must be at least 1, not {options.nproc}")
-    if options.nproc is None and "RANK" not in os.environ and not isinstance(device, str) and len(device) > 1:
+    if options.nproc is None and not is_launched() and not isinstance(device, str) and len(device) > 1:
         return len(device)
     nproc: int | None = options.nproc
     return nproc

@@ -32,6 +32,8 @@ class Kind(Checked, ABC):
         class Greyness(ImageTerm, kind="greyness"):
             weight: float = 1.0
 
+    The same class defined anew, as a cell of a notebook that runs again does, takes the place of the one before.
+
     A class without `kind=` is not registered: one between, or one that only Python makes. Raises ValueError for a
     kind that is taken or no plain word, and when a class is first used that is no frozen dataclass, leaves a method
     abstract or has a field that cannot be read.
@@ -120,8 +122,9 @@ def _is_registered(cls: type[Kind]) -> bool:
 def _register(cls: type[Kind], kind: str) -> None:
     if not re.fullmatch(r"[\w-]+", kind):
         raise ValueError(f"{cls.__name__}: the kind {kind!r} is no word of letters, digits, _ and -")
-    if kind in cls.kinds:
-        raise ValueError(f"{cls.__name__}: the kind {kind!r} is taken by {cls.kinds[kind].__name__}; choose another")
+    other = cls.kinds.get(kind)
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"{cls.__name__}: the kind {kind!r} is taken by {other.__name__}; choose another")
     cls.kind = kind
     cls.kinds[kind] = cls
 

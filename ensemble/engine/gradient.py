@@ -121,7 +121,7 @@ class EnsembleLoss:
     @torch.no_grad()
     def read(self, view: torch.Tensor) -> Readings:
         """What all teachers together make of `view`: no gradient."""
-        weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
+        weights = self._all_act()
         self._exchange.open(self.reduction, {})
         seen: dict[int, list[tuple[Cell, Observation]]] = {t: [] for t in weights}
         for cell in self.cells:
@@ -137,12 +137,16 @@ class EnsembleLoss:
     @torch.no_grad()
     def measure(self, view: torch.Tensor) -> Record:
         """The losses at `view` with all teachers acting: no gradient, one sum over the ranks."""
-        weights = {t: m.weight / sum(m.weight for m in self.members) for t, m in enumerate(self.members)}
+        weights = self._all_act()
         self._exchange.open(self.reduction, {})
         for cell in self.cells:
             self._run(cell, view[cell.start : cell.stop])
         record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
         return _with_prior(record, self.formulation.prior_loss(view))
+
+    def _all_act(self) -> dict[int, float]:
+        total = sum(member.weight for member in self.members)
+        return {t: member.weight / total for t, member in enumerate(self.members)}
 
     # --- a cell -----------------------------------------------------------------------------------------------
 
@@ -163,7 +167,16 @@ class EnsembleLoss:
 
     def _sums(self, cell: Cell, seen: Observation, view_size: int) -> list[torch.Tensor]:
         batch = self._slice(cell.teacher, cell.start, cell.stop, view_size)
-        return [term.sums(seen, batch) for term in self.formulation.teacher_terms]
+        sums = [term.sums(seen, batch) for term in self.formulation.teacher_terms]
+        for term, found, shape in zip(
+            self.formulation.teacher_terms, sums, self._exchange.shapes[cell.teacher], strict=True
+        ):
+            if found.shape != shape:
+                raise ValueError(
+                    f"{term.name}: sums of {batch.stop - batch.start} images have shape {tuple(found.shape)}, those of "
+                    f"one image {tuple(shape)}; slices add, so they must have one shape"
+                )
+        return sums
 
     def _slice(self, t: int, start: int, stop: int, view_size: int) -> Slice:
         member = self.members[t]

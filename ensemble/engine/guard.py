@@ -20,6 +20,9 @@ State = dict[str, torch.Tensor]
 class NotFiniteError(Mistake):
     """A loss became NaN or infinite, on every rank at the same step; the parameters are the last good ones."""
 
+    images: torch.Tensor | None = None
+    """The last good images, (N, 3, H, W), after those of trials that ended before."""
+
 
 @dataclass
 class Best:

@@ -76,7 +76,8 @@ class Inversion:
         """`from_owner` replaces a tensor by the owner's, where ranks do not compute the same bits. `best_every` = 0
         returns the last images; `save_every` = 0 saves where it is asked for alone.
 
-        Flags and finiteness are read from the device every `poll_every` steps.
+        Flags and finiteness are read from the device every `poll_every` steps; the loss is where a plateau or early
+        stopping follows it.
         """
         self.image = image
         self.loss = loss
@@ -133,7 +134,7 @@ class Inversion:
 
     def _take_step(self) -> Step:
         index, local = self._locate(self.step)
-        event = self._enter_stage(index, local)
+        event = self._enter_stage(index)
         stage, number = self.stages[index], self.step
         last = number + 1 == self.iterations
         due = self.save_every > 0 and (number + 1) % self.save_every == 0
@@ -194,7 +195,7 @@ class Inversion:
             step -= stage.iterations
         raise AssertionError("step beyond the last stage")
 
-    def _enter_stage(self, index: int, local: int) -> str:
+    def _enter_stage(self, index: int) -> str:
         """Begin the stage with a fresh optimiser unless it has begun; what is to be said of it."""
         if index == self._stage_index:
             return ""
@@ -228,12 +229,11 @@ class Inversion:
         self.image.load_state_dict(part("image."))
         self.step = int(numbers["step"])
         self._stage_index = -1
-        self._enter_stage(int(numbers["stage"]), 0)
+        self._enter_stage(int(numbers["stage"]))
         assert self._optimizer is not None
         load_optimizer_tensors(self._optimizer, part("optimizer."))
         self.guard.load_best(float(numbers["best_loss"]), int(numbers["best_step"]), part("best."))
         for name, machine in (("plateau", self.plateau), ("early", self.early_stopping)):
-            if machine is not None:
-                machine.load_state(
-                    {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}
-                )
+            own = {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}
+            if machine is not None and own:
+                machine.load_state(own)

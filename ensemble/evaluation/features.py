@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images, evaluating
-from models._card import ModelCard
+from models import ModelCard
 
 
 def penultimate_features(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:

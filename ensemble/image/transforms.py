@@ -29,8 +29,8 @@ class Jitter:
     """
 
     pixels: int
-    mode: Literal["wrap", "reflect"] = "wrap"
-    per_image: bool = False
+    mode: Literal["wrap", "reflect"]
+    per_image: bool
 
     def __post_init__(self) -> None:
         if self.pixels < 0:
@@ -58,8 +58,8 @@ class Flip:
     Raises ValueError if the probability is outside [0, 1].
     """
 
-    probability: float = 0.5
-    per_image: bool = False
+    probability: float
+    per_image: bool
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:

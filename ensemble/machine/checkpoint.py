@@ -94,3 +94,12 @@ def _digest(step: int, meta: Mapping[str, Any], data: bytes) -> str:
 def _newest_first(folder: Path, prefix: str) -> list[Path]:
     pattern = re.compile(re.escape(prefix) + r"-\d{8}\.json")
     return sorted((f for f in folder.glob(f"{prefix}-*.json") if pattern.fullmatch(f.name)), reverse=True)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of all tensors' names and bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

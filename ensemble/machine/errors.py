@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EVERYONE = -1
 """As a teller: every rank meets the failure at the same point, so rank 0 tells."""
 NOBODY = -2
@@ -9,16 +11,18 @@ NOBODY = -2
 
 
 class Failure(Exception):
-    """A failure of a run over ranks: its text, and the global rank that tells of it (or EVERYONE, or NOBODY)."""
+    """A failure of a run over ranks: a line for each thing that is wrong, and the global rank that tells of it.
 
-    def __init__(self, text: str, teller: int = EVERYONE) -> None:
-        super().__init__(text)
+    `teller` may also be EVERYONE or NOBODY.
+    """
+
+    def __init__(self, problems: str | Sequence[str], teller: int = EVERYONE) -> None:
+        super().__init__(problems)
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
         self.teller = teller
 
-    @property
-    def problems(self) -> list[str]:
-        """One line for each thing that is wrong."""
-        return str(self).splitlines()
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class Mistake(Failure, ValueError):
@@ -35,11 +39,17 @@ def told_by(error: Exception, teller: int) -> Failure:
         error.teller = teller
         return error
     if isinstance(error, ValueError):
-        return Mistake(str(error), teller)
+        return Mistake(problems_of(error), teller)
     if isinstance(error, OSError):
         return MachineFailure(disk_text(error), teller)
     assert is_out_of_memory(error), f"{error!r} is neither a mistake nor a failure of the machine"
     return MachineFailure(OUT_OF_MEMORY, teller)
+
+
+def problems_of(error: ValueError) -> list[str]:
+    """A line for each thing that is wrong: several where the error holds a list, else one."""
+    held = error.args[0] if error.args else ""
+    return [" ".join(str(line).split()) for line in (held if isinstance(held, list) else [error])]
 
 
 OUT_OF_MEMORY = "out of memory; pass --micro-batch auto, or make fewer images at once"

@@ -15,16 +15,6 @@ import torch.distributed as dist
 from ensemble.machine.errors import MachineFailure
 
 
-def launched_ranks() -> int:
-    """How many processes torchrun (or our own launcher) started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is rank 0, known before any group exists."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def launch_ranks(command: Sequence[str], count: int) -> int:
     """Run `command` as `count` ranks on this machine through torch's own launcher; returns the exit code.
 
@@ -84,9 +74,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers before are put back."""
+    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers before are put back.
 
-    def ask(*_: object) -> None:
+    A second SIGINT is a KeyboardInterrupt at once.
+    """
+
+    def ask(number: int, _: object) -> None:
+        if stop.asked and number == signal.SIGINT:  # a step that hangs is broken off
+            raise KeyboardInterrupt
         stop.asked = True
 
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers

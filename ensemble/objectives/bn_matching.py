@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -59,7 +58,9 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         batch = total.batch(t)
         statistics = batch.statistics
         patterns = (*self.layers.items(), *batch.teacher.layers.items())
-        weights = layer_weights(statistics, self.first, patterns)
+        weights = statistics.once(
+            ("layer weights", self.first, patterns), lambda: _layer_weights(statistics, self.first, patterns)
+        )
         offset, var = statistics.batch_statistics(total[t] * statistics.units(batch.images), batch.images)
         mean_gap = statistics.layer_norms(offset)
         var_gap = statistics.layer_norms(var - statistics.var)
@@ -68,9 +69,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         return (weights * (mean_gap / statistics.mean_scale + var_gap / statistics.var_scale)).mean()
 
 
-@lru_cache(maxsize=64)
-def layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:
-    """a_l, (L,), worked out once for each teacher and view size."""
+def _layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:
+    """a_l, (L,)."""
     names = [layer.name for layer in statistics.layers]
     weights = [1.0] * len(names)
     for i, name in enumerate(names):

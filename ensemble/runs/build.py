@@ -65,6 +65,9 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     profiles = [teacher.profile(entry.layers) for teacher, entry in zip(teachers, recipe.teachers, strict=True)]
     for term in plan.formulation.teacher_terms:
         term.check(profiles)
+        for profile in profiles:
+            if tapped := ", ".join(term.needs(profile)):
+                raise ValueError(f"{term.name} asks to tap {tapped}; only logits and BN moments are observed")
     images = len(plan.targets(0))
     flops = [cost.flops for cost in costs]
     world = world_size or context.world_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.engine.inversion import Inversion
-from ensemble.machine.checkpoint import KEPT, Checkpoint, load_checkpoint, save_checkpoint
+from ensemble.machine.checkpoint import KEPT, Checkpoint, checksum, load_checkpoint, save_checkpoint
 from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.folder import ResultsFolder
@@ -71,6 +70,7 @@ class Checkpoints:
                     "values": None if done is None else done.values,
                     "numbers": numbers,
                     "recipe": to_plain(self.plan.recipe),
+                    "in_memory": list(self.plan.in_memory),
                     "ranks": self.context.world_size,
                     "versions": versions(self.context.device),
                 }
@@ -89,15 +89,6 @@ def _compare(context: ProcessContext, tensors: Mapping[str, torch.Tensor], step:
             f"step {step}: the ranks hold different images (checksums {', '.join(map(str, sums))}); "
             "the run is stopped, its last checkpoint is good"
         )
-
-
-def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of all tensors' names and bytes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def versions(device: torch.device) -> dict[str, str]:
@@ -150,9 +141,12 @@ class Restored:
         if trial in self.trials:
             checkpoint = self.trials[trial]
             tensors = {key: value.to(device) for key, value in checkpoint.tensors.items()}
-            inversion.load_state(tensors, checkpoint.meta["numbers"])
+            numbers = checkpoint.meta["numbers"]
+            if checkpoint.meta["finished"]:  # early stopping, if that ended it, begins to wait anew
+                numbers = {key: value for key, value in numbers.items() if not key.startswith("early.")}
+            inversion.load_state(tensors, numbers)
 
-    def notes(self, world_size: int, reproducible: str, here: Mapping[str, str]) -> list[str]:
+    def notes(self, plan: Plan, world_size: int, here: Mapping[str, str]) -> list[str]:
         """What the user should know before the run goes on."""
         found = list(self.warnings)
         if not self.trials:
@@ -165,7 +159,13 @@ class Restored:
         ]
         if changed:
             found.append(f"the run began with other versions, its images may differ in bits: {', '.join(changed)}")
-        if reproducible == "placement" and world_size != meta["ranks"]:
+        began_with = {_iterations(checkpoint.meta["recipe"]) for checkpoint in self.trials.values()}
+        if shorter := sorted(n for n in began_with if n < plan.recipe.iterations):
+            found.append(
+                f"the run began with {' and '.join(map(str, shorter))} steps in all and goes on to "
+                f"{plan.recipe.iterations}: from where each trial was, learning rates are those of the longer run"
+            )
+        if plan.recipe.runtime.reproducible == "placement" and world_size != meta["ranks"]:
             found.append(
                 f"the run began on {meta['ranks']} ranks a batch and goes on on {world_size}: its images are "
                 "those of an uninterrupted run up to rounding (to the bit under --reproducible ranks)"
@@ -179,7 +179,8 @@ def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
         return False
     saved, planned = folder.read_recipe(), to_plain(plan.recipe)
     same = not _differences(saved, planned) and _iterations(saved) == _iterations(planned)
-    return same and saved.get("verifiers") == planned["verifiers"]
+    in_memory = folder.read_summary().get("in_memory") == list(plan.in_memory)
+    return same and in_memory and saved.get("verifiers") == planned["verifiers"]
 
 
 def read_checkpoints(plan: Plan, folder: Path, trials: Sequence[int]) -> Restored:
@@ -197,8 +198,10 @@ def read_checkpoints(plan: Plan, folder: Path, trials: Sequence[int]) -> Restore
             continue
         saved, planned = checkpoint.meta["recipe"], to_plain(plan.recipe)
         changed = _differences(saved, planned)
-        if not changed and _iterations(planned) < checkpoint.step:
-            changed = [f"stages[{len(planned['stages']) - 1}].iterations"]
+        if not changed and _iterations(planned) < _iterations(saved):
+            changed = [f"stages[{len(planned['stages']) - 1}].iterations (it may only grow)"]
+        if checkpoint.meta["in_memory"] != list(plan.in_memory):
+            changed.append(f"what was given in memory ({'; '.join(checkpoint.meta['in_memory']) or 'nothing'})")
         if changed:
             raise ValueError(
                 "resume: the checkpoint was made by another recipe; these fields differ: " + ", ".join(changed)
@@ -218,11 +221,15 @@ def from_main(restored: Restored, context: ProcessContext, iterations: int) -> R
 
 
 def saved_runtime(plan: Plan, saved: Mapping[str, Any]) -> Plan:
-    """The plan with what the checkpoint resolved for `auto`: a resumed run computes as it began."""
+    """The plan with what the checkpoint resolved for `auto`: a resumed run computes as it began, and says so."""
     keep = ["precision", "compile", "reproducible", "cell_size"]
     if plan.recipe.runtime.micro_batch == "auto":
         keep.append("micro_batch")
-    return plan.with_runtime(**{key: saved[key] for key in keep})
+    asked = to_plain(plan.recipe.runtime)
+    changed = [f"{key} {saved[key]}, not {asked[key]}" for key in keep[:4] if saved[key] != asked[key]]
+    note = f"warning: the run goes on as it began: {', '.join(changed)}"
+    plan = plan.with_runtime(**{key: saved[key] for key in keep})
+    return replace(plan, notes=(*plan.notes, note)) if changed else plan
 
 
 def _differences(saved: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:

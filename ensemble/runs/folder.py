@@ -50,8 +50,9 @@ class ResultsFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether a run ended here, all written: its summary comes last."""
-        return (self.path / SUMMARY).is_file() and (self.path / RECIPE).is_file()
+        """Whether a run ended here, all written: its summary comes last, and does not say that it was stopped."""
+        there = (self.path / SUMMARY).is_file() and (self.path / RECIPE).is_file()
+        return there and not self.read_summary().get("stopped", False)
 
     @property
     def has_recipe(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ensemble.config.yaml_files import load_yaml
+from ensemble.machine.environment import is_restarted
 from ensemble.machine.hardware import choose_devices
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import process_context
@@ -75,6 +76,7 @@ def job(
     terms: Sequence[Objective] = (),
 ) -> Job:
     """The job of a recipe; ValueError for what its cards, devices and files do not allow."""
+    resume = resume or is_restarted()
     device, devices = choose_devices(recipe.runtime.device)
     folder = None if output is None else ResultsFolder(Path(output).expanduser())
     return Job(plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite)
@@ -104,6 +106,8 @@ def recipe_for(
         return assembled(data, fields, overrides)
     recipe = assembled(data, {**fields, "iterations": None}, overrides)
     begun = parse_recipe(saved)
+    if [replace(s, iterations=1) for s in recipe.stages] != [replace(s, iterations=1) for s in begun.stages]:
+        raise ValueError("resume: the run has other stages; only their last may have more iterations")
     optimizer = replace(recipe.optimizer, warmup=begun.optimizer.warmup)
     return replace(recipe, stages=begun.stages, optimizer=optimizer).continued_to(total)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from warnings import warn_explicit
 
 import torch
 from torch import nn
 
+from ensemble.machine.checkpoint import checksum
 from ensemble.teachers.copying import copied
 from models import ModelCard, create_model, model_card
 
+OWN = "own"
+"""The family of modules that come without a card."""
 Named = str | nn.Module | tuple[nn.Module, ModelCard]
 """A network: its name as on the command line, a module, or a module with its card."""
 
@@ -22,6 +26,11 @@ class Networks:
 
     in_memory: Mapping[str, tuple[nn.Module, ModelCard]] = field(default_factory=dict)
     """By a name in angle brackets, which no registered network has."""
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """A digest of each module's parameters and buffers, by which a run knows it again."""
+        return {name: checksum(module.state_dict()) for name, (module, _) in self.in_memory.items()}
 
     def card(self, name: str) -> ModelCard:
         """Its card; ValueError for unknown names."""
@@ -111,7 +120,7 @@ def _card_of(
         about["mean"] = tuple(mean)
     if std is not None:
         about["std"] = tuple(std)
-    return ModelCard(name, "own", input_size, classes, class_names=tuple(class_names), **about)  # type: ignore[arg-type]
+    return ModelCard(name, OWN, input_size, classes, class_names=tuple(class_names), **about)  # type: ignore[arg-type]
 
 
 def _check_not_in_memory(name: str) -> None:

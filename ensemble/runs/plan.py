@@ -26,6 +26,8 @@ class Plan:
     cards: tuple[ModelCard, ...]
     names: tuple[str, ...]
     """The teachers' display names, unique."""
+    verifier_names: tuple[str, ...]
+    """The verifiers', which no teacher has."""
     size: int
     classes: tuple[int, ...] | None
     """Target classes; None draws them."""
@@ -50,7 +52,7 @@ class Plan:
     @property
     def in_memory(self) -> tuple[str, ...]:
         """A line for each thing that the recipe cannot hold."""
-        modules = [f"{name} was a module in memory" for name in self.networks.in_memory]
+        modules = [f"{name} was a module in memory, {digest}" for name, digest in self.networks.digests.items()]
         return (*modules, *(f"the term {term.name} was given in memory" for term in self.live_terms))
 
     def with_runtime(self, **changes: Any) -> Plan:
@@ -101,7 +103,8 @@ def plan(
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
-    return Plan(resolved, cards, names, size, classes, formulation, networks, tuple(live_terms), tuple(notes))
+    judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
+    return Plan(resolved, cards, names, judges, size, classes, formulation, networks, tuple(live_terms), tuple(notes))
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard, networks: Networks) -> None:

@@ -15,6 +15,7 @@ from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
 from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, parse_recipe
+from models import model_card
 
 _RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
 """Fields of `runtime` that callers name directly."""
@@ -37,6 +38,8 @@ def recipe_file(name: str | Path) -> Path:
     shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for folder, file in _shipped()}
     if str(name) in shipped:
         return shipped[str(name)]
+    if is_known_model(str(name)):
+        raise ValueError(f"{str(name)!r} is a network, no recipe; name teachers as a list, or with --models")
     near = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(sorted(shipped))}"
     raise ValueError(f"recipe {str(name)!r} is neither a file nor a shipped recipe; {hint}")
@@ -64,6 +67,15 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     if isinstance(total, bool) or not isinstance(total, int):
         raise ValueError(f"iterations: expected an integer, got {total!r}")
     return recipe.with_iterations(total)
+
+
+def is_known_model(name: str) -> bool:
+    """Whether a network has this name."""
+    try:
+        model_card(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _shipped() -> Iterable[tuple[Path, Path]]:

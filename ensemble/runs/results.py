@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.folder import PER_IMAGE, PER_LAYER, ResultsFolder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """The results of one run, all trials together."""
 
@@ -37,11 +37,11 @@ class Results:
     recipe: Recipe
     """With every `auto` resolved: running it again gives the same images."""
     class_names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = ()
     """What a recipe cannot hold: modules and terms that were handed over in memory."""
 
     def grid(self, columns: int = 10) -> Image.Image:
-        """The images as one picture; a notebook shows it."""
+        """The images as one picture, at most ten in a row and twenty rows; a notebook shows it."""
         return draw_grid(self.images, self.targets, self.class_names, columns)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -72,6 +72,7 @@ class Results:
             summary,
             _parsed(source),
             tuple(summary.get("class_names", ())),
+            tuple(summary.get("in_memory", ())),
         )
 
     def __repr__(self) -> str:

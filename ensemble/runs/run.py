@@ -11,7 +11,7 @@ import torch
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion
 from ensemble.machine.checkpoint import CheckpointError
-from ensemble.machine.errors import Mistake
+from ensemble.machine.errors import EVERYONE, Failure, Mistake
 from ensemble.machine.files import JsonLines
 from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
@@ -79,31 +79,43 @@ def run(
                 if restored.finished(trial, recipe.iterations):
                     here.done[trial] = restored.results(trial)
                 else:
-                    run_trial(here, trial)
-                if here.stop.asked and keeps_partial:
+                    here.partial = run_trial(here, trial)
+                if here.partial:
                     break
                 if folder is not None and recipe.trials > 1 and replica.replicas == 1 and context.is_main:
                     _write_images(folder, plan, here.done)
             _collect(context, here)
-    except NotFiniteError as error:
-        if folder is not None and replica.is_main:
-            _write_images(folder if replica.replica == 0 else folder.beside(replica.replica), plan, here.done)
-        if replica.replicas > 1:  # only this replica met it
-            error.teller = replica.first
+            summary = summarise(plan, context, here.done, here.clock)
+            return _finish(here, verifiers, summary, began) if context.is_main else None
+    except Failure as error:
+        if isinstance(error, NotFiniteError):
+            _keep_last_good(here, error)
+        if replica.replicas > 1 and error.teller == EVERYONE and not isinstance(error, Interrupted):
+            error.teller = replica.first  # all of this replica met it, and no other
         raise
     finally:
         progress.close()
         if metrics is not None:
             metrics.close()
-    summary = summarise(plan, context, here.done, here.clock)
-    if not context.is_main:
-        return None
+
+
+def _finish(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began: float) -> Results:
+    """All results, written where there is a folder; the summary of a run that was stopped is not."""
     results = _results(here, verifiers, summary, began)
-    if folder is not None:
-        results.write(folder)
-        if not _is_partial(here):
-            folder.write_summary(results.summary)
+    if here.folder is not None:
+        results.write(here.folder)
+        if not here.partial:
+            here.folder.write_summary(results.summary)
     return results
+
+
+def _keep_last_good(here: Replica, error: NotFiniteError) -> None:
+    """The images of trials that ended and the last good ones of this one: written, or else left on the error."""
+    images, _ = _images_and_targets(here.plan, here.done)
+    error.images = images
+    if here.folder is not None and here.context.is_main:
+        replica = here.context.replica
+        _write_images(here.folder if replica == 0 else here.folder.beside(replica), here.plan, here.done)
 
 
 def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began: float) -> Results:
@@ -121,17 +133,14 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
     trials = [trial for trial, result in done.items() for _ in range(len(result.images))]
     rows = image_rows(logits, targets, own, trials, plan.class_names)
     summary |= read | {"warnings": warnings_of(plan, done, here.first_losses)}
-    if _is_partial(here):
+    summary["in_memory"] = list(plan.in_memory)
+    if here.partial:
         summary["stopped"] = True
     summary["wall_seconds"] = time.perf_counter() - began
     for text in summary["warnings"]:
         here.progress.message(f"warning: {text}")
     per_layer = layer_rows(here.ensemble, done)
     return Results(images, targets, logits, rows, per_layer, summary, plan.recipe, plan.class_names, plan.in_memory)
-
-
-def _is_partial(here: Replica) -> bool:
-    return here.keeps_partial and here.stop.asked
 
 
 def _images_and_targets(plan: Plan, done: Mapping[int, TrialResults]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,8 +210,7 @@ def _tell_notes(here: Replica, context: ProcessContext) -> None:
     """What the user should know before the first step."""
     for text in here.plan.notes:
         here.progress.message(text)
-    runtime = here.plan.recipe.runtime
-    notes = here.restored.notes(here.context.world_size, runtime.reproducible, versions(context.device))
+    notes = here.restored.notes(here.plan, here.context.world_size, versions(context.device))
     for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):
         here.progress.message(f"warning: {text}")
 
@@ -265,6 +273,7 @@ def _collect(context: ProcessContext, here: Replica) -> None:
         return
     context.limit(_UNLIMITED)
     try:
+        here.partial = any(context.gather(here.partial))
         parts = context.collect((here.done, here.first_losses) if replica.is_main else ({}, {}))
     except RankLostError:
         if here.stop.asked:  # another replica stopped, and this one's trials are saved

@@ -14,7 +14,7 @@ from ensemble.machine.ranks import ProcessContext
 from ensemble.objectives.terms import TeacherTerm
 from ensemble.runs.build import PlacedEnsemble
 from ensemble.runs.checkpoints import versions
-from ensemble.runs.plan import Plan, unique_names
+from ensemble.runs.plan import Plan
 from ensemble.runs.trial import Clock
 from ensemble.runs.trial_results import TrialResults
 from models import ModelCard
@@ -54,8 +54,8 @@ def summarise(plan: Plan, context: ProcessContext, done: Mapping[int, TrialResul
 
 def load_verifiers(plan: Plan) -> Verifiers:
     """Display name -> network and card: loaded before the run, so that it does not end in their errors."""
-    names = unique_names(plan.recipe.verifiers)
-    return {name: plan.networks.create(model) for name, model in zip(names, plan.recipe.verifiers, strict=True)}
+    models = plan.recipe.verifiers
+    return {name: plan.networks.create(model) for name, model in zip(plan.verifier_names, models, strict=True)}
 
 
 def verify(

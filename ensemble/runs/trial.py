@@ -69,14 +69,16 @@ class Replica:
     stop: StopRequest = field(default_factory=StopRequest)
     done: dict[int, TrialResults] = field(default_factory=dict)
     """By trial."""
+    partial: bool = False
+    """A stop, on which all ranks agreed, ended the trials before their end."""
     steps_done: int = 0
     """Over all trials of this replica, those before a resume too."""
     first_losses: dict[int, dict[str, float]] = field(default_factory=dict)
     """The losses at a trial's first step, where this run took it."""
 
 
-def run_trial(here: Replica, trial: int) -> None:
-    """Makes the trial's images; what came out goes into `here.done`.
+def run_trial(here: Replica, trial: int) -> bool:
+    """Makes the trial's images; what came out goes into `here.done`. Whether a stop ended it before its last step.
 
     Raises Interrupted after a stop that was asked for, and NotFiniteError, with the last good images in `here.done`.
     """
@@ -108,6 +110,7 @@ def run_trial(here: Replica, trial: int) -> None:
     if not partial:
         checkpoints.save(inversion, done)
     here.done[trial] = done
+    return partial
 
 
 def _count(here: Replica, step: Step) -> None:
@@ -124,12 +127,12 @@ def _show(here: Replica, trial: int, step: Step) -> None:
     if recorded:
         losses = step.record.values()
         here.first_losses.setdefault(trial, losses if step.number == 0 else {})
-        values = losses | {"lr": step.lr}
+        values = {**losses, "lr": step.lr}
         if len(here.plan.recipe.stages) > 1:
             values["stage"] = step.stage + 1
     if here.metrics is not None and (recorded or step.event):
         about = {"trial": trial, "step": step.number, "stage": step.stage + 1, "lr": step.lr}
-        here.metrics.write(values | about | ({"event": step.event} if step.event else {}))
+        here.metrics.write({**values, **about, **({"event": step.event} if step.event else {})})
     if step.event:
         here.progress.message(f"step {step.number}: {step.event}")
     here.progress.step(here.steps_done, values or None)

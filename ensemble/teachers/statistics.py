@@ -36,12 +36,12 @@ class BNStatistics:
         self.var = var
         self.positions = torch.cat([mean.new_full((layer.channels,), layer.positions) for layer in layers])
         sizes = torch.tensor([layer.channels for layer in layers])
-        self._members = torch.zeros(len(layers), len(mean), dtype=mean.dtype)
-        self._members[torch.repeat_interleave(sizes), torch.arange(len(mean))] = 1
-        self._members = self._members.to(mean.device)
+        self._membership = torch.zeros(len(layers), len(mean), dtype=mean.dtype)
+        self._membership[torch.repeat_interleave(sizes), torch.arange(len(mean))] = 1
+        self._membership = self._membership.to(mean.device)
         self.mean_scale, self.var_scale = self.layer_norms(var.sqrt()), self.layer_norms(var)
         """(L,) each layer's spread: the l2 norms of its running standard deviations and variances."""
-        self._units: dict[int, torch.Tensor] = {}
+        self._kept: dict[object, torch.Tensor] = {}
 
     def at(self, view_size: int) -> BNStatistics:
         """What holds for views of that size."""
@@ -49,14 +49,23 @@ class BNStatistics:
 
     def add(self, view_size: int, statistics: BNStatistics) -> None:
         """From now on `statistics` hold for views of that size: the same layers, only their positions differ."""
+        statistics._membership = self._membership  # large for deep networks, and the same
         self._resized[view_size] = statistics
 
     def units(self, images: int) -> torch.Tensor:
         """(2, C): in these, packed moments of a batch of so many images are of order 1."""
-        if images not in self._units:
+
+        def make() -> torch.Tensor:
             count, var = self.positions * images, self.var + 1e-12
-            self._units[images] = torch.stack([count * var.sqrt(), count * var])
-        return self._units[images]
+            return torch.stack([count * var.sqrt(), count * var])
+
+        return self.once(("units", images), make)
+
+    def once(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` returned when it was first asked for under this key: a term's constants live with the teacher."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def distances(self, moments: torch.Tensor, images: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Per layer, (L,) each: how far a batch's mean and variance are off, in units of the layer's spread."""
@@ -72,4 +81,4 @@ class BNStatistics:
     def layer_norms(self, per_channel: torch.Tensor) -> torch.Tensor:
         """The l2 norm over each layer's channels of a (C,) tensor: (L,), with gradient 0 where the norm is 0."""
         tiny = torch.finfo(per_channel.dtype).tiny
-        return (self._members @ per_channel.square()).clamp_min(tiny).sqrt()
+        return (self._membership @ per_channel.square()).clamp_min(tiny).sqrt()

@@ -20,8 +20,7 @@ from ensemble.training.folder import TrainingFolder
 from ensemble.training.loop import Progress, State, evaluate, train
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
-from models import ModelCard, create_model, parse_spec, untrained_model
-from models._loading import sha256
+from models import ModelCard, create_model, parse_spec, sha256, untrained_model
 
 
 def run(

@@ -89,6 +89,16 @@ def test_stop_while_one_replica_waits_for_the_other(reference: Path, tmp_path: P
     check_same(tmp_path, reference)
 
 
+def test_a_disk_that_refuses_one_replica_is_told(tmp_path):
+    """Only replica 1 meets it, so its first rank tells, and why."""
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoints" / "trial0001-00000002.safetensors.tmp").mkdir()  # nothing can be written there
+    two = ["--trials", "2", "--nproc", "2", "--replicas", "2", "--iterations", "4", "--set", "checkpoint.every=2"]
+    ended = end(start(*TWO, *two, "--output", tmp_path / "out", "--overwrite"))
+    assert ended.code == 1
+    assert any("rank 1: checkpoint: step 2 could not be written" in line for line in told(ended)), ended.errors
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

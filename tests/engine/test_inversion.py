@@ -295,7 +295,7 @@ def test_only_acting_teachers_count(acting: str) -> None:
 
 # --- the loop -----------------------------------------------------------------------------------------
 
-VIEWS = Compose((Resize(8), Jitter(2), Flip()))
+VIEWS = Compose((Resize(8), Jitter(2, "wrap", False), Flip(0.5, False)))
 
 
 def images_of(inversion: Inversion) -> torch.Tensor:
@@ -329,7 +329,7 @@ def test_the_loop_is_adam_on_the_plain_loss() -> None:
 
 def test_the_gradient_passes_through_the_view() -> None:
     """A step on a mirrored, shifted view is the plain step on plain images that look like it."""
-    mirrored = make(iterations=1, transform=Compose((Flip(1.0),)), pixels=True, lr=0.1, schedule="constant")
+    mirrored = make(iterations=1, transform=Compose((Flip(1.0, False),)), pixels=True, lr=0.1, schedule="constant")
     straight = make(iterations=1, pixels=True, lr=0.1, schedule="constant")
     with torch.no_grad():
         mirrored.image.set_image(draw_view())
@@ -431,7 +431,7 @@ def resumable() -> Inversion:
     second = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=0)
     third = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=1, warmup=2, early_stopping=3)
     plans = [
-        StagePlan(4, Compose((Resize(4), Jitter(1))), Adam(lr=0.1, warmup=2)),
+        StagePlan(4, Compose((Resize(4), Jitter(1, "wrap", False))), Adam(lr=0.1, warmup=2)),
         StagePlan(4, VIEWS, second),
         StagePlan(40, NO_CHANGE, third),
     ]

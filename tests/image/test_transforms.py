@@ -80,11 +80,11 @@ def test_jitter_equals_numpy_in_value_and_gradient(mode: Any, per_image: bool) -
     [
         Jitter(2, "wrap", True),
         Jitter(2, "reflect", True),
-        Jitter(2, "reflect"),
+        Jitter(2, "reflect", False),
         Flip(0.5, True),
         Resize(2),
         Resize(3),
-        Compose((Jitter(1), Flip(1.0), Resize(2))),
+        Compose((Jitter(1, "wrap", False), Flip(1.0, False), Resize(2))),
     ],
     ids=str,
 )
@@ -95,7 +95,7 @@ def test_gradients_equal_finite_differences(transform: Callable[..., torch.Tenso
 
 def test_jitter_draws_every_shift_evenly() -> None:
     drawn = shifts(2000, 2, 5)
-    moved = Jitter(2, per_image=True)(torch.eye(8)[None, None].repeat(2000, 1, 1, 1), generator(5))
+    moved = Jitter(2, "wrap", True)(torch.eye(8)[None, None].repeat(2000, 1, 1, 1), generator(5))
     assert {tuple(row) for row in drawn} == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
     assert np.abs(np.bincount(drawn.ravel() + 2) / 4000 - 0.2).max() < 0.03
     assert torch.equal(moved.flatten(1).sum(1), torch.full((2000,), 8.0))
@@ -104,8 +104,8 @@ def test_jitter_draws_every_shift_evenly() -> None:
 def test_flip_mirrors_left_and_right() -> None:
     images = torch.rand(8, 3, 2, 3, generator=generator(6))
     mirrored = torch.from_numpy(images.numpy()[..., ::-1].copy())
-    assert torch.equal(Flip(1.0)(images, generator(0)), mirrored)
-    assert torch.equal(Flip(0.0)(images, generator(0)), images)
+    assert torch.equal(Flip(1.0, False)(images, generator(0)), mirrored)
+    assert torch.equal(Flip(0.0, False)(images, generator(0)), images)
     assert torch.equal(Flip(1.0, True)(images, generator(0)), mirrored)
     assert torch.equal(Flip(0.0, True)(images, generator(0)), images)
     chosen = torch.rand(8, generator=generator(7)) < 0.5
@@ -117,7 +117,7 @@ def test_flip_mirrors_left_and_right() -> None:
 
 def test_flip_of_the_batch_happens_as_often_as_asked() -> None:
     rng = generator(8)
-    flips = sum(bool(Flip(0.3)(ROW, rng)[0, 0, 0, 0] == 3) for _ in range(2000))
+    flips = sum(bool(Flip(0.3, False)(ROW, rng)[0, 0, 0, 0] == 3) for _ in range(2000))
     assert flips / 2000 == pytest.approx(0.3, abs=0.04)
 
 
@@ -136,8 +136,8 @@ def test_the_number_of_draws_does_not_depend_on_settings(per_image: bool) -> Non
 def test_compose_applies_in_order_on_one_generator() -> None:
     images = torch.rand(2, 3, 6, 6, generator=generator(11))
     rng = generator(12)
-    by_hand = Resize(3)(Flip(0.5)(Jitter(2)(images, rng), rng), rng)
-    composed = Compose((Jitter(2), Flip(0.5), Resize(3)))
+    by_hand = Resize(3)(Flip(0.5, False)(Jitter(2, "wrap", False)(images, rng), rng), rng)
+    composed = Compose((Jitter(2, "wrap", False), Flip(0.5, False), Resize(3)))
     assert torch.equal(composed(images, generator(12)), by_hand)
     assert torch.equal(composed(images, generator(12)), composed(images, generator(12)))
     assert Compose(())(images, rng) is images
@@ -184,10 +184,10 @@ def test_other_sizes_are_pil_s_antialiased_bilinear(size: int) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Jitter(-1), "pixels must be >= 0"),
-        (lambda: Jitter(1, "zeros"), "unknown mode 'zeros'"),  # type: ignore[arg-type]
-        (lambda: Jitter(4, "reflect")(ROW, generator(0)), "reflecting 4 pixels needs larger images"),
-        (lambda: Flip(1.5), "probability must lie in"),
+        (lambda: Jitter(-1, "wrap", False), "pixels must be >= 0"),
+        (lambda: Jitter(1, "zeros", False), "unknown mode 'zeros'"),  # type: ignore[arg-type]
+        (lambda: Jitter(4, "reflect", False)(ROW, generator(0)), "reflecting 4 pixels needs larger images"),
+        (lambda: Flip(1.5, False), "probability must lie in"),
         (lambda: Resize(0), "size must be at least 1"),
     ],
 )
