@@ -53,8 +53,9 @@ class Teacher:
     affine maps of the BN layers are at least fp32. The network passed in is copied and left as it was, and what is
     made of it is compared with it: the teacher computes what the network computes, within rounding.
 
-    `layers` are those whose input's moments it emits, by name; `left_out` names the layers with running statistics that are not matched, and why. `statistics` is None for a
-    network without any that is. `notes` are what a user should know.
+    `layers` are those whose input's moments it emits, by name; `left_out` names the other layers with running
+    statistics, and why. `statistics` is None for a network without any that is matched. `notes` are what a user
+    should know.
 
     Raises ValueError where the network cannot run, or its logits are not those of its card.
     """
