@@ -29,13 +29,16 @@ SMALL = 64
 
 
 def parameters(name: str) -> int:
-    """How many the network has, without making them."""
+    """How many the network has, without making them; 0 where its factory cannot do without."""
     from models._registry import _find
     from models._spec import parse_spec
 
-    with torch.device("meta"), torch.no_grad():
-        entry = _find(parse_spec(f"{name}@random"))
-        return sum(p.numel() for p in entry.factory(**entry.options).parameters())
+    entry = _find(parse_spec(f"{name}@random"))
+    try:
+        with torch.device("meta"), torch.no_grad():
+            return sum(p.numel() for p in entry.factory(**entry.options).parameters())
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def tried(name: str, most: float) -> dict[str, Any]:
