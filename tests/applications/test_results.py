@@ -58,7 +58,7 @@ def test_summary(run, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["teachers"]) == {"tiny_a", "tiny_b"}
     assert set(summary["teachers"]["tiny_a"]) == {"cross_entropy", "bn_matching", "accuracy"}
-    assert summary["verifiers"]["tiny_b"]["accuracy"] == summary["teachers"]["tiny_b"]["accuracy"]
+    assert summary["verifiers"]["tiny_b#verifier"]["accuracy"] == summary["teachers"]["tiny_b"]["accuracy"]
     assert summary["verifier_accuracy"] == summary["verifiers"]["tiny_plain"]["accuracy"]
     assert summary["steps_per_second"] > 0 and 0 < summary["startup_seconds"] <= summary["wall_seconds"]
     assert summary["peak_memory_bytes"] > 2**20
