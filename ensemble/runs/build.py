@@ -49,6 +49,7 @@ class PlacedTeacher:
         """How many of how many layers are matched, and which are not."""
         total = self.matched + len(self.left_out)
         text = f"{self.profile.name}: {self.matched} of {total} layers with running statistics are matched"
+        text += "".join(f", {pattern} x {factor:g}" for pattern, factor in self.profile.layers.items())
         return f"{text}; not: {shown(self.left_out)}" if self.left_out else text
 
 
@@ -58,6 +59,15 @@ class PlacedEnsemble:
 
     teachers: tuple[PlacedTeacher, ...]
     placement: Placement
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """SHA-256 of the teachers' weights, where it is known, by name."""
+        cards = {teacher.profile.name: teacher.profile.card for teacher in self.teachers}
+        return {
+            name: card.weights[card.default_weights].sha256 if card.default_weights else None
+            for name, card in cards.items()
+        }
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -140,8 +150,13 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
     )
+    image = _image(plan, len(targets), device, seed)
+    if trial == 0:  # a term may be anybody's: what fails in it is told before the run
+        with torch.no_grad():
+            plan.formulation.try_priors(image())
+            loss.try_terms()
     return Inversion(
-        _image(plan, len(targets), device, seed),
+        image,
         loss,
         [_stage(recipe, stage, plan.size) for stage in recipe.stages],
         seed=seed,
