@@ -95,8 +95,16 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
+            _check_models()
             return getattr(import_module(module), name)
     raise AttributeError(f"module 'ensemble' has no attribute {name!r}")
+
+
+def _check_models() -> None:
+    """ImportError where another module called `models` hides ours: a models.py beside a user's script does."""
+    models = import_module("models")
+    if not hasattr(models, "ModelCard"):
+        raise ImportError(f"{models.__file__} hides this project's package `models`; give your file another name")
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, default_recipe
 from ensemble.runs.job import job, recipe_for
 from ensemble.runs.networks import OWN, Named, Networks, named_networks
+from ensemble.runs.recipes import RUNTIME
 from ensemble.runs.results import Results
 from models import ModelCard
 
@@ -33,11 +37,11 @@ def invert(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    terms: Sequence[Term] = (),
-    verifiers: Sequence[Named] | None = None,
+    terms: Sequence[Term] | Term = (),
+    verifiers: Sequence[Named] | str | nn.Module | None = None,
     input_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
     class_names: Sequence[str] = (),
     **fields: Any,
 ) -> Results | None:
@@ -60,7 +64,10 @@ def invert(
     began = time.perf_counter()
     load_entry_points()
     with settings_kept():
-        own: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std, "class_names": class_names}
+        own = _own(input_size, mean, std, class_names)
+        if source is None and "teachers" in fields:
+            source = fields.pop("teachers")
+        _check_names(fields)
         base: Any = source
         in_memory: dict[str, tuple[nn.Module, ModelCard]] = {}
         if isinstance(source, Recipe):
@@ -68,7 +75,8 @@ def invert(
         elif source is not None and not isinstance(source, str | Path):
             base, in_memory = _from_teachers(source, own)
         if verifiers is not None:
-            fields["verifiers"], judges = named_networks(verifiers, in_memory, **own)
+            listed = [verifiers] if isinstance(verifiers, str | nn.Module) else list(verifiers)
+            fields["verifiers"], judges = named_networks(listed, in_memory, **own)
             in_memory |= judges
         _check_own(own, in_memory)
         named, live = _terms(terms)
@@ -109,6 +117,30 @@ def _from_teachers(
     return recipe, modules
 
 
+def _own(input_size: Any, mean: Any, std: Any, class_names: Any) -> dict[str, Any]:
+    """What is said of bare modules, checked: one number for mean or std is that of all channels."""
+    if input_size is not None and (isinstance(input_size, bool) or not isinstance(input_size, int) or input_size < 1):
+        raise ValueError(f"input_size: expected a number of pixels, got {input_size!r}")
+    numbers = {"mean": mean, "std": std}
+    for name, value in numbers.items():
+        if isinstance(value, int | float):
+            numbers[name] = [float(value)] * 3
+        elif value is not None and not all(isinstance(part, int | float) for part in value):
+            raise ValueError(f"{name}: expected a number, or one a channel, got {value!r}")
+    return {"input_size": input_size, **numbers, "class_names": tuple(class_names)}
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    """ValueError for a keyword that is none, with the nearest that is."""
+    known = [*(field.name for field in dataclasses.fields(Recipe)), "iterations", *RUNTIME]
+    known += [name for name in inspect.signature(invert).parameters if name not in ("overrides", "fields")]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else 'deeper fields are overrides, as "optimizer.lr=0.2"'
+            raise ValueError(f"{name}: unknown keyword; {hint}")
+
+
 def _check_own(own: Mapping[str, Any], in_memory: Mapping[str, tuple[nn.Module, ModelCard]]) -> None:
     """ValueError for what is said of bare modules where none is given."""
     said = [name for name, value in own.items() if value not in (None, (), [])]
@@ -125,11 +157,11 @@ def _targets(targets: Any) -> Any:
     return [targets] if isinstance(targets, int) and not isinstance(targets, bool) else targets
 
 
-def _terms(terms: Sequence[Term]) -> tuple[list[Objective], list[Objective]]:
+def _terms(terms: Sequence[Term] | Term) -> tuple[list[Objective], list[Objective]]:
     """Those that a recipe can name, and those that it cannot."""
     named: list[Objective] = []
     live: list[Objective] = []
-    for term in terms:
+    for term in [terms] if isinstance(terms, Objective) or callable(terms) else terms:
         if isinstance(term, type):
             raise ValueError(f"terms: {term.__name__} is a class; give an instance, {term.__name__}()")
         if isinstance(term, Objective):

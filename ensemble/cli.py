@@ -22,6 +22,7 @@ from ensemble.machine.errors import (
     is_out_of_memory,
     problems_of,
 )
+from ensemble.machine.streams import unfailing_output
 
 PROGRAM = "invert.py"
 _DEFAULT = "invert"
@@ -31,10 +32,17 @@ _OTHERS_TELL = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done (or stopped and saved), 1 a failure of the machine, 2 a mistake of the user, 130 Ctrl-C.
+    """Exit code: 0 done (or stopped and saved), 1 a failure of the machine, 2 a mistake of the user, 130 Ctrl-C
+    (and 128 + the number of another signal that ended a training).
 
-    Failures are told in one line each, by one rank; what is neither keeps its traceback.
+    Failures are told in one line each, by one rank; what is neither keeps its traceback. A terminal, pipe or file that
+    cannot be written takes nothing from what is done, and does not change the exit code.
     """
+    with unfailing_output():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except (Failure, ValueError) as error:
@@ -63,12 +71,11 @@ def process() -> None:
     except Exception:
         if not is_launched():
             raise
-        traceback.print_exc()
+        with unfailing_output():
+            traceback.print_exc()
         code = 1
     if is_launched():
         # All is written; threads of the communication library can abort a rank whose interpreter winds down.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

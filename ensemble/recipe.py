@@ -40,7 +40,7 @@ class TeacherEntry(Checked):
     """How many ranks its batch is split over; by default as many as balance the load."""
     classes: dict[str, int] | None = None
     """Maps the run's class names to this network's class indices, where its label space is another."""
-    layers: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors of this teacher's BN layers, by shell patterns of their names; after those of the objective."""
 
 

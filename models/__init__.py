@@ -2,6 +2,7 @@
 
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import ModelCard, Weights
+from models._convention import network_input, network_logits
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
@@ -20,6 +21,8 @@ __all__ = [
     "load_entry_points",
     "load_plugin",
     "model_card",
+    "network_input",
+    "network_logits",
     "parse_spec",
     "register_model",
     "sha256",

@@ -32,6 +32,11 @@ class Weights:
     """What reproduces the weights."""
 
 
+def classes_of(logits: int) -> int:
+    """How many classes so many logits tell apart: one logit, under a sigmoid, tells two."""
+    return 2 if logits == 1 else logits
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """A network's input convention, label space and weights.
@@ -56,6 +61,7 @@ class ModelCard:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "num_classes", classes_of(self.num_classes))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a number a channel, std above 0")
         if self.class_names and len(self.class_names) != self.num_classes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +16,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.serialization import safe_globals
 
 from models._card import ModelCard
-
-_WRAPPERS = ("state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel / DDP and by torch.compile
-_COUNTER = "num_batches_tracked"  # of no use in eval mode, and absent from old files
+from models._checkpoint import COUNTER, check_values, tensors_of
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """`tensors` by parameter name, and what a safetensors file says beside them."""
+    """`tensors` by their address in the file, and what a safetensors file says beside them."""
 
     path: Path
     tensors: dict[str, torch.Tensor]
@@ -35,19 +34,21 @@ class WeightsFile:
 def read_weights(path: Path) -> WeightsFile:
     """The tensors of a .safetensors file or of a file of torch.save, on the CPU, in the file's dtypes.
 
-    Understands a dictionary below `state_dict`, `model` or `net`, and keys that all begin with `module.` or
-    `_orig_mod.`. Nothing in the file is executed: safetensors, or torch.load(weights_only=True).
+    Keys are the file's, dotted through its dictionaries, such as `state_dict.module.fc.bias`: which of them are a
+    network's is another's question. Masks of pruning are applied, counters left out. Nothing in the file is
+    executed: safetensors, or torch.load(weights_only=True), in which what is harmless beside weights (settings,
+    NumPy's numbers) is read as empty objects.
     Raises ValueError where the file is missing, is no weights file, or would need pickled code.
     """
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
+        content, metadata = _read_safetensors(path)
     else:
-        tensors, metadata = _state_dict(_read_torch(path), path), {}
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        content, metadata = _read_torch(path), {}
+    tensors = tensors_of(content)
+    if not tensors:
+        raise ValueError(f"{path} holds no state dict (a dictionary of tensors, or one below another's key)")
     return WeightsFile(path, tensors, metadata)
 
 
@@ -94,15 +95,22 @@ def _read_torch(path: Path) -> Any:
     with path.open("rb") as file:
         if file.read(10)[8:] == b'{"':  # a length and a JSON object
             raise ValueError(f"{path} looks like a safetensors file; give it the ending .safetensors")
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive, which is code; save only its state dict, where you trust it:"
+            f" torch.save(torch.jit.load({str(path)!r}).state_dict(), 'state.pth')"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals([(_Nothing, name) for name in _HARMLESS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("WeightsUnpickler error")[2]
         code = re.search(r"(?:GLOBAL|global:?|class)\s+([\w.]+\.\w+)", reason)
         if code is None:
             raise ValueError(f"{path} is not a weights file that can be read without running pickled code") from None
         raise ValueError(
-            f"{path} needs pickled code to be read ({code[1]}), which is refused; save only its state dict"
+            f"{path} needs pickled code to be read ({code[1]}), which is refused; save only its state dict, where you"
+            f" trust it: torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), 'state.pth')"
         ) from None
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = str(error).partition(". ")[0].partition("\n")[0]
@@ -111,14 +119,41 @@ def _read_torch(path: Path) -> Any:
         ) from None
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(content, Mapping):
-        for key in _WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return _state_dict(content[key], path)
-        if content and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-            return dict(content)
-    raise ValueError(f"{path} holds no state dict (a dictionary of tensors, or one below {', '.join(_WRAPPERS)})")
+class _Nothing:
+    """Stands in for what lies beside weights: it takes anything, and does and keeps nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_HARMLESS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "collections.defaultdict",
+    "datetime.datetime",
+    "datetime.timedelta",
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
+)
+"""Globals of pickles that are read as `_Nothing`; neither they nor their modules are looked up."""
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -139,11 +174,12 @@ def sha256(path: Path) -> str:
 def fit(net: nn.Module, tensors: Mapping[str, torch.Tensor], card: ModelCard, source: str) -> None:
     """Copies `tensors` into `net` (converted to its dtypes); BatchNorm's batch counters are left out of it.
 
-    Raises ValueError that names the first missing, unexpected and differently shaped keys, with their counts.
+    Raises ValueError that names the first missing, unexpected and differently shaped keys, with their counts, or
+    else the first key that holds NaN or infinite values, or is no dense floating-point tensor where one belongs.
     """
     state = net.state_dict()  # keeps the modules' version numbers, which some networks check
-    wanted = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
-    given = {key: value for key, value in tensors.items() if not key.endswith(_COUNTER)}
+    wanted = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
+    given = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
     missing = [key for key in wanted if key not in given]
     unexpected = [key for key in given if key not in wanted]
     shaped = {
@@ -160,6 +196,11 @@ def fit(net: nn.Module, tensors: Mapping[str, torch.Tensor], card: ModelCard, so
         problems.append(_first(f"{len(shaped)} of another shape", texts))
         text = f"{source} does not fit {card.name}: " + "; ".join(filter(None, problems))
         raise ValueError(text + _hint(card, shaped))
+    check_values(given, source)
+    for key, value in given.items():
+        if state[key].is_floating_point() and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{source}: {key} is of type {kind}, without a scale; save the network in fp32")
     state.update(given)
     net.load_state_dict(state)
 

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -23,14 +23,24 @@ import torch
 from torch import nn
 
 from models._bundled import read_bundled, with_bundled
-from models._card import Assumed, ModelCard, Weights
+from models._card import Assumed, ModelCard, Weights, classes_of
+from models._checkpoint import COUNTER, check_values, choose, without_normalizers
+from models._layouts import Layout, recognised
 from models._loading import WeightsFile, fit, read_card, read_weights, sha256
 from models._lock import first_alone
 from models._plugins import load_entry_points
-from models._said import CARD_OPTIONS, by_options, of_file, warn_of_assumed
+from models._said import (
+    CARD_OPTIONS,
+    by_options,
+    of_file,
+    warn_of_assumed,
+    warn_of_layout,
+    warn_of_normalizer,
+    warn_once,
+)
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
-from models.edge_popup import PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
+from models.edge_popup import METADATA, PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 
 POPUP = "popup/"
 """Prefix of any network's name that asks for its edge-popup subnet."""
@@ -87,7 +97,7 @@ def model_card(spec: str | ModelSpec) -> ModelCard:
     weights off its card, another `num_classes` also the class names and the label space. Raises ValueError for
     unknown names, bad options, and a file that is missing or is for another number of classes.
     """
-    return _resolved(spec)[-1]
+    return _resolved(spec).card
 
 
 def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
@@ -95,6 +105,10 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
 
     The card's `weights` holds just the record of those that were loaded, under its `default_weights`. `@random`
     draws the factory's own initialisation, seeded from NAME alone, and leaves the global generator as it is.
+
+    In a FILE the weights may lie below any dictionaries and prefixes; what lies beside them is left out. Where raw
+    and averaged weights stand side by side a warning says which were taken; `@FILE#ema` and `@FILE#model`, or any
+    name in the file, choose. NaN and infinite values are refused.
 
     Of input size, mean, std, class names and label space the card says what the first of these says:
 
@@ -110,7 +124,8 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
     Raises ValueError for unknown names, options and tags, for weights that are missing or do not fit, and for a
     card of a file that is malformed or for another number of classes.
     """
-    parsed, entry, options, card = _resolved(spec)
+    resolved = _resolved(spec)
+    parsed, entry, options, card = resolved.spec, resolved.entry, resolved.options, resolved.card
     tag = _weights_tag(entry, card, parsed)
     path = None if tag == "random" or tag in card.weights else parsed.path
     if card.num_classes < 1:
@@ -120,7 +135,8 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
             net, record = frozen(entry.factory(**options)), Weights(source="random")
         elif path is not None:
             record = Weights(source="file", file=str(path), sha256=sha256(path))
-            net = _with_weights(entry, options, card, read_weights(path))
+            weights = resolved.weights or read_weights(path)
+            net = _with_weights(resolved.own_entry, resolved.implied or options, card, weights, parsed.part)
         elif card.weights[tag].source == "bundled":
             record = card.weights[tag]
             net = _with_weights(entry, options, card, read_bundled(record))
@@ -129,7 +145,9 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
             record = card.weights[tag]
             with first_alone(f"{card.name}@{tag}"):
                 net = entry.fetch(tag)
-    warn_of_assumed(card, path if entry.published else None)
+    if path is not None and resolved.layout is not None and not resolved.layout_said:
+        warn_of_layout(card, path, resolved.layout)
+    warn_of_assumed(card, path if entry.published else None, resolved.layout)
     card = replace(card, weights={tag: record}, default_weights=tag)
     return net.float().eval().requires_grad_(False), card
 
@@ -141,7 +159,8 @@ def untrained_model(spec: str | ModelSpec, seed: int) -> tuple[nn.Module, ModelC
     global generator keeps its state. Of a subnet only the scores are free.
     Raises ValueError as `model_card` does, and where `spec` asks for trained weights.
     """
-    parsed, entry, options, card = _resolved(spec)
+    resolved = _resolved(spec)
+    parsed, entry, options, card = resolved.spec, resolved.entry, resolved.options, resolved.card
     if parsed.weights not in ("default", "random"):
         raise ValueError(f"{parsed.name}@{parsed.weights} is trained; ask for {parsed.name}@random")
     if card.num_classes < 1:
@@ -150,26 +169,74 @@ def untrained_model(spec: str | ModelSpec, seed: int) -> tuple[nn.Module, ModelC
         return entry.factory(**options).float(), card
 
 
-def _resolved(spec: str | ModelSpec) -> tuple[ModelSpec, Entry, dict[str, Any], ModelCard]:
-    """The specification, its entry, the factory's options, and the card with all that is said of it."""
+@dataclass(frozen=True)
+class _Resolved:
+    """A specification, its entry, the factory's options, and the card with all that is said of it."""
+
+    spec: ModelSpec
+    entry: Entry
+    options: dict[str, Any]
+    card: ModelCard
+    weights: WeightsFile | None = None
+    """A file that had to be read for its layout."""
+    layout: Layout | None = None
+    implied: dict[str, Any] = field(default_factory=dict)
+    """`options`, and those that the layout implies where the specification does not give them."""
+
+    @property
+    def own_entry(self) -> Entry:
+        """The entry, which turns the layout's names into its own before all else."""
+        if self.layout is None:
+            return self.entry
+        layout, adapt = self.layout, self.entry.adapt
+        return replace(self.entry, adapt=lambda tensors: adapt(layout.adapt(tensors)))
+
+    @property
+    def layout_said(self) -> bool:
+        """Whether the specification gives all options that the layout implies."""
+        return all(key in self.spec.options or value == self.options[key] for key, value in self.implied.items())
+
+
+def _resolved(spec: str | ModelSpec) -> _Resolved:
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     entry = _find(parsed)
     options = _options(entry, parsed)
     card = _card(entry, options)
-    if parsed.path is not None and parsed.weights not in card.weights:
-        if entry.published:  # the mean and std on its card are those of other weights
-            card = replace(card, mean=Assumed(card.mean), std=Assumed(card.std))
-        card = of_file(card, parsed.path, read_card(parsed.path))
     own = {key: text for key, text in parsed.options.items() if key not in entry.options}
-    return parsed, entry, options, by_options(card, own)
+    if parsed.path is None or parsed.weights in card.weights:
+        return _Resolved(parsed, entry, options, by_options(card, own))
+    if entry.published:  # the mean and std on its card are those of other weights
+        card = replace(card, mean=Assumed(card.mean), std=Assumed(card.std))
+    said = read_card(parsed.path)
+    weights = read_weights(parsed.path) if entry.layouts else None
+    found = recognised(entry.layouts, weights.tensors) if weights is not None else None
+    layout, implied = found if found is not None else (None, {})
+    if layout is not None and entry.published:
+        mean, std = layout.mean_std(card.num_classes)
+        card = replace(card, mean=Assumed(mean), std=Assumed(std))
+    implied = options | {key: value for key, value in implied.items() if key not in parsed.options}
+    card = by_options(of_file(card, parsed.path, said), own)
+    return _Resolved(parsed, entry, options, card, weights, layout, implied)
 
 
-def _with_weights(entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile) -> nn.Module:
+def _with_weights(
+    entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile, part: str | None = None
+) -> nn.Module:
     net = entry.factory(**options)
-    weights = replace(weights, tensors=entry.adapt(weights.tensors))
-    if subnet_layers(net):
+    if METADATA in weights.metadata:  # a compact subnet: its keys are not the network's
         return load_subnet(net, weights, card)
-    fit(net, weights.tensors, card, str(weights.path))
+    where = str(weights.path)
+    wanted = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
+    tensors, normalizer = without_normalizers(weights.tensors, wanted)
+    chosen, said = choose(tensors, wanted, entry.adapt, card, where, part)
+    warn_once(card, said)
+    if normalizer is not None:
+        warn_of_normalizer(card, weights.path, *normalizer)
+    if subnet_layers(net):
+        return load_subnet(net, replace(weights, tensors=chosen), card)
+    used = {id(chosen[key]) for key in wanted if key in chosen}
+    check_values({key: value for key, value in weights.tensors.items() if id(value) in used}, where)
+    fit(net, chosen, card, where)
     return net
 
 
@@ -212,7 +279,7 @@ def _subnet_of(entry: Entry) -> Entry:
         entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER
     )
     options = {**entry.options, **_RULE}
-    return replace(entry, card=card, factory=factory, options=options, fetch=None)
+    return replace(entry, card=card, factory=factory, options=options, fetch=None, layouts=())
 
 
 def _zoo(module: str) -> ModuleType:
@@ -244,7 +311,7 @@ def _card(entry: Entry, options: Mapping[str, Any]) -> ModelCard:
     if options == entry.options:
         return card
     card = replace(card, weights={}, default_weights=None)
-    classes = options.get("num_classes", card.num_classes)
+    classes = classes_of(options.get("num_classes", card.num_classes))
     if classes != card.num_classes:
         card = replace(card, num_classes=classes, class_names=(), label_space="")
     return card

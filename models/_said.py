@@ -11,6 +11,7 @@ import yaml
 
 from models._card import ModelCard
 from models._described import described, show
+from models._layouts import Layout
 
 CARD_OPTIONS = ("input_size", "mean", "std", "class_names")
 """Options that every network has, unless its factory has one of the same name."""
@@ -110,8 +111,11 @@ def _lines(file: Path, where: str) -> list[str]:
     return lines
 
 
-def warn_of_assumed(card: ModelCard, path: Path | None) -> None:
-    """Warns, once, that `card` has a mean or std that nobody said: of the file `path`, or of the network."""
+def warn_of_assumed(card: ModelCard, path: Path | None, layout: Layout | None = None) -> None:
+    """Warns, once, that `card` has a mean or std that nobody said: of the file `path`, or of the network.
+
+    Those of a file in another project's layout are that project's.
+    """
     if not card.assumed:
         return
     missing = " and ".join(card.assumed)
@@ -123,11 +127,32 @@ def warn_of_assumed(card: ModelCard, path: Path | None) -> None:
         )
     else:
         values = ", ".join(f"{key} {'/'.join(map(str, value))}" for key, value in card.assumed.items())
+        source = f"from {card.name}" if layout is None else f"as its layout is that of {layout.name}"
         text = (
-            f"{path} does not say its {missing}; assumed from {card.name}: {values}"
+            f"{path} does not say its {missing}; assumed {source}: {values}"
             f" (give them as {card.name}:{options}@FILE or in {yaml_card(path)})"
         )
-    if text not in _warned:
+    warn_once(card, text)
+
+
+def warn_of_layout(card: ModelCard, path: Path, layout: Layout) -> None:
+    """Warns, once, of what the names in the file `path` do not tell, where `layout` has such a note."""
+    if layout.note:
+        warn_once(card, f"{path} is laid out as {layout.name} saves {card.name}; {layout.note}")
+
+
+def warn_of_normalizer(card: ModelCard, path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Warns, once, of a layer in the file that normalises inputs, where the card does not say the same."""
+    if not card.assumed and (tuple(card.mean), tuple(card.std)) == (mean, std):
+        return
+    said = f"mean={'/'.join(f'{v:g}' for v in mean)},std={'/'.join(f'{v:g}' for v in std)}"
+    what = f"{path} holds a layer that normalises inputs, which is not applied"
+    warn_once(card, f"{what}; to do as it does ask for {card.name}:{said}@FILE")
+
+
+def warn_once(card: ModelCard, text: str | None) -> None:
+    """Warns of `text`, unless that was said before."""
+    if text is not None and text not in _warned:
         _warned.add(text)
         # the place is the user's network, and not the line of ours that happened to load it
         warnings.warn_explicit(text, UserWarning, f"<{card.name}>", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,30 @@ class ModelSpec:
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
     weights: str = "default"
-    """`default`, `random`, a tag on the network's card, or a path."""
+    """`default`, `random`, a tag on the network's card, a path, or PATH#PART."""
 
     @property
     def path(self) -> Path | None:
-        """The file that `weights` names, where it looks like one: a known suffix or a slash."""
-        if self.weights.endswith(WEIGHTS_SUFFIXES) or "/" in self.weights:
-            return Path(self.weights).expanduser()
-        return None
+        """The file that `weights` names: one that exists, or what looks like one by a known suffix or a slash."""
+        return self._file[0]
+
+    @property
+    def part(self) -> str | None:
+        """Which of a file's sets of weights is meant: `ema` in `FILE#ema`."""
+        return self._file[1]
+
+    @property
+    def _file(self) -> tuple[Path | None, str | None]:
+        if self.weights in ("default", "random"):
+            return None, None
+        text, _, part = self.weights.rpartition("#")
+        for name, chosen in ((self.weights, None), (text, part)):
+            if name and chosen != "" and os.path.isfile(os.path.expanduser(name)):
+                return Path(name).expanduser(), chosen
+        name, chosen = (text, part) if text and part else (self.weights, None)
+        if name.endswith(WEIGHTS_SUFFIXES) or "/" in name:
+            return Path(name).expanduser(), chosen
+        return None, None
 
 
 def parse_spec(spec: str) -> ModelSpec:

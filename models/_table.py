@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from models._card import ModelCard
+from models._card import ModelCard, classes_of
+from models._layouts import Layout
 
 Factory = Callable[..., nn.Module]
 FactoryT = TypeVar("FactoryT", bound=Factory)
@@ -37,18 +38,27 @@ class Entry:
     """Turns a file's keys into the network's."""
     published: bool = True
     """The card's mean and std are those of published weights; a user's file may be for others."""
+    layouts: tuple[Layout, ...] = ()
+    """How other projects save this network."""
 
 
 TABLE: dict[str, Entry] = {}
 
 
-def register_model(card: ModelCard, *, published: bool = False) -> Callable[[FactoryT], FactoryT]:
+def register_model(
+    card: ModelCard,
+    *,
+    published: bool = False,
+    layouts: tuple[Layout, ...] = (),
+    adapt: Callable[[Tensors], Tensors] = unchanged,
+) -> Callable[[FactoryT], FactoryT]:
     """A decorator that enters a factory `f(num_classes=10, ...) -> nn.Module` under `card.name`.
 
     The factory's parameters all have defaults (bool, int, float or str) and become the options of
     `NAME:key=value`; its network maps normalised images (N, 3, H, W) to logits (N, num_classes).
     Say `published` of an architecture that others train too: the card's mean and std are then not taken for
-    those of any weights file, and `create_model` warns of a file that does not say its own.
+    those of any weights file, and `create_model` warns of a file that does not say its own. `layouts` are other
+    projects' names for its tensors, `adapt` what is done to them after that.
     Raises ValueError for a name that is taken or cannot be written in a specification, and for a factory
     with other parameters.
     """
@@ -62,9 +72,9 @@ def register_model(card: ModelCard, *, published: bool = False) -> Callable[[Fac
         for name, default in options.items():
             if not isinstance(default, bool | int | float | str):
                 raise ValueError(f"{card.name}: option {name!r} needs a default that is a bool, int, float or str")
-        if options.get("num_classes", card.num_classes) != card.num_classes:
+        if classes_of(options.get("num_classes", card.num_classes)) != card.num_classes:
             raise ValueError(f"{card.name}: num_classes is {card.num_classes} on the card, not in the factory")
-        TABLE[card.name] = Entry(card, factory, options, published=published)
+        TABLE[card.name] = Entry(card, factory, options, adapt=adapt, published=published, layouts=layouts)
         return factory
 
     return register

@@ -24,42 +24,54 @@ def _init(net: nn.Module) -> None:
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int, projected: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+            if projected and (stride != 1 or c_in != c_out)
+            else None
+        )
         self.stride = stride
         self.pad = (c_out - c_in) // 2, c_out - c_in - (c_out - c_in) // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride != 1 or self.pad != (0, 0):  # option A: subsample, pad channels with zeros
+        if self.shortcut is not None:  # option B
+            x = self.shortcut(x)
+        elif self.stride != 1 or self.pad != (0, 0):  # option A: subsample, pad channels with zeros
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.pad))
         return F.relu(out + x)
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 for CIFAR (He et al. 2016, section 4.2); option-A shortcuts, no parameters."""
+    """ResNet of depth 6n + 2 for CIFAR (He et al. 2016, section 4.2).
 
-    def __init__(self, depth: int, num_classes: int = 10, width: float = 1.0) -> None:
+    Shortcuts that change the shape are option A, zeros without parameters, or option B, 1 x 1 convolutions.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, width: float = 1.0, shortcut: str = "A") -> None:
         super().__init__()
         if (depth - 2) % 6:
             raise ValueError(f"a CIFAR ResNet has depth 6n + 2, got {depth}")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"shortcut must be A or B, got {shortcut!r}")
         blocks = (depth - 2) // 6
         channels = [_scaled(c, width) for c in (16, 32, 64)]
         self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
-        self.layer1 = self._stage(channels[0], channels[0], blocks, 1)
-        self.layer2 = self._stage(channels[0], channels[1], blocks, 2)
-        self.layer3 = self._stage(channels[1], channels[2], blocks, 2)
+        self.layer1 = self._stage(channels[0], channels[0], blocks, 1, shortcut == "B")
+        self.layer2 = self._stage(channels[0], channels[1], blocks, 2, shortcut == "B")
+        self.layer3 = self._stage(channels[1], channels[2], blocks, 2, shortcut == "B")
         self.linear = nn.Linear(channels[2], num_classes)
         _init(self)
 
     @staticmethod
-    def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
-        first = _BasicBlock(c_in, c_out, stride)
+    def _stage(c_in: int, c_out: int, blocks: int, stride: int, projected: bool) -> nn.Sequential:
+        first = _BasicBlock(c_in, c_out, stride, projected)
         return nn.Sequential(first, *(_BasicBlock(c_out, c_out, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,9 +89,12 @@ _VGG = {
 
 
 class CifarVGG(nn.Module):
-    """VGG with BatchNorm (Simonyan & Zisserman 2015) and a single linear classifier, for 32 x 32 images."""
+    """VGG with BatchNorm (Simonyan & Zisserman 2015) for 32 x 32 images.
 
-    def __init__(self, depth: int, num_classes: int = 10, width: float = 1.0) -> None:
+    The classifier is one linear layer, or the paper's three with two `hidden` layers of so many units.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, width: float = 1.0, hidden: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         c_in = 3
@@ -95,11 +110,23 @@ class CifarVGG(nn.Module):
             ]
             c_in = c_out
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(c_in, num_classes)
+        self.classifier = _three_layers(c_in, hidden, num_classes) if hidden else nn.Linear(c_in, num_classes)
         _init(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _three_layers(c_in: int, hidden: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(c_in, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(hidden, num_classes),
+    )
 
 
 class _PreActBlock(nn.Module):

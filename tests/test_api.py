@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ensemble
-from ensemble import ImageTerm, ModelCard, Recipe, Results, Slice, TeacherTerm, invert, load_recipe
+from ensemble import ImageTerm, ModelCard, Recipe, Results, Slice, TeacherTerm, Totals, invert, load_recipe
 from ensemble.runs.folder import ResultsFolder
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.teacher import Observation
@@ -276,6 +276,9 @@ def test_a_term_whose_sums_grow_with_the_slice_is_named() -> None:
         def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
             return seen.logits
 
+        def loss(self, total: Totals, t: int) -> torch.Tensor:
+            return total[t].sum()
+
     with pytest.raises(ValueError, match=r"Rows: sums of 4 images have shape \(4, 4\)"):
         invert([(net(0), CARD)], terms=[Rows()], **OPTIONS)
 
@@ -359,6 +362,11 @@ def test_runs_leave_nothing_in_memory() -> None:
     ("call", "message"),
     [
         (lambda: invert("resnet20_cifar"), "is a network, no recipe"),
+        (lambda: invert(["resnet20_cifar"], iteration=5), "did you mean 'iterations'"),
+        (lambda: invert([net(0)], input_size=(16, 16)), "input_size: expected a number of pixels"),
+        (lambda: invert(["resnet20_cifar"], terms=lambda view: view), "lambda: it gives a tensor of shape"),
+        (lambda: invert(["resnet20_cifar"], terms=[lambda view: view.nonsense]), "lambda: AttributeError"),
+        (lambda: invert(["resnet20_cifar"], objectives=[{"kind": "bn_matching", "layers": {"*": -1}}]), "at least 0"),
         (lambda: invert(["resnet20_cifar"], mean=[0.5] * 3), "mean: it is for modules without a ModelCard"),
         (lambda: invert(["resnet20_cifar"], terms=[Margin]), "Margin is a class; give an instance"),
         (lambda: invert(["resnet20_cifar"], device=["cpu", "cpu"]), "a list is for ranks"),
@@ -370,7 +378,7 @@ def test_runs_leave_nothing_in_memory() -> None:
         (lambda: invert([net(0)], input_size=8, std=[0.5, 0, 1]), "std above 0"),
         (lambda: invert([nn.Linear(9, 2)], input_size=8), r"Linear: no logits \(N, classes\)"),
         (lambda: invert("quikstart"), "did you mean 'quickstart'"),
-        (lambda: invert(["resnet20_cifar"], targts=["cat"]), "targts: unknown key; did you mean 'targets'"),
+        (lambda: invert(["resnet20_cifar"], targts=["cat"]), "targts: unknown keyword; did you mean 'targets'"),
         (lambda: invert(["resnet20_cifar"], iterations="5"), "iterations: expected an integer"),
         (lambda: invert(["resnet20_cifar"], terms=[3]), "neither a TeacherTerm, an ImageTerm nor a function"),
         (lambda: invert(["<Net>"]), "<Net> was a module in memory"),

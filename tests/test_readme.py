@@ -55,10 +55,10 @@ def test_modules_a_prior_and_images_take_six_lines() -> None:
 
 def test_command_lines_are_understood() -> None:
     """Each line's options are known to its command."""
-    from ensemble.applications import evaluate, invert, train
+    from ensemble.applications import evaluate, invert, report, train
     from ensemble.applications._options import Parser
 
-    applications = {"evaluate": evaluate, "train": train}
+    applications = {"evaluate": evaluate, "report": report, "train": train}
     lines = [line for block in blocks("") for line in block.splitlines() if "invert.py" in line]
     assert len(lines) > 8
     for line in lines:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.config.yaml_files import load_yaml
     from ensemble.machine.errors import MachineFailure, is_out_of_memory
     from ensemble.machine.hardware import choose_device
+    from ensemble.machine.launch import EndedAtOnce, end_on_signals
     from ensemble.machine.progress import progress_reporter
     from ensemble.training.folder import TrainingFolder
     from ensemble.training.recipe import parse_training_recipe
@@ -59,21 +61,23 @@ def run(options: argparse.Namespace) -> int:
     export = Path(options.export).expanduser() if options.export else None
     was_finished = options.resume and export is None and folder.finished
     try:
-        summary = train(
-            recipe,
-            folder,
-            choose_device(options.device or "auto"),
-            resume=options.resume,
-            overwrite=options.overwrite,
-            export=export,
-            command=reproducing_command(file, options),
-            progress=progress_reporter(),
-        )
-    except KeyboardInterrupt:
+        with end_on_signals():
+            summary = train(
+                recipe,
+                folder,
+                choose_device(options.device or "auto"),
+                resume=options.resume,
+                overwrite=options.overwrite,
+                export=export,
+                command=reproducing_command(file, options),
+                progress=progress_reporter(),
+            )
+    except KeyboardInterrupt as end:
+        by = f" by {end}" if isinstance(end, EndedAtOnce) and end.number != signal.SIGINT else ""
         instead = " instead of --overwrite" if options.overwrite else ""
-        text = f"interrupted; the same command with --resume{instead} goes on from the last whole epoch"
+        text = f"interrupted{by}; the same command with --resume{instead} goes on from the last whole epoch"
         print(f"invert.py: {text}", file=sys.stderr)
-        return 130
+        return 128 + (end.number if isinstance(end, EndedAtOnce) else signal.SIGINT)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

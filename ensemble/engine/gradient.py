@@ -10,7 +10,7 @@ import torch
 from ensemble.engine.exchange import Exchange, Exchanged
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
-from ensemble.objectives.terms import Formulation, Slice, Totals
+from ensemble.objectives.terms import Formulation, Slice, Totals, check_scalar, naming
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 
 
@@ -207,7 +207,22 @@ class EnsembleLoss:
         member = self.members[t]
         batch = self._slice(t, 0, 1, member.profile.card.input_size)
         seen = member.profile.example(self._device)
-        return [term.sums(seen, batch).shape for term in self.formulation.teacher_terms]
+        shapes = []
+        for term in self.formulation.teacher_terms:
+            with naming(term):
+                shapes.append(term.sums(seen, batch).shape)
+        return shapes
+
+    def try_terms(self) -> None:
+        """ValueError that names the term whose loss fails, or is not one number, on sums that are zeros."""
+        flat = torch.zeros(self._exchange.size, dtype=torch.float64, device=self._device)
+        size = self.members[0].profile.card.input_size
+        batches = [self._slice(t, 0, self.images, size) for t in range(len(self.members))]
+        for k, term in enumerate(self.formulation.teacher_terms):
+            totals = Totals({t: self._exchange.parts(flat, t)[k] for t in range(len(self.members))}, batches)
+            with naming(term):
+                value = term.loss(totals, 0)
+            check_scalar(term, value)
 
     @torch.enable_grad()
     def _losses(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import ModelCard
+from models import ModelCard, network_input
 
 _RANGE_TOLERANCE = 1e-4
 
@@ -28,10 +28,9 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def check_images(card: ModelCard, images: torch.Tensor) -> None:
-    """Raises ValueError unless `images` are float (N, C, H, W) in [0, 1], N > 0, C as on the card."""
-    channels = len(card.mean)
-    if images.ndim != 4 or images.shape[1] != channels or not len(images):
-        raise ValueError(f"{card.name}: expected images of shape (N, {channels}, H, W), got {tuple(images.shape)}")
+    """Raises ValueError unless `images` are float RGB (N, 3, H, W) in [0, 1], N > 0."""
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"{card.name}: expected images of shape (N, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"{card.name}: expected float images in [0, 1], got {images.dtype}; divide by 255")
     low, high = images.amin().item(), images.amax().item()
@@ -43,7 +42,7 @@ def check_images(card: ModelCard, images: torch.Tensor) -> None:
 
 
 def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
-    """Slices of `images` as `net` takes them: (B, C, S, S) with S the card's input size, (rgb - mean) / std.
+    """Slices of `images` as `net` takes them: (B, C, S, S) with S the card's input size, as its card says.
 
     Resizing is bilinear with antialiasing and acts on both sides, so an image that is not square is
     squeezed. The slices are on the network's device and in its dtype.
@@ -51,10 +50,9 @@ def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: i
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
-    mean, std = (torch.tensor(v, device=weight.device).view(1, -1, 1, 1) for v in (card.mean, card.std))
     size = (card.input_size, card.input_size)
     for batch in images.split(batch_size):
         view = batch.to(device=weight.device, dtype=torch.float32)
         if view.shape[-2:] != size:
             view = F.interpolate(view, size, mode="bilinear", align_corners=False, antialias=True)
-        yield ((view - mean) / std).to(weight.dtype)
+        yield network_input(view, card).to(weight.dtype)

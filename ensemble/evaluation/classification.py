@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images, evaluating
-from models import ModelCard
+from models import ModelCard, network_logits
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -52,7 +52,7 @@ def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size:
     found = []
     with evaluating(net):
         for batch in batches(net, card, images, batch_size):
-            logits = net(batch)
+            logits = network_logits(net(batch))
             if logits.shape != (len(batch), card.num_classes):
                 raise ValueError(
                     f"{card.name}: the card says {card.num_classes} classes, the network's output "

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from statistics import mean
 from typing import Protocol, TextIO
 
@@ -14,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
+
+from ensemble.machine.streams import unfailing
 
 
 class ProgressReporter(Protocol):
@@ -34,15 +37,16 @@ class ProgressReporter(Protocol):
 def progress_reporter(rank: int = 0, stream: TextIO | None = None, quiet: bool = False) -> ProgressReporter:
     """A bar where `stream` (default: stdout) is a terminal or a notebook, else plain lines; silence on ranks but 0.
 
-    `quiet` leaves only warnings, as Python's own.
+    `quiet` leaves only warnings, as Python's own. A stream that cannot be written falls silent.
     """
     stream = sys.stdout if stream is None else stream
-    if rank != 0:
+    if rank != 0 or (stream is None and not quiet):  # Python has no stdout where it was closed
         return SilentProgress()
     if quiet:
         return QuietProgress()
     if _in_notebook():
         return NotebookProgress()
+    stream = unfailing(stream)
     return TerminalProgress(Console(file=stream)) if stream.isatty() else PlainProgress(stream)
 
 
@@ -60,6 +64,37 @@ class SilentProgress:
 
     def close(self) -> None:
         pass
+
+
+class FallingSilent:
+    """Another display, of which a failure ends the display and nothing else."""
+
+    def __init__(self, display: ProgressReporter) -> None:
+        self._display = display
+        self._failed = False
+
+    def start(self, total: int, resumed_at: int = 0) -> None:
+        self._show("start", total, resumed_at)
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        self._show("step", step, values)
+
+    def message(self, text: str) -> None:
+        self._show("message", text)
+
+    def close(self) -> None:
+        with suppress(Exception, SystemExit):  # also after a failure: a bar has a thread
+            self._display.close()
+
+    def _show(self, what: str, *arguments: object) -> None:
+        if self._failed:
+            return
+        try:
+            getattr(self._display, what)(*arguments)
+        except Warning:  # somebody asked for warnings as errors
+            raise
+        except (Exception, SystemExit):  # with the latter rich answers a broken pipe
+            self._failed = True
 
 
 class QuietProgress(SilentProgress):

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
 
 from ensemble.objectives.terms import Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNStatistics
@@ -30,10 +31,12 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     weight: float = 10.0
     convention: Literal["relative", "paper"] = "relative"
     first: float = 1.0
-    layers: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Factors by shell patterns of whole layer names (`layer1.*.bn1`, `*`)."""
 
     def describe(self) -> str:
-        return f"{self.name}[{self.convention}, first x {self.first:g}]"
+        factors = "".join(f", {pattern} x {factor:g}" for pattern, factor in self.layers.items())
+        return f"{self.name}[{self.convention}, first x {self.first:g}{factors}]"
 
     def needs(self, teacher: Profile) -> Sequence[str]:
         if teacher.statistics is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from ensemble.config.kinds import Kind
+from ensemble.machine.errors import is_out_of_memory
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.teacher import Observation, Profile
 
@@ -124,6 +126,24 @@ class FunctionTerm(ImageTerm):
         return self.function(view)
 
 
+@contextmanager
+def naming(term: Objective) -> Iterator[None]:
+    """What fails inside is told with the term's name: it may be anybody's."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{term.name}: {type(error).__name__}: {error}") from error
+
+
+def check_scalar(term: Objective, value: object) -> None:
+    """ValueError where a term's loss is not one number."""
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{term.name}: it gives {seen}; a term gives one number, a tensor without dimensions")
+
+
 @dataclass(frozen=True)
 class Formulation:
     """L = sum_t w_t [sum of teacher terms] + sum of priors, each term times its own weight.
@@ -156,6 +176,13 @@ class Formulation:
             mean, std = (view.new_tensor(v)[:, None, None] for v in (self.prior_mean, self.prior_std))
             view = (view - mean) / std
         return sum((prior.weight * prior(view) for prior in self.priors), start=view.new_zeros(()))
+
+    def try_priors(self, view: torch.Tensor) -> None:
+        """ValueError that names the prior which fails on `view` (N, 3, H, W), or gives something else than a number."""
+        for prior in self.priors:
+            with naming(prior):
+                value = prior(view)
+            check_scalar(prior, value)
 
     def describe(self, teachers: Sequence[tuple[str, float]]) -> str:
         """The formula as text, e.g. for a dry run; `teachers` are (name, normalised weight)."""

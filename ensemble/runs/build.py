@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,6 +19,7 @@ from ensemble.machine.rng import generator
 from ensemble.recipe import Recipe, Stage
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.teachers.cost import count_cost
+from ensemble.teachers.observing import shown
 from ensemble.teachers.teacher import Profile, Teacher
 
 
@@ -32,6 +34,23 @@ class PlacedTeacher:
     memory: int
     """Bytes kept for the gradient per image."""
     teacher: Teacher | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Layers with running statistics that are not matched, and why."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the network."""
+
+    @property
+    def matched(self) -> int:
+        """How many layers with running statistics emit moments."""
+        layers = () if self.profile.statistics is None else self.profile.statistics.layers
+        return len({layer.name for layer in layers})
+
+    def describe_layers(self) -> str:
+        """How many of how many layers are matched, and which are not."""
+        total = self.matched + len(self.left_out)
+        text = f"{self.profile.name}: {self.matched} of {total} layers with running statistics are matched"
+        text += "".join(f", {pattern} x {factor:g}" for pattern, factor in self.profile.layers.items())
+        return f"{text}; not: {shown(self.left_out)}" if self.left_out else text
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,15 @@ class PlacedEnsemble:
 
     teachers: tuple[PlacedTeacher, ...]
     placement: Placement
+
+    @property
+    def weights(self) -> dict[str, str | None]:
+        """SHA-256 of the teachers' weights, where it is known, by name."""
+        cards = {teacher.profile.name: teacher.profile.card for teacher in self.teachers}
+        return {
+            name: card.weights[card.default_weights].sha256 if card.default_weights else None
+            for name, card in cards.items()
+        }
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -81,7 +109,15 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         if recipe.runtime.compile == "on":
             teachers[t].compile()
     placed = [
-        PlacedTeacher(profile, entry.weight, cost.flops, cost.memory, teacher if t in owned else None)
+        PlacedTeacher(
+            profile,
+            entry.weight,
+            cost.flops,
+            cost.memory,
+            teacher if t in owned else None,
+            teacher.left_out,
+            tuple(teacher.notes),
+        )
         for t, (profile, entry, cost, teacher) in enumerate(
             zip(profiles, recipe.teachers, costs, teachers, strict=True)
         )
@@ -114,8 +150,13 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
     )
+    image = _image(plan, len(targets), device, seed)
+    if trial == 0:  # a term may be anybody's: what fails in it is told before the run
+        with torch.no_grad():
+            plan.formulation.try_priors(image())
+            loss.try_terms()
     return Inversion(
-        _image(plan, len(targets), device, seed),
+        image,
         loss,
         [_stage(recipe, stage, plan.size) for stage in recipe.stages],
         seed=seed,

@@ -43,6 +43,8 @@ class Checkpoints:
     """None saves nothing."""
     context: ProcessContext
     trial: int
+    weights: Mapping[str, str | None]
+    """SHA-256 of the teachers' weights files, by name."""
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -71,6 +73,7 @@ class Checkpoints:
                     "numbers": numbers,
                     "recipe": to_plain(self.plan.recipe),
                     "in_memory": list(self.plan.in_memory),
+                    "weights": self.weights,
                     "ranks": self.context.world_size,
                     "versions": versions(self.context.device),
                 }
@@ -135,6 +138,12 @@ class Restored:
         """What came out of a finished trial."""
         checkpoint = self.trials[trial]
         return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"])
+
+    def check_weights(self, weights: Mapping[str, str | None]) -> None:
+        """ValueError where a teacher's weights file is not the one that the run began with."""
+        for checkpoint in self.trials.values():
+            if changed := [name for name, digest in weights.items() if checkpoint.meta["weights"].get(name) != digest]:
+                raise ValueError(f"resume: the weights of {', '.join(changed)} are not those that the run began with")
 
     def restore(self, trial: int, inversion: Inversion, device: torch.device) -> None:
         """Put the inversion where the trial was left, if it was."""

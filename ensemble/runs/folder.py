@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
+from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
 
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
@@ -34,7 +35,9 @@ RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json
 LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
 PICTURES, CHECKPOINTS = "images", "checkpoints"
 _FILES = (RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID)
-_BEGUN = {RECIPE, METRICS, CHECKPOINTS}
+_LOCKS = {LOCK, OWNER}
+"""No content: a run that was killed leaves them."""
+_BEGUN = {RECIPE, METRICS, CHECKPOINTS, *_LOCKS}
 """All that a run leaves that ends before its first checkpoint."""
 
 
@@ -65,11 +68,18 @@ class ResultsFolder:
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 
+    def held(self) -> AbstractContextManager[None]:
+        """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
+        return held(self.path)
+
     def check(self, overwrite: bool) -> None:
         """Raises ValueError where this is no folder, or is not empty without `overwrite`; changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output: {self.path} is a file; give a folder")
-        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+        if self.path.is_dir() and {file.name for file in self.path.iterdir()} - _LOCKS and not overwrite:
+            other = holder(self.path)
+            if other is not None:
+                raise in_use(self.path, other)
             raise ValueError(
                 f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
                 "the run, or another folder"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ensemble.config.yaml_files import load_yaml
 from ensemble.machine.environment import is_restarted
 from ensemble.machine.hardware import choose_devices
 from ensemble.machine.progress import ProgressReporter
-from ensemble.machine.ranks import process_context
+from ensemble.machine.ranks import ProcessContext, process_context
 from ensemble.objectives.terms import Objective
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.checkpoints import is_finished
@@ -53,7 +54,7 @@ class Job:
 
     def run(self, began: float, progress: ProgressReporter, *, keeps_partial: bool = False) -> Results | None:
         """What `ensemble.runs.run.run` returns, as a process of its own or as one of torchrun's ranks."""
-        with process_context(self.device) as context:
+        with process_context(self.device) as context, self._held(context):
             return run(
                 self.plan,
                 context,
@@ -64,6 +65,20 @@ class Job:
                 progress=progress,
                 keeps_partial=keeps_partial,
             )
+
+    @contextmanager
+    def _held(self, context: ProcessContext) -> Iterator[None]:
+        """The folder, by rank 0 for all; ValueError, on all, where another run holds it or it cannot be written."""
+        with ExitStack() as stack:
+            with context.agree():
+                if self.folder is not None and context.is_main:
+                    try:
+                        stack.enter_context(self.folder.held())
+                    except OSError as error:
+                        why = error.strerror or error
+                        text = f"output: {self.folder.path} cannot be written ({why}); give another folder"
+                        raise ValueError(text) from None
+            yield
 
 
 def job(

@@ -17,7 +17,7 @@ from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, parse_recipe
 from models import model_card
 
-_RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
+RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
 """Fields of `runtime` that callers name directly."""
 
 
@@ -53,7 +53,7 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     """
     given = {key: value for key, value in fields.items() if value is not None}
     total = given.pop("iterations", None)
-    runtime = {key: given.pop(key) for key in _RUNTIME if key in given}
+    runtime = {key: given.pop(key) for key in RUNTIME if key in given}
     plain: dict[str, Any] = {**data, **given}
     if runtime:
         plain["runtime"] = {**(plain.get("runtime") or {}), **runtime}

@@ -24,8 +24,9 @@ _TIMED_STEPS = 3
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+    """Names are printed as they are: a bracket in a folder's name is no markup."""
+    width = None if Console().is_terminal else 140
+    return Console(width=width, markup=False, emoji=False)
 
 
 def print_models(pattern: str) -> None:
@@ -71,6 +72,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
     ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=members_of(plan.recipe, ranks))
     for verifier in plan.recipe.verifiers:
         plan.networks.create(verifier)
+    build_inversion(plan.with_runtime(micro_batch=None), ensemble, ProcessContext(0, 1, devices[0]), 0)
     console = _console()
 
     def say(text: str) -> None:
@@ -78,8 +80,10 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
 
     total = sum(teacher.weight for teacher in ensemble.teachers)
     say(plan.formulation.describe([(t.profile.name, t.weight / total) for t in ensemble.teachers]))
-    for text in plan.notes:
+    for text in (*plan.notes, *(note for teacher in ensemble.teachers for note in teacher.notes)):
         say(text)
+    for teacher in ensemble.teachers:
+        say(teacher.describe_layers())
     _print_steps(plan, ensemble, say)
     console.print(_placement_table(plan, ensemble))
     loads = ensemble.placement.load(ensemble.costs)

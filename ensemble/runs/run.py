@@ -15,8 +15,9 @@ from ensemble.machine.errors import EVERYONE, Failure, Mistake
 from ensemble.machine.files import JsonLines
 from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
-from ensemble.machine.progress import ProgressReporter
+from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext, RankLostError
+from ensemble.objectives.bn_matching import BNMatching
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime, versions
 from ensemble.runs.folder import ResultsFolder
@@ -48,6 +49,7 @@ def run(
     MachineFailure where the disk or another rank fails, and Interrupted after a stop that was asked for, unless
     `keeps_partial` is to give what there is.
     """
+    progress = FallingSilent(progress)
     _agree_on_auto(plan, context)
     replica = context.split(plan.recipe.runtime.replicas)
     trials = range(replica.replica, plan.recipe.trials, replica.replicas)
@@ -58,6 +60,7 @@ def run(
     set_up(recipe.runtime.precision, context.device)
     with context.agree():
         ensemble = build_ensemble(plan, replica)
+        restored.check_weights(ensemble.weights)
     with context.agree():
         verifiers = load_verifiers(plan) if context.is_main else {}
     micro_batch = _micro_batch(plan, ensemble, context, replica, progress.message)
@@ -106,6 +109,8 @@ def _finish(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began:
         results.write(here.folder)
         if not here.partial:
             here.folder.write_summary(results.summary)
+    for text in results.summary["warnings"]:
+        here.progress.message(f"warning: {text}")
     return results
 
 
@@ -132,13 +137,15 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
     logits |= verifier_logits
     trials = [trial for trial, result in done.items() for _ in range(len(result.images))]
     rows = image_rows(logits, targets, own, trials, plan.class_names)
+    summary["layers"] = {
+        placed.profile.name: {"matched": placed.matched, "left_out": dict(placed.left_out)}
+        for placed in here.ensemble.teachers
+    }
     summary |= read | {"warnings": warnings_of(plan, done, here.first_losses)}
     summary["in_memory"] = list(plan.in_memory)
     if here.partial:
         summary["stopped"] = True
     summary["wall_seconds"] = time.perf_counter() - began
-    for text in summary["warnings"]:
-        here.progress.message(f"warning: {text}")
     per_layer = layer_rows(here.ensemble, done)
     return Results(images, targets, logits, rows, per_layer, summary, plan.recipe, plan.class_names, plan.in_memory)
 
@@ -210,6 +217,12 @@ def _tell_notes(here: Replica, context: ProcessContext) -> None:
     """What the user should know before the first step."""
     for text in here.plan.notes:
         here.progress.message(text)
+    matches = any(isinstance(term, BNMatching) for term in here.plan.formulation.teacher_terms)
+    for placed in here.ensemble.teachers:
+        for text in placed.notes:
+            here.progress.message(f"warning: {text}")
+        if placed.left_out and matches:
+            here.progress.message(f"warning: {placed.describe_layers()}")
     notes = here.restored.notes(here.plan, here.context.world_size, versions(context.device))
     for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):
         here.progress.message(f"warning: {text}")

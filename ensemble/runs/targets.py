@@ -25,7 +25,9 @@ def parse_targets(
     if spec == "random":
         return None
     entries = spec.split(",") if isinstance(spec, str) else list(spec)
-    names = {name.lower(): i for i, name in reversed(list(enumerate(class_names)))}
+    names: dict[str, list[int]] = {}
+    for i, name in enumerate(class_names):
+        names.setdefault(name.lower(), []).append(i)
     indices: list[int] = []
     problems: list[str] = []
     for entry in entries:
@@ -38,11 +40,15 @@ def parse_targets(
                 problems.append(f"range {text} runs backwards")
         elif re.fullmatch(r"-?\d+", text):
             found = [int(text)]
+        elif len(names.get(text.lower(), ())) > 1:
+            several = " and ".join(map(str, names[text.lower()]))
+            problems.append(f"classes {several} are all called {text!r}; give the index")
+            continue
         elif text.lower() in names:
-            found = [names[text.lower()]]
+            found = names[text.lower()]
         else:
             near = difflib.get_close_matches(text.lower(), names, n=1)
-            hint = f"; did you mean {class_names[names[near[0]]]!r}?" if near else ""
+            hint = f"; did you mean {class_names[names[near[0]][0]]!r}?" if near else ""
             problems.append(f"no class is called {text!r}{hint}")
             continue
         ends = (found[0], found[-1]) if found else ()

@@ -85,7 +85,9 @@ def run_trial(here: Replica, trial: int) -> bool:
     plan, context = here.plan, here.context
     inversion = build_inversion(plan, here.ensemble, context, trial)
     here.restored.restore(trial, inversion, context.device)
-    checkpoints = Checkpoints(plan, None if here.folder is None else here.folder.checkpoints, context, trial)
+    checkpoints = Checkpoints(
+        plan, None if here.folder is None else here.folder.checkpoints, context, trial, here.ensemble.weights
+    )
     inversion.ask(stop=here.stop.asked)
     partial = False
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -18,7 +19,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Form
-from ensemble.teachers.statistics import EmittingBatchNorm
+from ensemble.teachers.observing import Beside, EmittingBatchNorm
+from models import network_logits
 
 _RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_)
 _SUMS = (operator.add, operator.iadd, torch.add)
@@ -53,7 +55,7 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
         sink.clear()
 
 
-def entry(net: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def entry(net: nn.Module) -> Callable[[torch.Tensor], Any]:
     """How to call `net`: a GraphModule prints a traceback of its own when it is called and fails."""
     return net.forward if isinstance(net, torch.fx.GraphModule) else net
 
@@ -62,7 +64,7 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
     """Logits, moments, and the gradients at the example of each of the two, for cotangents that are drawn."""
     leaf = example.clone().requires_grad_()
     sink.clear()
-    logits = entry(net)(leaf)
+    logits = network_logits(entry(net)(leaf))
     moments = list(sink)
     rng = generator(0, "cotangents")
     gradients: list[torch.Tensor] = []
@@ -77,8 +79,11 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (EmittingBatchNorm, SpaceToDepthConv)) or super().is_leaf_module(
-            module, qualified_name
+        watched = any(isinstance(hook, Beside) for hook in module._forward_pre_hooks.values())
+        return (
+            watched
+            or isinstance(module, (EmittingBatchNorm, SpaceToDepthConv))
+            or super().is_leaf_module(module, qualified_name)
         )
 
 

@@ -1,22 +1,19 @@
-"""What a BatchNorm layer saw: moments that add over shards, and the module that emits them."""
+"""What layers with running statistics saw: moments that add over shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-
-from ensemble.teachers.kernels import Form, affine_with_moments
 
 
 @dataclass(frozen=True)
 class BNLayer:
-    """One execution of a BatchNorm layer: its name, its channels in the packed moments, its positions.
+    """One execution of a layer: its name, its channels in the packed moments, its positions.
 
-    `positions` is height x width of the layer's input: a batch of n images gives n * positions values a channel.
+    `positions` is height x width of the layer's input, or its number of tokens: a batch of n images gives
+    n * positions values a channel.
     """
 
     name: str
@@ -86,104 +83,3 @@ class BNStatistics:
         """The l2 norm over each layer's channels of a (C,) tensor: (L,), with gradient 0 where the norm is 0."""
         tiny = torch.finfo(per_channel.dtype).tiny
         return (self._membership @ per_channel.square()).clamp_min(tiny).sqrt()
-
-
-class EmittingBatchNorm(nn.Module):
-    """A BatchNorm2d in eval mode that also emits the moments of its input.
-
-    y = weight (x - running_mean) / sqrt(running_var + eps) + bias, as one multiply-add in at least fp32; the
-    moments, accumulated in at least fp32, are appended to `sink`. `form` is what the layer does besides: the relu and
-    the residual sum that the network has after it may be its own (see `ensemble.teachers.rewriting`). `activation` is
-    what else a fused layer (timm's BatchNormAct2d) applies afterwards.
-    """
-
-    def __init__(self, norm: nn.BatchNorm2d, name: str, dtype: torch.dtype, sink: list[torch.Tensor]) -> None:
-        super().__init__()
-        assert norm.running_mean is not None and norm.running_var is not None
-        mean, var = norm.running_mean.double(), norm.running_var.double()
-        scale = (var + norm.eps).rsqrt()
-        shift = -mean * scale
-        if norm.affine:
-            scale = scale * norm.weight.detach().double()
-            shift = shift * norm.weight.detach().double() + norm.bias.detach().double()
-        wide = torch.promote_types(dtype, torch.float32)
-        self.name = name
-        self.running_mean: torch.Tensor
-        self.scale: torch.Tensor
-        self.shift: torch.Tensor
-        self.register_buffer("running_mean", mean.to(wide))
-        self.register_buffer("running_var", var.to(wide))
-        self.register_buffer("scale", scale.to(wide))
-        self.register_buffer("shift", shift.to(wide))
-        after = _activation(norm)
-        self.form = Form.RELU if type(after) is nn.ReLU else Form.AFFINE
-        self.activation = after if self.form == Form.AFFINE else nn.Identity()
-        self.sink = sink
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, self.form, residual)
-        self.sink.append(moments)
-        return self.activation(y)
-
-
-def _activation(norm: nn.BatchNorm2d) -> nn.Module:
-    parts = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-    parts = [part for part in parts if not isinstance(part, nn.Identity)]
-    if len(parts) == 1:
-        return parts[0]
-    return nn.Sequential(*parts) if parts else nn.Identity()
-
-
-def replace_batch_norm(net: nn.Module, dtype: torch.dtype, sink: list[torch.Tensor]) -> dict[str, EmittingBatchNorm]:
-    """Every BatchNorm2d of `net` (subclasses too) replaced in place by a module that emits; by name.
-
-    A layer shared under several names becomes one module. Layers without running statistics stay as they are:
-    they hold nothing to match.
-    """
-    replaced: dict[int, EmittingBatchNorm] = {}
-    for name, module in list(net.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            emitting = replaced.setdefault(id(module), EmittingBatchNorm(module, name, dtype, sink))
-            if not name:
-                raise ValueError("a network that is itself one BatchNorm layer cannot be a teacher")
-            net.set_submodule(name, emitting)
-    return {module.name: module for module in replaced.values()}
-
-
-@contextmanager
-def record_execution(modules: dict[str, EmittingBatchNorm]) -> Iterator[list[tuple[str, torch.Size]]]:
-    """While open, the list grows by (name, input shape) each time one of `modules` runs."""
-    calls: list[tuple[str, torch.Size]] = []
-    handles = []
-    for name, module in modules.items():
-
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            calls.append((name, inputs[0].shape))
-
-        handles.append(module.register_forward_pre_hook(hook))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def probe(
-    run: Callable[[], object], modules: dict[str, EmittingBatchNorm]
-) -> tuple[BNStatistics | None, tuple[str, ...]]:
-    """BN layers in the order in which `run()` executes them, and the names of those it never does.
-
-    The first element is None where no layer runs. A layer that runs twice is listed twice.
-    """
-    with record_execution(modules) as calls:
-        run()
-    layers, start = [], 0
-    for name, shape in calls:
-        layers.append(BNLayer(name, start, shape[1], shape[2] * shape[3]))
-        start += shape[1]
-    idle = tuple(sorted(set(modules) - {name for name, _ in calls}))
-    if not layers:
-        return None, idle
-    mean = torch.cat([modules[layer.name].running_mean for layer in layers]).double()
-    var = torch.cat([modules[layer.name].get_buffer("running_var") for layer in layers]).double()
-    return BNStatistics(tuple(layers), mean, var), idle

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from ensemble.machine.errors import is_out_of_memory
 from ensemble.machine.hardware import cpp_compiler
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
+from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch
 from ensemble.teachers.rewriting import entry, rewritten
-from ensemble.teachers.statistics import BNStatistics, EmittingBatchNorm, probe, replace_batch_norm
-from models import ModelCard
+from ensemble.teachers.statistics import BNStatistics
+from models import ModelCard, network_input, network_logits
 
 
 class Observation(NamedTuple):
@@ -49,9 +50,14 @@ class Teacher:
     """A network in eval mode, frozen, with its card, its own normalisation and its BN statistics.
 
     `dtype` is the dtype of activations and of convolution and linear weights, cast once; moments, logits and the
-    affine maps of the BN layers are at least fp32. The network passed in is copied and left as it was.
+    affine maps of the BN layers are at least fp32. The network passed in is copied and left as it was, and what is
+    made of it is compared with it: the teacher computes what the network computes, within rounding.
 
-    `idle` names the BN layers that never run in eval mode. `statistics` is None for a network without BN layers.
+    `layers` are those whose input's moments it emits, by name; `left_out` names the other layers with running
+    statistics, and why. `statistics` is None for a network without any that is matched. `notes` are what a user
+    should know.
+
+    Raises ValueError where the network cannot run, or its logits are not those of its card.
     """
 
     def __init__(
@@ -70,31 +76,106 @@ class Teacher:
         """Cotangents are multiplied by it on the way in, so that fp16 gradients do not underflow."""
         self.wide = torch.promote_types(dtype, torch.float32)
         self.device = torch.device(device)
+        self.notes: list[str] = []
         self._sink: list[torch.Tensor] = []
         self._input_sizes: dict[int, int] = {}
-        net = copied(net).eval().requires_grad_(False)
-        self._modules = modules = replace_batch_norm(net, dtype, self._sink)
-        self.net = _cast(net, dtype).to(self.device).to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(card.mean, dtype=self.wide, device=self.device)[:, None, None]
-        self._std = torch.tensor(card.std, dtype=self.wide, device=self.device)[:, None, None]
-        blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
-        with torch.no_grad():
-            self.statistics, self.idle = probe(lambda: self._check(blank), modules)
-        self.channels = 0 if self.statistics is None else len(self.statistics.mean)
+        self._probabilities = False
+        self._activations = self.wide
         self._run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._forward
+        self.net = _cast(copied(net).eval().requires_grad_(False), self.wide, {}).to(self.device)
+        with torch.no_grad():
+            self._check_logits()
+            watched = self._observe_layers(net)
+            self.left_out: dict[str, str] = watched.left_out
+            self.layers = watched.layers
+            self._narrow()
+            blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
+            self.statistics = probe(lambda: self._checked_run(blank), self.layers)
+        self.channels = 0 if self.statistics is None else len(self.statistics.mean)
 
-    def _check(self, blank: torch.Tensor) -> None:
-        """ValueError where the network cannot run, or its logits are not those of its card."""
-        size = f"an image of {blank.shape[2]} x {blank.shape[3]}"
+    def _examples(self) -> list[torch.Tensor]:
+        """Batches of two views: noise around grey, and noise of all grey levels."""
+        size = self.card.input_size
+        rng = generator(0, "example")
+        flat, soft = (torch.rand(2, 3, size, size, generator=rng, dtype=torch.float64) for _ in range(2))
+        return [part.to(self.device, self.wide) for part in (0.5 + 0.3 * (soft - 0.5), flat)]
+
+    def _narrow(self) -> None:
+        """Compute in `dtype` from now on, or where the network does not run in it, as before."""
+        keep = self._kept()
+        narrow = copied(self.net, {id(part): part for part in [self._sink, *(x.module for x in self.layers.values())]})
+        wide, self.net = self.net, _cast(narrow, self.dtype, keep).to(memory_format=torch.channels_last)
+        self._activations = self.dtype
         try:
-            logits, _ = self._forward(blank)
+            self._forward(self._examples()[0])
+        except Exception as error:  # a network may be anybody's
+            if is_out_of_memory(error) or self.dtype == self.wide:
+                raise
+            name = str(self.dtype).removeprefix("torch.")
+            self.notes.append(f"{self.name} does not run in {name} ({error}); it computes in fp32")
+            self.net, self.dtype, self._activations = wide.to(memory_format=torch.channels_last), self.wide, self.wide
+            self.gradient_scale = 1.0
+
+    def _kept(self) -> set[int]:
+        """Ids of the modules that emit moments, which stay at least in fp32."""
+        return {id(part) for layer in self.layers.values() for part in layer.module.modules()}
+
+    def _smaller(self, view: torch.Tensor) -> list[torch.Tensor]:
+        """The view at three quarters of its size, where the network takes that too."""
+        size = self.card.input_size * 3 // 4
+        self._input_sizes[size] = size
+        smaller = view[:, :, :size, :size]
+        try:
+            self._forward(smaller)
+        except Exception as error:  # a network may be anybody's
+            if is_out_of_memory(error):
+                raise
+            del self._input_sizes[size]
+            return []
+        return [smaller]
+
+    def _check_logits(self) -> None:
+        """ValueError where the network cannot run, or its logits are not those of its card."""
+        examples = self._examples()
+        outputs = [self._checked_run(view)[0] for view in examples]
+        logits = torch.cat(outputs)
+        if logits.shape != (2 * len(examples), self.card.num_classes):
+            size = self.card.input_size
+            seen = f"logits of shape {(1, *logits.shape[1:])} for an image of {size} x {size}"
+            raise ValueError(f"{self.name}: {seen}, but its card says {self.card.num_classes} classes")
+        sums = logits.sum(1)
+        self._probabilities = bool((logits >= 0).all()) and bool(torch.isclose(sums, torch.ones_like(sums)).all())
+        if self._probabilities:
+            self.notes.append(f"{self.name} ends in probabilities; their logarithms are taken as its logits")
+
+    def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = f"an image of {view.shape[2]} x {view.shape[3]}"
+        try:
+            return self._forward(view)
         except Exception as error:  # a network may be anybody's
             if is_out_of_memory(error):
                 raise
             raise ValueError(f"{self.name}: its forward pass fails on {size}: {error}") from error
-        if logits.shape != (1, self.card.num_classes):
-            seen = f"logits of shape {tuple(logits.shape)}"
-            raise ValueError(f"{self.name}: {seen} for {size}, but its card says {self.card.num_classes} classes")
+
+    def _observe_layers(self, original: nn.Module) -> Watch:
+        """Make the layers emit moments. Where the network then says something else, their own forwards stay."""
+        examples = self._examples()
+        examples += self._smaller(examples[0])
+        expected = [self._forward(view)[0] for view in examples]
+        found = watch(self.net, self._sink, lambda: self._forward(examples[0]), 2)
+        if all(_agree(self._checked_run(view)[0], logits) for view, logits in zip(examples, expected, strict=True)):
+            self._input_sizes.clear()
+            return found
+        self.net = _cast(copied(original).eval().requires_grad_(False), self.wide, {}).to(self.device)
+        found = watch(self.net, self._sink, lambda: self._forward(examples[0]), 2, replace=False)
+        same = all(_agree(self._checked_run(view)[0], logits) for view, logits in zip(examples, expected, strict=True))
+        self._input_sizes.clear()
+        if same:
+            return found
+        raise ValueError(
+            f"{self.name}: two forward passes of the same images give different logits, so it cannot be a teacher; "
+            "draw nothing at random in eval mode"
+        )
 
     def admit(self, view_size: int, image_size: int) -> None:
         """Let the network see views of `view_size`, of an image of `image_size`, in the image's own proportion.
@@ -109,7 +190,7 @@ class Teacher:
         blank = torch.full((1, 3, view_size, view_size), 0.5, dtype=self.wide, device=self.device)
         try:
             with torch.no_grad():
-                statistics, _ = probe(lambda: self._forward(blank), self._modules)
+                statistics = probe(lambda: self._forward(blank), self.layers)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -128,13 +209,17 @@ class Teacher:
             return
         sizes = {self.card.input_size, *self._input_sizes.values()}
         rng = generator(0, "example")
-        examples = [torch.randn(2, 3, size, size, generator=rng).to(self.wide) for size in sorted(sizes)]
-        kept = [self._sink, *self._modules.values(), *self.net.parameters(), *self.net.buffers()]
+        channels = len(self.card.mean)
+        examples = [torch.randn(2, channels, size, size, generator=rng).to(self.wide) for size in sorted(sizes)]
+        modules = [layer.module for layer in self.layers.values()]
+        kept = [self._sink, *modules, *self.net.parameters(), *self.net.buffers()]
         shared = {id(part): part for part in kept}
-        net = rewritten(_cast(copied(self.net, shared), self.wide), examples, self._sink)
+        keep = self._kept()
+        net = rewritten(_cast(copied(self.net, shared), self.wide, keep), examples, self._sink)
         if net is None:
             return
-        net = _cast(net, self.dtype).to(memory_format=torch.channels_last)
+        keep |= {id(module) for module in net.modules() if isinstance(module, EmittingBatchNorm)}
+        net = _cast(net, self.dtype, keep).to(memory_format=torch.channels_last)
         try:
             entry(net)(examples[0].to(self.dtype).contiguous(memory_format=torch.channels_last))
         except RuntimeError:
@@ -142,7 +227,10 @@ class Teacher:
         finally:
             self._sink.clear()
         self.net = net
-        self._modules = {m.name: m for m in net.modules() if isinstance(m, EmittingBatchNorm)}
+        fused = {module.name: module for module in net.modules() if isinstance(module, EmittingBatchNorm)}
+        self.layers = {
+            name: replace(layer, module=fused.get(name, layer.module)) for name, layer in self.layers.items()
+        }
 
     def compile(self) -> None:
         """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant.
@@ -166,19 +254,29 @@ class Teacher:
         size = self._input_sizes.get(view.shape[2], self.card.input_size)
         if view.shape[2] != size or view.shape[3] != size:
             view = resize_bilinear(view, size)
-        x = ((view.to(self.wide) - self._mean) / self._std).to(self.dtype)
+        x = network_input(view.to(self.wide), self.card).to(self._activations)
         self._sink.clear()
-        logits = entry(self.net)(x.contiguous(memory_format=torch.channels_last)).to(self.wide)
+        output = entry(self.net)(x.contiguous(memory_format=torch.channels_last))
+        logits = network_logits(output).to(self.wide)
+        if self._probabilities:
+            logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
         moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
         self._sink.clear()
         return logits, moments
 
 
-def _cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`net`, in place, with its weights in `dtype`; BN layers keep theirs, running statistics are at least fp32."""
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal within rounding; where what is expected is not finite, nothing can be compared."""
+    tolerance = 1e-9 if found.dtype == torch.float64 else 1e-3
+    size = expected.norm()
+    return bool((found - expected).norm() <= tolerance * size) or not bool(torch.isfinite(size))
+
+
+def _cast(net: nn.Module, dtype: torch.dtype, keep: Container[int]) -> nn.Module:
+    """`net`, in place, with its weights in `dtype`, but for modules in `keep`, by id; statistics are at least fp32."""
     wide = torch.promote_types(dtype, torch.float32)
     for module in net.modules():
-        if isinstance(module, EmittingBatchNorm):
+        if id(module) in keep:
             continue
         for key, parameter in module._parameters.items():
             if parameter is not None:

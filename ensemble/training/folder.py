@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
+from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
 from ensemble.training.loop import State
 from ensemble.training.recipe import TrainingRecipe, parse_training_recipe
 
@@ -50,6 +52,10 @@ class TrainingFolder:
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 
+    def held(self) -> AbstractContextManager[None]:
+        """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
+        return held(self.path)
+
     def check(self, recipe: TrainingRecipe, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raises ValueError where the run may not write here; changes nothing.
 
@@ -58,13 +64,16 @@ class TrainingFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output: {self.path} is a file; give a folder")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or {file.name for file in self.path.iterdir()} <= {LOCK, OWNER}:
             return
         if resume:
             self._check_same(recipe)
         elif overwrite:
             self._check_ours()
         else:
+            other = holder(self.path)
+            if other is not None:
+                raise in_use(self.path, other)
             raise ValueError(
                 f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
                 "the run, or another folder"

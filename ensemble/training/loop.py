@@ -66,7 +66,9 @@ class Schedule(Checked):
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in so many images; ValueError where there is none."""
         if images < self.batch_size:
-            raise ValueError(f"training: {images} images are fewer than one batch of {self.batch_size}")
+            raise ValueError(
+                f"training: {images} images are fewer than one batch of {self.batch_size}; set schedule.batch_size"
+            )
         return images // self.batch_size
 
     def lr_at(self, step: int, steps: int) -> float:

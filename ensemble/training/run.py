@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 from ensemble.machine import hardware
 from ensemble.machine.files import JsonLines
-from ensemble.machine.progress import ProgressReporter, SilentProgress
+from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
 from ensemble.training.folder import TrainingFolder
 from ensemble.training.loop import Progress, State, evaluate, train
 from ensemble.training.recipe import DataSpec, TrainingRecipe
@@ -40,14 +39,30 @@ def run(
     on from the folder's checkpoint; a finished run is left as it is, unless it is to be exported. A display that
     fails ends nothing.
 
-    Everything that can be checked is checked before the folder is touched. Raises ValueError as `TrainingFolder.check`
-    does, where data and network do not match or the network cannot be exported under its name; and where the loss is
-    not finite.
+    Everything that can be checked is checked before what the folder holds is touched. Raises ValueError as
+    `TrainingFolder.check` does, where another run holds the folder, where data and network do not match or the
+    network cannot be exported under its name; and where the loss is not finite.
     """
-    began = time.perf_counter()
     folder.check(recipe, resume=resume, overwrite=overwrite)
     if export is None and resume and folder.finished:
         return folder.read_summary()
+    with folder.held():
+        display = FallingSilent(progress or SilentProgress())
+        return _train(recipe, folder, device, resume, overwrite, export, command, display)
+
+
+def _train(
+    recipe: TrainingRecipe,
+    folder: TrainingFolder,
+    device: torch.device,
+    resume: bool,
+    overwrite: bool,
+    export: Path | None,
+    command: str,
+    progress: ProgressReporter,
+) -> dict[str, Any]:
+    """`run`, in a folder that it holds."""
+    began = time.perf_counter()
     saved = folder.read_checkpoint() if resume else None
     hardware.set_up("fp32", device)
     if export is not None:
@@ -65,9 +80,8 @@ def run(
         folder.go_on(recipe, done)
     else:
         folder.begin(recipe, overwrite=overwrite or resume)
-    progress = progress or SilentProgress()
-    _show(progress.message, f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
-    _show(progress.start, recipe.schedule.epochs, done)
+    progress.message(f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
+    progress.start(recipe.schedule.epochs, done)
     with folder.open_metrics() as metrics:
         try:
             net = train(
@@ -85,7 +99,7 @@ def run(
                 after_epoch=_recorder(folder, metrics, progress),
             )
         finally:
-            _show(progress.close)
+            progress.close()
     save_weights(net, folder.weights, trained)
     summary: dict[str, Any] = {
         "model": recipe.model,
@@ -112,15 +126,9 @@ def _recorder(
     def record(epoch: Progress, state: State) -> None:
         metrics.write(vars(epoch))  # before the checkpoint: `go_on` drops a line too many, and could not make one
         folder.write_checkpoint(state)
-        _show(progress.step, epoch.epoch - 1, {"loss": epoch.loss, "accuracy": epoch.accuracy})
+        progress.step(epoch.epoch - 1, {"loss": epoch.loss, "accuracy": epoch.accuracy})
 
     return record
-
-
-def _show(show: Callable[..., None], *arguments: Any) -> None:
-    """Calls `show`, unless the terminal or pipe is gone or cannot write these letters: a run does not end for that."""
-    with suppress(OSError, ValueError):
-        show(*arguments)
 
 
 def build_network(spec: str, seed: int) -> tuple[nn.Module, ModelCard]:
@@ -148,8 +156,7 @@ def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[Lab
     if crop_padding >= size:
         raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
     train_set, test_set = (load_images(data.path, split, size) for split in (data.train, data.test))
-    if train_set.class_names != test_set.class_names:
-        raise ValueError(f"data: the splits {data.train} and {data.test} of {data.path} have different classes")
+    check_same_classes(data.path, {data.train: train_set, data.test: test_set})
     classes = len(train_set.class_names)
     if classes != card.num_classes:
         raise ValueError(

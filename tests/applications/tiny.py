@@ -2,7 +2,8 @@
 
 MISFORTUNE=WHAT:RANK:CALL lets one happen to a rank at its CALL-th forward pass of several images: `kill`
 (SIGKILL), `term` (SIGTERM to itself), `hang`, `pause` (4 s), `nan` (from then on). With MISFORTUNE_MARKER=FILE it
-happens only while FILE does not exist.
+happens only while FILE does not exist. Passes count from the first one on that is for a gradient: before that a network
+is looked at, not used.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Tiny(nn.Module):
         self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 1:
+        if len(x) > 1 and (self.calls or x.requires_grad):
             self.calls += 1
             _strike(self.calls)
         logits = self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not say its mean and std"
 AUXILIARY = {"inception_v3": 27_161_264 - 23_834_568}
 """Parameters of heads that run in training only; googlenet's are in no count of torchvision's."""
 CIFAR = [card.name for card in list_models("*_cifar")]
-SMALL = [name for name in CIFAR if name not in ("wrn28_10_cifar", "resnet110_cifar", "vgg19_bn_cifar")]
+LARGE = {"wrn28_10_cifar", "resnet110_cifar", "vgg19_bn_cifar", "resnext29_8x64d_cifar", "resnext29_16x64d_cifar"}
+SMALL = [name for name in CIFAR if name not in LARGE]
 
 
 @pytest.fixture
@@ -99,8 +100,11 @@ def test_cifar_network(name: str) -> None:
 
 def test_registered_networks() -> None:
     expected = {f"resnet{d}_cifar" for d in (20, 32, 44, 56, 110)} | {f"vgg{d}_bn_cifar" for d in (11, 13, 16, 19)}
-    expected |= {"vgg16_bn_slim_cifar", "resnet20_popup_cifar", "wrn16_2_cifar", "wrn28_10_cifar", "wrn40_2_cifar"}
-    assert set(CIFAR) == expected | {"mobilenetv2_cifar", "mobilenetv2_slim_cifar"}
+    expected |= {"vgg16_bn_slim_cifar", "resnet20_popup_cifar", "resnet18_cifar", "resnet34_cifar", "resnet50_cifar"}
+    expected |= {f"wrn{name}_cifar" for name in ("16_1", "16_2", "28_10", "40_1", "40_2")}
+    expected |= {f"resnext29_{name}_cifar" for name in ("2x64d", "4x64d", "8x64d", "16x64d", "32x4d")}
+    expected |= {"densenet121_cifar", "shufflenetv2_cifar", "mobilenetv2_cifar", "mobilenetv2_slim_cifar"}
+    assert set(CIFAR) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ensemble.teachers.kernels import Form
@@ -117,7 +118,7 @@ def check(net: nn.Module, dtype: torch.dtype, rtol: float) -> Teacher:
 
 
 def forms(teacher: Teacher) -> dict[str, Form]:
-    return {name: module.form for name, module in teacher._modules.items()}
+    return {name: layer.module.form for name, layer in teacher.layers.items()}
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -242,9 +243,9 @@ def test_a_relu_of_another_kind_is_left_alone() -> None:
     net.relu = Clipped()
     check(seeded(net), torch.float32, 2e-6)
     net = Plain()
-    net.bn.act, net.relu = Clipped(), nn.Identity()  # as in timm's BatchNormAct2d
+    net.bn, net.relu = BatchNormAct2d(net.bn.num_features, act_layer=Clipped), nn.Identity()
     teacher = Teacher("tiny", seeded(net), CARD)
-    assert isinstance(teacher._modules["bn"].activation, Clipped)
+    assert isinstance(teacher.layers["bn"].module.activation, Clipped)
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float32, 2e-6), (torch.bfloat16, 0.05)])

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from ensemble.teachers.statistics import BNLayer, BNStatistics, replace_batch_norm
+from ensemble.teachers.observing import watch
+from ensemble.teachers.statistics import BNLayer, BNStatistics
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard
 
@@ -97,7 +98,7 @@ def test_layers_are_listed_in_the_order_in_which_they_run() -> None:
         BNLayer("middle", 8, 5, 16),
         BNLayer("last", 13, 6, 16),
     )
-    assert teacher.idle == ("unused",)
+    assert teacher.left_out == {"unused": "it never runs in eval mode"}
     assert teacher.channels == 19
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.net.modules())
 
@@ -144,7 +145,8 @@ def test_fused_activation_is_kept() -> None:
     x = draw_view(2)
     expected = norm(x)
     sink: list[torch.Tensor] = []
-    replace_batch_norm(norm, torch.float64, sink)
+    watch(norm, sink, lambda: norm(x), 2)
+    sink.clear()
     torch.testing.assert_close(norm(x), expected, rtol=1e-13, atol=1e-13)
     assert len(sink) == 1
 
@@ -156,7 +158,7 @@ def test_a_layer_under_two_names_is_one_module() -> None:
     assert teacher.statistics is not None
     assert teacher.net.get_submodule("0") is teacher.net.get_submodule("2")
     assert [layer.name for layer in teacher.statistics.layers] == ["0", "0"]
-    assert teacher.idle == ()
+    assert not teacher.left_out
 
 
 def test_layers_without_running_statistics_are_left_alone() -> None:
@@ -167,11 +169,6 @@ def test_layers_without_running_statistics_are_left_alone() -> None:
     assert teacher.statistics is None
     assert teacher.observe(draw_view(2).float()).moments.shape == (2, 0)
     assert isinstance(teacher.net.get_submodule("0"), nn.BatchNorm2d)
-
-
-def test_a_lone_layer_is_no_teacher() -> None:
-    with pytest.raises(ValueError, match="itself one BatchNorm"):
-        Teacher("t", nn.BatchNorm2d(3), card())
 
 
 def test_the_network_passed_in_is_left_as_it_was() -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -393,3 +398,70 @@ def test_results_are_written_before_anything_is_said_of_them(
     with pytest.raises(BrokenPipeError):  # also cli.main's own line cannot be printed
         cli.main(line(tmp_path, cifar_like))
     assert (tmp_path / "out/summary.json").is_file() and (tmp_path / "out/weights.safetensors").is_file()
+
+
+# --- processes of their own ----------------------------------------------------------------------------
+
+
+def started(words: list[str], **options: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "invert.py"), *words]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_live_training_keeps_its_folder_and_is_ended_by_a_closed_terminal(
+    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, output = line(tmp_path, cifar_like, "--set", "schedule.epochs=100000"), tmp_path / "out"
+    process = started(words, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for how in ([], ["--overwrite"], ["--resume"]):
+        assert cli.main([*words, *how]) == 2
+        error = capsys.readouterr().err
+        assert f"{output} is in use by process {process.pid} on " in error and error.count("\n") == 1
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGHUP
+    said = "invert.py: interrupted by SIGHUP; the same command with --resume goes on from the last whole epoch\n"
+    assert errors == said
+    done = torch.load(output / "checkpoint.pt", weights_only=True)["epoch"]
+    assert epochs(output)[:done] == list(range(1, done + 1)) and len(epochs(output)) - done in (0, 1)
+    assert not (output / ".lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_it_at_once_and_it_goes_on(
+    tmp_path: Path, cifar_like: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    evaluate = training_run.train.__globals__["evaluate"]
+
+    def struck(*arguments: Any, **options: Any) -> float:
+        os.kill(os.getpid(), number)
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(training_run.train.__globals__, "evaluate", struck)
+        assert cli.main(line(tmp_path, cifar_like)) == 128 + number
+    assert not (tmp_path / "out/checkpoint.pt").exists()
+    assert cli.main(line(tmp_path, cifar_like, "--resume")) == 0 and epochs(tmp_path / "out") == [1, 2]
+
+
+def test_output_that_cannot_be_written(tmp_path: Path, cifar_like: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = started(line(tmp_path, cifar_like), stdout=full)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and not errors
+    assert (tmp_path / "out/weights.safetensors").is_file() and (tmp_path / "out/summary.json").is_file()
+
+
+def test_a_mistake_leaves_no_folder(tmp_path: Path, cifar_like: Path) -> None:
+    assert cli.main(line(tmp_path, cifar_like, "--set", "schedule.batch_size=21")) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lock_that_a_crash_left_is_no_content(tmp_path: Path, cifar_like: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.lock").touch()
+    assert cli.main(line(tmp_path, cifar_like)) == 0

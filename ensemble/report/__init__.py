@@ -1,0 +1,1 @@
+"""Results folders as one HTML file: what is read, how pictures travel, and the page."""

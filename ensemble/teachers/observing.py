@@ -1,0 +1,280 @@
+"""Layers that keep running statistics of their input, made to emit the moments of what they see.
+
+Such a layer has `running_mean` and `running_var`, whatever its class and the rank of its input. Where it is an affine
+map and an activation, it is replaced by the module that computes both at once; that is tried on what the network
+computes, layer by layer. Elsewhere its own forward stays, and its input's moments are taken beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ensemble.teachers.kernels import Form, affine_with_moments
+from ensemble.teachers.statistics import BNLayer, BNStatistics
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far a replaced layer may be from its own forward, relative to the output's l2 norm: rounding."""
+
+
+class EmittingBatchNorm(nn.Module):
+    """A BatchNorm in eval mode that also emits the moments of its input, (N, C) or (N, C, ...).
+
+    y = weight (x - running_mean) / sqrt(running_var + eps) + bias, as one multiply-add in at least fp32; the
+    moments, accumulated in at least fp32, are appended to `sink`. `form` is what the layer does besides: the relu and
+    the residual sum that the network has after it may be its own (see `ensemble.teachers.rewriting`). `activation` is
+    what else a fused layer (timm's BatchNormAct2d) applies afterwards.
+    """
+
+    def __init__(
+        self, norm: nn.Module, name: str, channels: int, sink: list[torch.Tensor], activation: nn.Module
+    ) -> None:
+        """`norm`'s first `channels` statistics count."""
+        super().__init__()
+        mean, var = (norm.get_buffer(key)[:channels].double() for key in ("running_mean", "running_var"))
+        scale = (var + getattr(norm, "eps", 1e-5)).rsqrt()
+        shift = -mean * scale
+        weight, bias = (getattr(norm, key, None) for key in ("weight", "bias"))
+        if weight is not None:
+            scale, shift = scale * weight.detach().double(), shift * weight.detach().double()
+        if bias is not None:
+            shift = shift + bias.detach().double()
+        wide = torch.promote_types(norm.get_buffer("running_mean").dtype, torch.float32)
+        self.name = name
+        self.running_mean: torch.Tensor
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
+        for key, value in (("running_mean", mean), ("running_var", var), ("scale", scale), ("shift", shift)):
+            self.register_buffer(key, value.to(wide))
+        self.form = Form.RELU if type(activation) is nn.ReLU else Form.AFFINE
+        self.activation = activation if self.form == Form.AFFINE else nn.Identity()
+        self.sink = sink
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        shape = x.shape
+        if len(shape) != 4:
+            x = x.reshape(shape[0], shape[1], -1, 1)
+        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, self.form, residual)
+        self.sink.append(moments)
+        return self.activation(y if len(shape) == 4 else y.reshape(shape))
+
+
+def _activation(norm: nn.Module) -> nn.Module:
+    parts = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(part, nn.Module)]
+    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    if len(parts) == 1:
+        return parts[0]
+    return nn.Sequential(*parts) if parts else nn.Identity()
+
+
+class Beside:
+    """A hook that emits the moments of a layer's input, whose own forward stays."""
+
+    def __init__(self, mean: torch.Tensor, dim: int, sink: list[torch.Tensor]) -> None:
+        self.mean, self.dim, self.sink = mean, dim, sink
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].movedim(self.dim, -1).flatten(0, -2)
+        centred = x.to(self.mean.dtype) - self.mean
+        self.sink.append(torch.stack([centred.sum(0), centred.square().sum(0)]))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A layer that emits moments: `module` stands in the network, `mean` and `var` (C,) are its statistics."""
+
+    name: str
+    module: nn.Module
+    mean: torch.Tensor
+    var: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Watch:
+    """All layers with running statistics of a network: those that emit, by name, and why the others do not."""
+
+    layers: dict[str, Watched]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether the layer keeps a running mean and variance."""
+    return all(isinstance(module._buffers.get(key), torch.Tensor) for key in ("running_mean", "running_var"))
+
+
+def watch(
+    net: nn.Module, sink: list[torch.Tensor], run: Callable[[], object], images: int, replace: bool = True
+) -> Watch:
+    """Make every layer of `net` that keeps running statistics emit the moments of its input, in place.
+
+    `run()` is a forward pass of `images` images, at least two, by which the layers are tried. A layer that is an
+    affine map and an activation is replaced; with `replace` False none is. A layer under several names is one.
+    """
+    named = {id(m): (name, m) for name, m in reversed(list(net.named_modules())) if has_statistics(m)}
+    trials = {key: _Trial(name, module, images) for key, (name, module) in named.items()}
+    handles = [trial.module.register_forward_hook(trial) for trial in trials.values()]
+    functional = _FunctionalNorms({trial.module.get_buffer("running_mean").data_ptr() for trial in trials.values()})
+    try:
+        with functional:
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    watch = Watch({})
+    for _, module in list(net.named_modules(remove_duplicate=False)):
+        trial = trials.pop(id(module), None)
+        if trial is not None:
+            trial.decide(net, sink, watch, replace)
+    for i in range(functional.calls):
+        watch.left_out[f"batch_norm call {i + 1}"] = "a function with statistics of no layer; use nn.BatchNorm"
+    return watch
+
+
+class _FunctionalNorms(TorchFunctionMode):
+    """Counts calls of batch_norm whose statistics belong to no layer: nothing would know of them."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            mean = args[1] if len(args) > 1 else kwargs.get("running_mean")
+            self.calls += isinstance(mean, torch.Tensor) and mean.data_ptr() not in self.known
+        return func(*args, **kwargs)
+
+
+class _Trial:
+    """What one layer is seen to do in a forward pass."""
+
+    def __init__(self, name: str, module: nn.Module, images: int) -> None:
+        self.name, self.module, self.images = name, module, images
+        self.kept = len(module.get_buffer("running_mean"))
+        self.calls = 0
+        self.dim: int | None = None
+        self.channels = self.kept
+        self.trouble = ""
+        self.candidates: list[EmittingBatchNorm] | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.calls += 1
+        x = inputs[0] if inputs else None
+        if not isinstance(x, torch.Tensor) or x.ndim < 2 or not x.is_floating_point():
+            self.trouble = "its input is no tensor (N, C, ...) of floating-point numbers"
+            return
+        if x.numel() % self.images:
+            self.trouble = "its input does not grow with the batch"
+            return
+        self._find_channels(x)
+        if self.candidates is None:
+            self.candidates = self._first_candidates(x)
+        tolerance = _TOLERANCE[torch.promote_types(x.dtype, torch.float32)]
+        self.candidates = [c for c in self.candidates if _says(c, x, output, tolerance)]
+
+    def _find_channels(self, x: torch.Tensor) -> None:
+        if x.shape[1] == self.kept:
+            self.dim = 1
+        elif x.shape[-1] == self.kept:
+            self.dim = -1
+        elif self.kept % x.shape[1] == 0:  # statistics of several parts of a batch: eval mode uses the first
+            self.dim, self.channels = 1, x.shape[1]
+        else:
+            self.trouble = f"it keeps {self.kept} statistics for an input of shape {tuple(x.shape[1:])}"
+
+    def _first_candidates(self, x: torch.Tensor) -> list[EmittingBatchNorm]:
+        if self.dim != 1:
+            return []
+        try:
+            afterwards = (_activation(self.module), nn.Identity(), nn.ReLU())
+            return [EmittingBatchNorm(self.module, self.name, self.channels, [], a) for a in afterwards]
+        except (RuntimeError, AttributeError, TypeError):  # weights of other shapes: no affine map a channel
+            return []
+
+    def decide(self, net: nn.Module, sink: list[torch.Tensor], watch: Watch, replace: bool) -> None:
+        """Replace the layer, or watch it beside its own forward; what cannot be watched is left out, with reason."""
+        if not self.calls:
+            watch.left_out[self.name] = "it never runs in eval mode"
+            return
+        ghost = self.channels != self.kept and not self.candidates
+        if self.trouble or ghost:
+            parts = f"it keeps {self.kept} statistics for {self.channels} channels and does not use the first of them"
+            watch.left_out[self.name] = self.trouble or parts
+            return
+        mean, var = (self.module.get_buffer(key)[: self.channels] for key in ("running_mean", "running_var"))
+        module: nn.Module = self.module
+        if replace and self.candidates and self.name:  # a network that is one layer cannot be replaced
+            module = self.candidates[0]
+            assert isinstance(module, EmittingBatchNorm)
+            module.sink = sink
+            for name, other in list(net.named_modules(remove_duplicate=False)):
+                if other is self.module:
+                    net.set_submodule(name, module)
+        else:
+            assert self.dim is not None
+            wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+            self.module.register_forward_pre_hook(Beside(wide, self.dim, sink))
+        watch.layers[self.name] = Watched(self.name, module, mean.double(), var.double())
+
+
+def _says(candidate: EmittingBatchNorm, x: torch.Tensor, output: Any, tolerance: float) -> bool:
+    if not isinstance(output, torch.Tensor):
+        return False
+    y = candidate(x)
+    candidate.sink.clear()
+    if y.shape != output.shape:
+        return False
+    gap, size = (y - output).double().norm(), output.double().norm()
+    return bool(gap <= tolerance * size) or not bool(torch.isfinite(size))
+
+
+@contextmanager
+def record_execution(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, torch.Size]]]:
+    """While open, the list grows by (name, input shape) each time one of `modules` runs."""
+    calls: list[tuple[str, torch.Size]] = []
+    handles = []
+    for name, module in modules.items():
+
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            calls.append((name, inputs[0].shape))
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def probe(run: Callable[[], object], layers: Mapping[str, Watched]) -> BNStatistics | None:
+    """The statistics of the layers in the order in which `run()`, a forward pass of one image, executes them.
+
+    None where no layer runs. A layer that runs twice is listed twice.
+    """
+    with record_execution({name: layer.module for name, layer in layers.items()}) as calls:
+        run()
+    found, start = [], 0
+    for name, shape in calls:
+        channels = len(layers[name].mean)
+        found.append(BNLayer(name, start, channels, shape.numel() // channels))
+        start += channels
+    if not found:
+        return None
+    mean, var = (torch.cat([getattr(layers[layer.name], key) for layer in found]) for key in ("mean", "var"))
+    return BNStatistics(tuple(found), mean, var)
+
+
+def shown(left_out: Mapping[str, str], most: int = 3) -> str:
+    """Which layers are left out and why, the first few."""
+    parts = [f"{name} ({why})" for name, why in list(left_out.items())[:most]]
+    return ", ".join([*parts, f"and {len(left_out) - most} more"] if len(left_out) > most else parts)

@@ -1,0 +1,61 @@
+"""What goes into a network and what comes out of it, as its card says: one place for all that run networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from models._card import ModelCard
+
+_LUMINANCE = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in what a network of one channel sees (ITU-R BT.601)."""
+_LOGITS_KEYS = ("logits", "out")
+
+
+def network_input(rgb: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    """(N, C, H, W) as the network takes it, (x - mean) / std, of RGB in [0, 1] (N, 3, H, W).
+
+    x is RGB, or where the card has one channel, the luminance 0.299 R + 0.587 G + 0.114 B.
+    """
+    if len(card.mean) == 1:
+        rgb = (rgb * _per_channel(_LUMINANCE, rgb.dtype, rgb.device)).sum(1, keepdim=True)
+    mean, std = (_per_channel(tuple(values), rgb.dtype, rgb.device) for values in (card.mean, card.std))
+    return (rgb - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(C, 1, 1), made once: on a GPU each making is a copy from the host."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
+def network_logits(output: Any) -> torch.Tensor:
+    """The logits (N, classes) among what a network returns.
+
+    The first tensor of a tuple or list; `logits` or `out` of a mapping, else its first tensor. One logit z, of a
+    network that ends in a sigmoid, is two classes: (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
+
+    Raises ValueError where there is no tensor of one or two dimensions.
+    """
+    found = _first_tensor(output)
+    if found is None:
+        raise ValueError(f"the network returns {type(output).__name__}, in which there is no tensor; return logits")
+    if found.ndim == 1:
+        found = found[:, None]
+    if found.ndim != 2:
+        raise ValueError(f"the network returns a tensor of shape {tuple(found.shape)}; return logits (N, classes)")
+    return torch.cat([torch.zeros_like(found), found], dim=1) if found.shape[1] == 1 else found
+
+
+def _first_tensor(output: Any) -> torch.Tensor | None:
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, Mapping):
+        named = [output[key] for key in _LOGITS_KEYS if key in output]
+        output = [*named, *output.values()]
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return next((found for part in output if (found := _first_tensor(part)) is not None), None)
+    return None
