@@ -37,6 +37,7 @@ def invert(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    tensorboard: str | Path | None = None,
     terms: Sequence[Term] | Term = (),
     verifiers: Sequence[Named] | str | nn.Module | None = None,
     input_size: int | None = None,
@@ -58,8 +59,8 @@ def invert(
     are further terms of the loss: TeacherTerms and ImageTerms, or functions of the view (N, 3, H, W), RGB in [0, 1],
     to a scalar.
 
-    Without `output` nothing is written. Ctrl-C ends it with the images that there are. Raises ValueError for
-    mistakes, with one line each.
+    Without `output` nothing is written; `tensorboard` is a folder for TensorBoard's files. Ctrl-C ends it with the
+    images that there are. Raises ValueError for mistakes, with one line each.
     """
     began = time.perf_counter()
     load_entry_points()
@@ -91,7 +92,15 @@ def invert(
             )  # fmt: skip
         if not is_launched() and not isinstance(recipe.runtime.device, str) and len(recipe.runtime.device) > 1:
             raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
-        planned = job(recipe, output, resume=resume, overwrite=overwrite, networks=Networks(in_memory), terms=live)
+        planned = job(
+            recipe,
+            output,
+            resume=resume,
+            overwrite=overwrite,
+            networks=Networks(in_memory),
+            terms=live,
+            tensorboard=tensorboard,
+        )
         rank = launched_rank()
         if planned.is_finished and output is not None:
             return Results.open(output) if rank == 0 else None

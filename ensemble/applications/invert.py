@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from typing import Any
@@ -58,6 +59,7 @@ def arguments(p: Parser) -> None:
     how.add_argument(
         "--reproducible", choices=("placement", "ranks"), help="ranks: the same bits on any number of ranks"
     )
+    p.add_argument("--tensorboard", metavar="DIR", help="write losses and grids of images there for TensorBoard")
     look = p.add_argument_group("look, and run nothing")
     look.add_argument("--dry-run", action="store_true", help="print formulation, placement and estimates")
     look.add_argument("--timed", action="store_true", help="with --dry-run: time a step too")
@@ -80,7 +82,14 @@ def run(options: argparse.Namespace) -> int:
     resume = options.resume or is_restarted()
     recipe = recipe_for(_source(options), _fields(options), options.set, options.output, resume)
     nproc = _ranks_to_launch(options, recipe.runtime.device)
-    planned = job(recipe, options.output, resume=resume, overwrite=options.overwrite)
+    planned = job(
+        recipe,
+        options.output,
+        resume=resume,
+        overwrite=options.overwrite,
+        command=_command(),
+        tensorboard=options.tensorboard,
+    )
     ranks = nproc or launched_ranks()
     if options.dry_run:
         from ensemble.runs.reports import print_dry_run
@@ -170,6 +179,14 @@ def _ranks_to_launch(options: argparse.Namespace, device: str | tuple[str, ...])
         return len(device)
     nproc: int | None = options.nproc
     return nproc
+
+
+def _command() -> str:
+    """What was typed, for the summary."""
+    words = shlex.join(sys.argv[1:])
+    if is_launched():
+        return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', launched_ranks())} invert.py {words}"
+    return f"python invert.py {words}"
 
 
 def _without_nproc(words: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from ensemble.runs.plan import Plan, check_placement, plan
 from ensemble.runs.recipes import assembled, recipe_file
 from ensemble.runs.results import Results
 from ensemble.runs.run import run
+from ensemble.runs.tensorboard import check_board
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Job:
     folder: ResultsFolder | None
     resume: bool
     overwrite: bool
+    command: str = ""
+    """How it was asked for."""
+    tensorboard: Path | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -50,6 +54,9 @@ class Job:
         if self.folder is not None:
             self.folder.check(self.overwrite or self.resume)
             _check_writable(self.folder.path)
+        if self.tensorboard is not None:
+            check_board(self.tensorboard)
+            _check_writable(self.tensorboard, "tensorboard")
         check_placement(self.plan, ranks)
 
     def run(self, began: float, progress: ProgressReporter, *, keeps_partial: bool = False) -> Results | None:
@@ -64,6 +71,8 @@ class Job:
                 began=began,
                 progress=progress,
                 keeps_partial=keeps_partial,
+                command=self.command,
+                tensorboard=self.tensorboard,
             )
 
     @contextmanager
@@ -89,12 +98,15 @@ def job(
     overwrite: bool = False,
     networks: Networks | None = None,
     terms: Sequence[Objective] = (),
+    command: str = "",
+    tensorboard: str | Path | None = None,
 ) -> Job:
     """The job of a recipe; ValueError for what its cards, devices and files do not allow."""
     resume = resume or is_restarted()
     device, devices = choose_devices(recipe.runtime.device)
     folder = None if output is None else ResultsFolder(Path(output).expanduser())
-    return Job(plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite)
+    board = None if tensorboard is None else Path(tensorboard).expanduser()
+    return Job(plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite, command, board)
 
 
 def recipe_for(
@@ -135,8 +147,8 @@ def _saved(output: str | Path | None) -> dict[str, Any] | None:
     return folder.read_recipe() if folder.has_recipe else None
 
 
-def _check_writable(output: Path) -> None:
+def _check_writable(output: Path, what: str = "output") -> None:
     there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written" if there.is_dir() else "is a file"
-        raise ValueError(f"output: {output} cannot be made, {there} {why}; give another folder")
+        raise ValueError(f"{what}: {output} cannot be made, {there} {why}; give another folder")

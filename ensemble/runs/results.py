@@ -29,7 +29,7 @@ class Results:
     logits: dict[str, torch.Tensor]
     """(N, classes) by name, of each teacher and each verifier."""
     per_image: list[dict[str, Any]]
-    """A row an image: target, and each network's reading and probability of the target."""
+    """A row an image: target, and each network's reading, probability of the target, and loss, -log of it in nats."""
     per_layer: list[dict[str, Any]]
     """A row a BN layer of each teacher: how far the images' mean and variance are from the running ones."""
     summary: dict[str, Any]
@@ -45,12 +45,13 @@ class Results:
         return draw_grid(self.images, self.targets, self.class_names, columns)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write all of it, as the command line does; ValueError where the folder is not empty."""
+        """Write all of it, as the command line does; ValueError where the folder is not empty or in use."""
         target = ResultsFolder(Path(folder).expanduser())
-        target.begin(overwrite)
-        target.write_recipe(recipe_text(self.recipe, self.notes))
-        self.write(target)
-        target.write_summary(self.summary)
+        with target.held():
+            target.begin(overwrite)
+            target.write_recipe(recipe_text(self.recipe, self.notes))
+            self.write(target)
+            target.write_summary(self.summary)
 
     def write(self, folder: ResultsFolder) -> None:
         """Images and readings, into a folder that a run has begun."""
@@ -111,7 +112,14 @@ def image_rows(
     for name, said in logits.items():
         own = own_targets[name]
         reads = said.argmax(1).tolist()
-        probability = said.double().softmax(1).gather(1, own[:, None])[:, 0].tolist()
-        for row, read, p, target in zip(rows, reads, probability, own.tolist(), strict=True):
-            row |= {f"{name}/reads": read, f"{name}/right": read == target, f"{name}/probability": p}
+        log_p = said.double().log_softmax(1).gather(1, own[:, None])[:, 0]
+        for row, read, p, loss, target in zip(
+            rows, reads, log_p.exp().tolist(), (-log_p).tolist(), own.tolist(), strict=True
+        ):
+            row |= {
+                f"{name}/reads": read,
+                f"{name}/right": read == target,
+                f"{name}/probability": p,
+                f"{name}/loss": loss,
+            }
     return rows

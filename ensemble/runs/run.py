@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.runs.results import Results, image_rows, recipe_text
 from ensemble.runs.summary import Verifiers, layer_rows, load_verifiers, summarise, verify, warnings_of
+from ensemble.runs.tensorboard import Board
 from ensemble.runs.trial import Clock, Interrupted, Replica, run_trial
 from ensemble.runs.trial_results import TrialResults
 
@@ -41,13 +43,16 @@ def run(
     began: float,
     progress: ProgressReporter,
     keeps_partial: bool = False,
+    command: str = "",
+    tensorboard: Path | None = None,
 ) -> Results | None:
     """Run all trials; the results on rank 0, None on the others. `folder` None writes nothing.
 
     Everything that can be checked is checked before the output folder is touched. Raises ValueError for a
     user's mistake, NotFiniteError where a loss stops being a number (the last good images are written),
     MachineFailure where the disk or another rank fails, and Interrupted after a stop that was asked for, unless
-    `keeps_partial` is to give what there is.
+    `keeps_partial` is to give what there is. `command`, how the run was asked for, goes into the summary. Scalars
+    and grids of images go into the folder `tensorboard`.
     """
     progress = FallingSilent(progress)
     _agree_on_auto(plan, context)
@@ -73,6 +78,8 @@ def run(
         with context.agree():  # all are open before any is written: opening cuts off what a crash left half written
             metrics = folder.open_metrics() if replica.is_main else None
     here = Replica(plan, folder, replica, ensemble, restored, progress, metrics, Clock(began), keeps_partial)
+    if tensorboard is not None and replica.is_main:
+        here.board = Board(tensorboard, plan)
     try:
         _tell_notes(here, context)
         here.steps_done = sum(restored.steps(trial) for trial in trials)
@@ -88,7 +95,7 @@ def run(
                 if folder is not None and recipe.trials > 1 and replica.replicas == 1 and context.is_main:
                     _write_images(folder, plan, here.done)
             _collect(context, here)
-            summary = summarise(plan, context, here.done, here.clock)
+            summary = summarise(plan, context, here.done, here.clock) | {"command": command or None}
             return _finish(here, verifiers, summary, began) if context.is_main else None
     except Failure as error:
         if isinstance(error, NotFiniteError):
@@ -98,6 +105,8 @@ def run(
         raise
     finally:
         progress.close()
+        if here.board is not None:
+            here.board.close()
         if metrics is not None:
             metrics.close()
 

@@ -18,6 +18,7 @@ from ensemble.runs.build import PlacedEnsemble, build_inversion
 from ensemble.runs.checkpoints import Checkpoints, Restored
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan
+from ensemble.runs.tensorboard import Board
 from ensemble.runs.trial_results import TrialResults
 
 
@@ -66,6 +67,7 @@ class Replica:
     clock: Clock
     keeps_partial: bool
     """A stop that is asked for ends the trial with what there is, instead of Interrupted."""
+    board: Board | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     done: dict[int, TrialResults] = field(default_factory=dict)
     """By trial."""
@@ -94,6 +96,8 @@ def run_trial(here: Replica, trial: int) -> bool:
         for step in inversion:
             _count(here, step)
             _show(here, trial, step)
+            if here.board is not None:
+                here.board.images(trial, inversion)
             stopped = step.stop and not step.last
             if step.save or stopped:
                 checkpoints.save(inversion)
@@ -132,6 +136,8 @@ def _show(here: Replica, trial: int, step: Step) -> None:
         values = {**losses, "lr": step.lr}
         if len(here.plan.recipe.stages) > 1:
             values["stage"] = step.stage + 1
+    if here.board is not None and values:
+        here.board.scalars(trial, step.number, {**values, "stage": step.stage + 1})
     if here.metrics is not None and (recorded or step.event):
         about = {"trial": trial, "step": step.number, "stage": step.stage + 1, "lr": step.lr}
         here.metrics.write({**values, **about, **({"event": step.event} if step.event else {})})
