@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -186,3 +187,9 @@ def test_no_text_names_a_place_on_one_machine() -> None:
     for file in files:
         hit = MACHINE_PATH.search(file.read_text(encoding="utf-8"))
         assert hit is None, f"{file.relative_to(ROOT)}: {hit and hit[0]}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone, and refuses the second."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
