@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
     from ensemble.machine.errors import MachineFailure
     from ensemble.objectives.bn_matching import BNMatching
-    from ensemble.objectives.classification import ClassScore, CrossEntropy
+    from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating
     from ensemble.objectives.image_priors import L2Prior, TotalVariation
     from ensemble.objectives.terms import ImageTerm, Slice, TeacherTerm, Totals
     from ensemble.plugins import load_plugin
@@ -42,7 +42,7 @@ _HOME = {
     "ensemble.plugins": ("load_plugin",),
     "models": ("ModelCard", "create_model", "list_models", "register_model"),
     "ensemble.objectives.terms": ("TeacherTerm", "ImageTerm", "Slice", "Totals"),
-    "ensemble.objectives.classification": ("CrossEntropy", "ClassScore"),
+    "ensemble.objectives.classification": ("CrossEntropy", "Saturating", "ClassScore"),
     "ensemble.objectives.bn_matching": ("BNMatching",),
     "ensemble.objectives.image_priors": ("TotalVariation", "L2Prior"),
     "ensemble.teachers.teacher": ("Observation", "Profile"),
@@ -76,6 +76,7 @@ __all__ = [
     "Profile",
     "Recipe",
     "Results",
+    "Saturating",
     "Slice",
     "Stage",
     "Start",

@@ -30,6 +30,8 @@ class Weights:
     """Top-1 in [0, 1] on the test set that `trained_on` names."""
     command: str | None = None
     """What reproduces the weights."""
+    levels: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    """How far batches of real images are from the statistics, by layer (`ensemble.teachers.calibration`)."""
 
 
 def classes_of(logits: int) -> int:

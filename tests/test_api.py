@@ -98,6 +98,9 @@ def test_logits_and_rows_are_what_the_networks_say() -> None:
     assert row["mean_distance"] == pytest.approx(float(x.mean((0, 2, 3)).norm() / 6**0.5), rel=1e-4)
     gap = (x.var((0, 2, 3), correction=0) - 1).norm() / 6**0.5
     assert row["variance_distance"] == pytest.approx(float(gap), rel=1e-4)
+    independent = 4 * 64 / (4 + 64 / 12)  # of 4 images
+    assert row["level"] == "estimated" and row["mean_level"] == pytest.approx(independent**-0.5)
+    assert row["variance_level"] == pytest.approx((2 / independent) ** 0.5)
 
 
 def test_modules_are_left_as_they_were() -> None:

@@ -21,22 +21,28 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
 
     paper:     sum_l a_l (|m - mu| + |v - var|)                              (Yin et al. 2020, eq. 4)
     relative:  sum_l a_l (|m - mu| / |sigma| + |v - var| / |var|) / sum_l 1   with sigma = sqrt(var)
+    calibrated: sum_l a_l (h(|m - mu| / M_l) + h(|v - var| / V_l)) / sum_l 2  with h(r) = max(0, r - slack)
 
     |.| is the l2 norm over a layer's channels. In `relative` every layer is in units of its own spread and layers
-    are averaged, so that one weight serves networks of any depth and width. a_l is `first` for the layer that runs
+    are averaged, so that one weight serves networks of any depth and width. In `calibrated` the units M_l and V_l are
+    how far a batch of as many real images is (`BNStatistics.level`), and nothing pulls below `slack` times that: to be
+    nearer than real images are costs variety. a_l is `first` for the layer that runs
     first, times the weight of the last matching pattern (shell patterns of layer names; 0 leaves a layer out), else 1.
     Patterns are those in `layers`, for all teachers, then those of the teacher's own entry.
     """
 
     weight: float = 10.0
-    convention: Literal["relative", "paper"] = "relative"
+    convention: Literal["relative", "paper", "calibrated"] = "relative"
+    slack: NonNegativeFloat = 1.0
+    """Of `calibrated`: the distance, in units of a real batch's, below which there is nothing to pull."""
     first: float = 1.0
     layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors by shell patterns of whole layer names (`layer1.*.bn1`, `*`)."""
 
     def describe(self) -> str:
         factors = "".join(f", {pattern} x {factor:g}" for pattern, factor in self.layers.items())
-        return f"{self.name}[{self.convention}, first x {self.first:g}{factors}]"
+        slack = f", slack {self.slack:g}" if self.convention == "calibrated" else ""
+        return f"{self.name}[{self.convention}{slack}, first x {self.first:g}{factors}]"
 
     def needs(self, teacher: Profile) -> Sequence[str]:
         if teacher.statistics is None:
@@ -69,7 +75,14 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         var_gap = statistics.layer_norms(var - statistics.var)
         if self.convention == "paper":
             return (weights * (mean_gap + var_gap)).sum()
-        return (weights * (mean_gap / statistics.mean_scale + var_gap / statistics.var_scale)).mean()
+        mean_gap, var_gap = mean_gap / statistics.mean_scale, var_gap / statistics.var_scale
+        if self.convention == "calibrated":
+            mean_level, var_level = statistics.level(batch.images)
+            mean_gap, var_gap = (
+                (gap / level - self.slack).clamp_min(0) / 2
+                for gap, level in ((mean_gap, mean_level), (var_gap, var_level))
+            )
+        return (weights * (mean_gap + var_gap)).mean()
 
 
 def _layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from ensemble.objectives.terms import Slice, TeacherTerm
 from ensemble.teachers.teacher import Observation
@@ -24,6 +25,24 @@ class CrossEntropy(TeacherTerm, kind="cross_entropy"):
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
         return F.cross_entropy(seen.logits / self.temperature, batch.targets, reduction="sum") / batch.images
+
+
+@dataclass(frozen=True)
+class Saturating(TeacherTerm, kind="saturating"):
+    """(1/N) sum_i max(0, log until - log softmax(z_i)[y_i]): each image is pulled until its target has `until`.
+
+    The cross-entropy, without a temperature, that stops at a probability: what is certain enough is let alone, so a
+    strong teacher pulls no longer than a weak one, and images need not become more than their minimum.
+    """
+
+    aims: ClassVar[bool] = True
+    weight: float = 10.0
+    until: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """The probability of the target at which an image is no longer pulled."""
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        each = F.cross_entropy(seen.logits, batch.targets, reduction="none")
+        return (each + math.log(self.until)).clamp_min(0).sum() / batch.images
 
 
 @dataclass(frozen=True)

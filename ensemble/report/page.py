@@ -158,7 +158,7 @@ class _Index:
             ],
             "layers": [
                 {
-                    name: [[layer.name, layer.mean, layer.variance] for layer in layers]
+                    name: [[x.name, x.mean, x.variance, x.mean_level, x.variance_level] for x in layers]
                     for name, layers in run.layers.items()
                 }
                 for run in self.runs

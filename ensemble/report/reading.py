@@ -73,6 +73,9 @@ class Layer:
     name: str
     mean: float | None
     variance: float | None
+    mean_level: float | None = None
+    variance_level: float | None = None
+    """The same of as many real images."""
 
     @property
     def distance(self) -> float:
@@ -247,7 +250,8 @@ def _thinned(rows: list[Mapping[str, Any]], points: int) -> list[Mapping[str, An
 def _layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Layer]]:
     found: dict[str, list[Layer]] = {}
     for row in sorted(rows, key=lambda row: row["order"]):
-        layer = Layer(str(row["layer"]), _number(row["mean_distance"]), _number(row["variance_distance"]))
+        levels = _number(row.get("mean_level")), _number(row.get("variance_level"))
+        layer = Layer(str(row["layer"]), _number(row["mean_distance"]), _number(row["variance_distance"]), *levels)
         found.setdefault(str(row["teacher"]), []).append(layer)
     return found
 

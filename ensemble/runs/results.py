@@ -31,7 +31,8 @@ class Results:
     per_image: list[dict[str, Any]]
     """A row an image: target, and each network's reading, probability of the target, and loss, -log of it in nats."""
     per_layer: list[dict[str, Any]]
-    """A row a BN layer of each teacher: how far the images' mean and variance are from the running ones."""
+    """A row a BN layer of each teacher: how far the images' mean and variance are from the running ones, and how far
+    those of as many real images are."""
     summary: dict[str, Any]
     """Losses and readings of the networks, time, memory, versions, warnings."""
     recipe: Recipe

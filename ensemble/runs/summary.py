@@ -78,7 +78,11 @@ def verify(
 
 
 def layer_rows(ensemble: PlacedEnsemble, done: Mapping[int, TrialResults]) -> list[dict[str, Any]]:
-    """A row a BN layer: distances of mean and variance in units of the layer's own spread, averaged over trials."""
+    """A row a BN layer: distances of mean and variance in units of the layer's own spread, averaged over trials.
+
+    `mean_level` and `variance_level` are those of a batch of as many real images, `level` says whether that was
+    measured or is a sampling error's.
+    """
     rows = []
     for placed in ensemble.teachers:
         profile = placed.profile
@@ -92,10 +96,12 @@ def layer_rows(ensemble: PlacedEnsemble, done: Mapping[int, TrialResults]) -> li
             for result in done.values()
         ]
         mean, var = torch.stack(distances).mean(0).tolist()
-        rows += [
-            {"teacher": profile.name, "layer": layer.name, "order": i, "mean_distance": m, "variance_distance": v}
-            for i, (layer, m, v) in enumerate(zip(statistics.layers, mean, var, strict=True))
-        ]
+        levels = torch.stack(statistics.level(len(next(iter(done.values())).images))).T.tolist()
+        known = "measured" if statistics.levels_measured else "estimated"
+        for i, layer in enumerate(statistics.layers):
+            row = {"teacher": profile.name, "layer": layer.name, "order": i}
+            row |= {"mean_distance": mean[i], "variance_distance": var[i]}
+            rows.append(row | {"mean_level": levels[i][0], "variance_level": levels[i][1], "level": known})
     return rows
 
 

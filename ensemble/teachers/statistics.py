@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,33 @@ class BNStatistics:
         self._membership = self._membership.to(mean.device)
         self.mean_scale, self.var_scale = self.layer_norms(var.sqrt()), self.layer_norms(var)
         """(L,) each layer's spread: the l2 norms of its running standard deviations and variances."""
+        self.levels = _from_sampling(layers).to(mean)
+        """(4, L): see `level`."""
+        self.levels_measured = False
+        """Whether they are those of real images; else they are what sampling errors are in general."""
         self._kept: dict[object, torch.Tensor] = {}
+
+    @property
+    def keys(self) -> list[str]:
+        """A name for each execution of a layer: `NAME`, and from the second on `NAME#2`."""
+        names = [layer.name for layer in self.layers]
+        count = [names[:i].count(name) for i, name in enumerate(names)]
+        return [f"{name}#{n + 1}" if n else name for name, n in zip(names, count, strict=True)]
+
+    def calibrate(self, levels: Mapping[str, Sequence[float]]) -> None:
+        """Take `levels` by `keys`, four numbers each, as those of real images; ValueError where a layer lacks them."""
+        if missing := [key for key in self.keys if key not in levels]:
+            raise ValueError(f"levels: none for {missing[0]}; measure them again with this network")
+        self.levels = self.mean.new_tensor([list(levels[key]) for key in self.keys]).T.contiguous()
+        self.levels_measured = True
+
+    def level(self, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(L,) each: how far mean and variance of a batch of so many real images are, as `distances` counts.
+
+        level_mean(n)^2 = r[0]^2 + r[1]^2 / n        level_var(n)^2 = r[2]^2 + r[3]^2 / n        r = levels
+        """
+        floor_mean, spread_mean, floor_var, spread_var = self.levels.square()
+        return (floor_mean + spread_mean / images).sqrt(), (floor_var + spread_var / images).sqrt()
 
     def at(self, view_size: int) -> BNStatistics:
         """What holds for views of that size."""
@@ -51,6 +77,7 @@ class BNStatistics:
     def add(self, view_size: int, statistics: BNStatistics) -> None:
         """From now on `statistics` hold for views of that size: the same layers, only their positions differ."""
         statistics._membership = self._membership  # large for deep networks, and the same
+        statistics.levels, statistics.levels_measured = self.levels, self.levels_measured
         self._resized[view_size] = statistics
 
     def units(self, images: int) -> torch.Tensor:
@@ -83,3 +110,17 @@ class BNStatistics:
         """The l2 norm over each layer's channels of a (C,) tensor: (L,), with gradient 0 where the norm is 0."""
         tiny = torch.finfo(per_channel.dtype).tiny
         return (self._membership @ per_channel.square()).clamp_min(tiny).sqrt()
+
+
+def _from_sampling(layers: Sequence[BNLayer]) -> torch.Tensor:
+    """`levels` of layers of which nobody measured any: the errors of n p independent values a channel.
+
+    The mean of m values is off by sigma / sqrt(m), the variance of Gaussian ones by var sqrt(2 / m). Neighbouring
+    positions are alike: of P positions p = P / (4 + P / 12) count as independent, from 1 of 4 to 12 of many, which
+    describes the project's CIFAR networks (docs/diversity.md). What sampling cannot know stays 0: how far the running
+    statistics themselves are from those of all images.
+    """
+    positions = torch.tensor([layer.positions for layer in layers], dtype=torch.float64)
+    independent = positions / (4 + positions / 12)
+    zero = torch.zeros_like(positions)
+    return torch.stack([zero, independent.rsqrt(), zero, (2 / independent).sqrt()])

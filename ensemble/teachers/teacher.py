@@ -91,6 +91,9 @@ class Teacher:
             self._narrow()
             blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
             self.statistics = probe(lambda: self._checked_run(blank), self.layers)
+        weights = card.weights.get(card.default_weights or "")
+        if self.statistics is not None and weights is not None and weights.levels:
+            self.statistics.calibrate(weights.levels)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
 
     def _examples(self) -> list[torch.Tensor]:

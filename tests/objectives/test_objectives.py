@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ensemble.objectives.bn_matching import BNMatching
-from ensemble.objectives.classification import ClassScore, CrossEntropy
+from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating
 from ensemble.objectives.image_priors import L2Prior, TotalVariation
 from ensemble.objectives.terms import Formulation, FunctionTerm, Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNLayer, BNStatistics
@@ -78,12 +78,30 @@ class InputStatistics:
         self.relative_var = self.var_gap / torch.linalg.vector_norm(norm.running_var)
 
 
+def _levels(images: int) -> list[tuple[float, float]]:
+    """Of real batches, of the tiny network's two layers: sampling errors (`BNStatistics.levels`)."""
+    independent = [images * p / (4 + p / 12) for p in (layer.positions for layer in teacher_layers())]
+    return [(n**-0.5, (2 / n) ** 0.5) for n in independent]
+
+
+def teacher_layers() -> tuple[BNLayer, ...]:
+    statistics = Teacher("t", network(), CARD).statistics
+    assert statistics is not None
+    return statistics.layers
+
+
 def twin(view: torch.Tensor, convention: str, weights: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
     """R_feature of the tiny network by hooks, from the equations."""
     net = copy.deepcopy(network())
     layers = [InputStatistics(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     mean, std = tensor(*CARD.mean)[:, None, None], tensor(*CARD.std)[:, None, None]
     net((view - mean) / std)
+    if convention == "calibrated":
+        rows = [
+            a * (max(r.relative_mean / m - 0.5, 0 * r.mean_gap) + max(r.relative_var / v - 0.5, 0 * r.var_gap)) / 2
+            for a, r, (m, v) in zip(weights, layers, _levels(len(view)), strict=True)
+        ]
+        return torch.stack(rows).mean()
     if convention == "paper":
         return sum((a * (r.mean_gap + r.var_gap) for a, r in zip(weights, layers, strict=True)), start=tensor(0)[0])
     rows = [a * (r.relative_mean + r.relative_var) for a, r in zip(weights, layers, strict=True)]
@@ -132,7 +150,7 @@ def test_bn_matching_by_hand() -> None:
     )  # weighed by its caller
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["paper", "relative", "calibrated"])
 @pytest.mark.parametrize(
     ("options", "weights"),
     [
@@ -142,7 +160,7 @@ def test_bn_matching_by_hand() -> None:
     ],
 )
 def test_bn_matching_is_its_twin(convention: str, options: dict, weights: tuple[float, float]) -> None:
-    objective = BNMatching(convention=convention, **options)  # type: ignore[arg-type]
+    objective = BNMatching(convention=convention, slack=0.5, **options)  # type: ignore[arg-type]
     view = draw(5, 3, 8, 8).requires_grad_()
     value, expected = ours(view, objective), twin(view, convention, weights)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
@@ -150,7 +168,14 @@ def test_bn_matching_is_its_twin(convention: str, options: dict, weights: tuple[
     assert float((gradient - wanted).norm() / wanted.norm()) < 1e-12
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+def test_nothing_pulls_below_the_level_of_real_batches() -> None:
+    view = draw(5, 3, 8, 8).requires_grad_()
+    loss = ours(view, BNMatching(convention="calibrated", slack=1e6))
+    (gradient,) = torch.autograd.grad(loss, view)
+    assert loss.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("convention", ["paper", "relative", "calibrated"])
 def test_bn_matching_gradcheck(convention: str) -> None:
     statistics, moments = two_channels()
     objective = BNMatching(convention=convention)  # type: ignore[arg-type]
@@ -172,7 +197,7 @@ def test_bn_matching_of_a_perfect_match_is_zero_with_a_zero_gradient() -> None:
     assert moments.grad is not None and not moments.grad.any()
 
 
-@pytest.mark.parametrize("convention", ["paper", "relative"])
+@pytest.mark.parametrize("convention", ["paper", "relative", "calibrated"])
 def test_bn_matching_falls(convention: str) -> None:
     objective = BNMatching(convention=convention)  # type: ignore[arg-type]
     falls(lambda view: ours(view, objective), draw(6, 3, 8, 8), below=0.5)
@@ -222,6 +247,15 @@ def test_cross_entropy_by_hand() -> None:
     assert float(softened) == pytest.approx(math.log(10 / 9))
 
 
+def test_what_is_certain_enough_is_no_longer_pulled() -> None:
+    logits = tensor(0, 0, math.log(3), 0, math.log(19), 0).view(3, 2).requires_grad_()  # p = 1/2, 3/4, 19/20
+    value = of_logits(Saturating(until=0.8), logits, torch.tensor([1, 0, 0]), 3)
+    value.backward()
+    assert value.item() == pytest.approx((math.log(0.8 / 0.5) + math.log(0.8 / 0.75)) / 3)
+    assert logits.grad is not None
+    assert logits.grad[1].tolist() == pytest.approx([-0.25 / 3, 0.25 / 3]) and not logits.grad[2].any()
+
+
 def test_class_score_by_hand() -> None:
     assert float(of_logits(ClassScore(), tensor(1, 2, 5, 7).view(2, 2), torch.tensor([1, 0]), 2)) == -3.5
 
@@ -240,6 +274,7 @@ def test_logits_terms_are_their_twins_and_slices_add(temperature: float) -> None
             CrossEntropy(temperature=temperature),
             numpy_cross_entropy(logits.numpy(), targets.numpy(), temperature),
         ),
+        (Saturating(until=1.0), numpy_cross_entropy(logits.numpy(), targets.numpy(), 1.0)),
         (ClassScore(), -float(picked.mean())),
     ):
         assert float(of_logits(term, logits, targets, 7)) == pytest.approx(expected, rel=1e-12)

@@ -54,6 +54,9 @@ def make(
             "order": i,
             "mean_distance": 0.1 * i,
             "variance_distance": 1 / (1 + i),
+            "mean_level": 0.05,
+            "variance_level": 0.1 * i,
+            "level": "measured",
         }
         for name in teachers
         for i in range(5)

@@ -198,7 +198,8 @@ def test_curves_layers_and_events_are_the_folders(tmp_path: Path) -> None:
     for key in ("loss", "prior", "lr", "net_b/cross_entropy"):
         assert trial["series"][key] == pytest.approx([row[key] for row in recorded], rel=1e-4)
     assert trial["events"] == [[10, "stage 2 of 2: 10 steps"]] and found.data["stages"] == [[0, 10]]
-    assert found.data["layers"][0]["net_a"][2] == ["layer2.bn", 0.2, pytest.approx(1 / 3, rel=1e-4)]
+    expected = ["layer2.bn", 0.2, pytest.approx(1 / 3, rel=1e-4), 0.05, 0.2]
+    assert found.data["layers"][0]["net_a"][2] == expected
     worst = [text for tag, text in found.texts if tag == "code" and text.startswith("layer")][:3]
     assert worst == ["layer0.bn", "layer1.bn", "layer4.bn"]  # 1, 1/2, and a mean of 0.4 over a variance of 1/3
 

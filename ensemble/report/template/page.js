@@ -376,6 +376,10 @@
         const x = rows.map((_, i) => i), dash = DASHES[run % DASHES.length];
         series.push({ name: `mean${runSuffix(run)}`, colour: "var(--c0)", dash, dots: true, x, y: rows.map((row) => row[1]) });
         series.push({ name: `variance${runSuffix(run)}`, colour: "var(--c1)", dash, dots: true, x, y: rows.map((row) => row[2]) });
+        if (run === 0 && rows.some((row) => row[3] !== null)) {
+          for (const [at, name, colour] of [[3, "mean of real images", "var(--c0)"], [4, "variance of real images", "var(--c1)"]])
+            series.push({ name, colour, dash: "1 5", dots: false, x, y: rows.map((row) => row[at]) });
+        }
         const far = rows.map((row, i) => ({ x: i, y: Math.max(row[1] ?? 0, row[2] ?? 0), text: row[0], shift: -5 }));
         if (run === 0 || !data.layers[0][teacher]) labels.push(...far.sort((a, b) => b.y - a.y).slice(0, 3));
       });
