@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
     from ensemble.machine.errors import MachineFailure
     from ensemble.objectives.bn_matching import BNMatching
-    from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating
+    from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating, SoftTargets
     from ensemble.objectives.image_priors import L2Prior, TotalVariation
+    from ensemble.objectives.repulsion import Repulsion
     from ensemble.objectives.terms import ImageTerm, Slice, TeacherTerm, Totals
     from ensemble.plugins import load_plugin
     from ensemble.recipe import Recipe, Stage, TeacherEntry
@@ -42,9 +43,10 @@ _HOME = {
     "ensemble.plugins": ("load_plugin",),
     "models": ("ModelCard", "create_model", "list_models", "register_model"),
     "ensemble.objectives.terms": ("TeacherTerm", "ImageTerm", "Slice", "Totals"),
-    "ensemble.objectives.classification": ("CrossEntropy", "Saturating", "ClassScore"),
+    "ensemble.objectives.classification": ("CrossEntropy", "Saturating", "SoftTargets", "ClassScore"),
     "ensemble.objectives.bn_matching": ("BNMatching",),
     "ensemble.objectives.image_priors": ("TotalVariation", "L2Prior"),
+    "ensemble.objectives.repulsion": ("Repulsion",),
     "ensemble.teachers.teacher": ("Observation", "Profile"),
     "ensemble.image.parameterization": ("Parameterization", "ImageParameterization"),
     "ensemble.image.fourier": ("Fourier",),
@@ -75,9 +77,11 @@ __all__ = [
     "Pixels",
     "Profile",
     "Recipe",
+    "Repulsion",
     "Results",
     "Saturating",
     "Slice",
+    "SoftTargets",
     "Stage",
     "Start",
     "TeacherEntry",

@@ -26,10 +26,17 @@ def network_input(rgb: torch.Tensor, card: ModelCard) -> torch.Tensor:
     return (rgb - mean) / std
 
 
-@lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(C, 1, 1), made once: on a GPU each making is a copy from the host."""
+    """(C, 1, 1), made once: on a GPU each making is a copy from the host. The compiler makes a constant of it."""
+    make = _made if torch.compiler.is_compiling() else _kept
+    return make(values, dtype, device)
+
+
+def _made(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
+_kept = lru_cache(maxsize=64)(_made)
 
 
 def network_logits(output: Any) -> torch.Tensor:

@@ -79,14 +79,16 @@ class EnsembleLoss:
         recompute: bool = False,
         reduction: Reduction | None = None,
         reduce: SumAcrossRanks = lambda tensor: None,
+        seed: int = 0,
     ) -> None:
-        """`cells` are this rank's; `reduce` sums over ranks."""
+        """`cells` are this rank's; `reduce` sums over ranks; `seed` is that of what terms draw."""
         self.members = tuple(members)
         self.formulation = formulation
         self.cells = tuple(cells)
         self.recompute = recompute
         self.reduction: Reduction = reduction or FloatSum()
         self.reduce = reduce
+        self.seed = seed
         self.images = len(self.members[0].targets)
         self._device = self.members[0].targets.device
         self._exchange = Exchange([self._shapes(t) for t in range(len(self.members))], self._device)
@@ -180,7 +182,7 @@ class EnsembleLoss:
 
     def _slice(self, t: int, start: int, stop: int, view_size: int) -> Slice:
         member = self.members[t]
-        return Slice(start, stop, self.images, member.targets[start:stop], member.profile, view_size)
+        return Slice(start, stop, self.images, member.targets[start:stop], member.profile, view_size, self.seed)
 
     def _pull_back(
         self, cell: Cell, leaf: torch.Tensor, sums: Sequence[torch.Tensor], at_sums: torch.Tensor

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images, evaluating
+from ensemble.teachers.features import FeatureHook, find_classifier
 from models import ModelCard
 
 
@@ -25,47 +24,18 @@ def penultimate_features(net: nn.Module, card: ModelCard, images: torch.Tensor, 
     """
     check_images(card, images)
     with evaluating(net):
-        classifier = _find_classifier(net, card, next(batches(net, card, images[:1], 1)))
-        caught: list[torch.Tensor] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[:] = [_pooled(module, args[0] if args else kwargs["input"])]  # the last call counts
-
-        handle = classifier.register_forward_pre_hook(catch, with_kwargs=True)
+        probe = next(batches(net, card, images[:1], 1))
+        try:
+            _, classifier = find_classifier(net, card.num_classes, lambda: net(probe))
+        except ValueError as error:
+            raise ValueError(f"{card.name}: {error}") from None
+        hook = FeatureHook()
+        handle = classifier.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             features = []
             for batch in batches(net, card, images, batch_size):
                 net(batch)
-                features.append(caught.pop().float().cpu())
+                features.append(hook.take().float().cpu())
         finally:
             handle.remove()
     return torch.cat(features)
-
-
-def _find_classifier(net: nn.Module, card: ModelCard, image: torch.Tensor) -> nn.Linear | nn.Conv2d:
-    ran: list[nn.Module] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, _: ran.append(module))
-        for module in net.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    try:
-        net(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    last = ran[-1] if ran else None
-    if isinstance(last, nn.Linear) and last.out_features == card.num_classes:
-        return last
-    if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == card.num_classes:
-        return last
-    raise ValueError(
-        f"{card.name}: features need a network that ends in an nn.Linear or a 1x1 nn.Conv2d with "
-        f"{card.num_classes} outputs; the last such layer that runs is {last}"
-    )
-
-
-def _pooled(classifier: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    if isinstance(classifier, nn.Conv2d):
-        return x.mean((2, 3))
-    return x.flatten(1, -2).mean(1) if x.ndim > 2 else x

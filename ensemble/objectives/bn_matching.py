@@ -10,9 +10,13 @@ from typing import Literal
 import torch
 from pydantic import NonNegativeFloat
 
+from ensemble.machine.rng import generator
 from ensemble.objectives.terms import Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.teacher import Observation, Profile
+
+_LEAST_VARIANCE = 0.05
+"""Of the running variance: what is drawn is positive."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     nearer than real images are costs variety. a_l is `first` for the layer that runs
     first, times the weight of the last matching pattern (shell patterns of layer names; 0 leaves a layer out), else 1.
     Patterns are those in `layers`, for all teachers, then those of the teacher's own entry.
+
+    With `drawn`, mu and var are replaced, batch by batch, by N(mu, sigma^2 s^2) and var N(1, r^2), each channel by
+    itself, where s and r are a layer's sampling errors in a batch of that size (`BNStatistics.sampling_errors`).
     """
 
     weight: float = 10.0
@@ -36,6 +43,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     slack: NonNegativeFloat = 1.0
     """Of `calibrated`: the distance, in units of a real batch's, below which there is nothing to pull."""
     first: float = 1.0
+    drawn: bool = False
+    """Match statistics drawn for each batch, those of a random batch of real images, instead of mu and var for all."""
     layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors by shell patterns of whole layer names (`layer1.*.bn1`, `*`)."""
 
@@ -71,8 +80,9 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
             ("layer weights", self.first, patterns), lambda: _layer_weights(statistics, self.first, patterns)
         )
         offset, var = statistics.batch_statistics(total[t] * statistics.units(batch.images), batch.images)
-        mean_gap = statistics.layer_norms(offset)
-        var_gap = statistics.layer_norms(var - statistics.var)
+        wanted_offset, wanted_var = self._wanted(batch)
+        mean_gap = statistics.layer_norms(offset - wanted_offset)
+        var_gap = statistics.layer_norms(var - wanted_var)
         if self.convention == "paper":
             return (weights * (mean_gap + var_gap)).sum()
         mean_gap, var_gap = mean_gap / statistics.mean_scale, var_gap / statistics.var_scale
@@ -83,6 +93,17 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
                 for gap, level in ((mean_gap, mean_level), (var_gap, var_level))
             )
         return (weights * (mean_gap + var_gap)).mean()
+
+    def _wanted(self, batch: Slice) -> tuple[torch.Tensor | float, torch.Tensor]:
+        """The offset from mu and the variance (C,) that this batch should have."""
+        statistics = batch.statistics
+        if not self.drawn:
+            return 0.0, statistics.var
+        rng = generator(batch.seed, "drawn", batch.teacher.name)
+        normal = torch.randn(2, len(statistics.var), generator=rng, dtype=torch.float64).to(statistics.var)
+        mean_spread, var_spread = statistics.sampling_errors(batch.images)
+        factor = (1 + var_spread * normal[1]).clamp_min(_LEAST_VARIANCE)
+        return mean_spread * statistics.var.sqrt() * normal[0], factor * statistics.var
 
 
 def _layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 
+from ensemble.machine.rng import generator
 from ensemble.objectives.terms import Slice, TeacherTerm
 from ensemble.teachers.teacher import Observation
 
@@ -43,6 +45,42 @@ class Saturating(TeacherTerm, kind="saturating"):
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
         each = F.cross_entropy(seen.logits, batch.targets, reduction="none")
         return (each + math.log(self.until)).clamp_min(0).sum() / batch.images
+
+
+@dataclass(frozen=True)
+class SoftTargets(TeacherTerm, kind="soft_targets"):
+    """(1/N) sum_i KL(q_i | softmax(z_i)): each image has a target distribution of its own.
+
+    q_i gives its class a probability drawn uniformly from [`least`, `most`], and the rest to the other classes by a
+    Dirichlet distribution (all parameters `concentration`: small ones favour few classes). All are drawn for the batch.
+    """
+
+    aims: ClassVar[bool] = True
+    weight: float = 10.0
+    least: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    most: Annotated[float, Field(gt=0, le=1)] = 1.0
+    concentration: PositiveFloat = 0.3
+
+    def rules(self) -> Iterator[str]:
+        if self.least > self.most:
+            yield f"least: {self.least:g} must not be above most, {self.most:g}"
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        wanted = self.distributions(batch, seen.logits.shape[1]).to(seen.logits)
+        each = F.kl_div(seen.logits.log_softmax(1), wanted, reduction="none").sum(1)
+        return each.sum() / batch.images
+
+    def distributions(self, batch: Slice, classes: int) -> torch.Tensor:
+        """q of the slice's images, (n, classes), float64."""
+        rng = generator(batch.seed, "soft targets")
+        own = self.least + (self.most - self.least) * torch.rand(batch.images, generator=rng, dtype=torch.float64)
+        shape = torch.full((batch.images, classes), self.concentration, dtype=torch.float64)
+        others = torch._standard_gamma(shape, generator=rng)
+        own, others = own[batch.start : batch.stop, None], others[batch.start : batch.stop]
+        target = batch.targets.cpu()[:, None]
+        others = others.scatter(1, target, 0.0)
+        others = others / others.sum(1, keepdim=True).clamp_min(1e-300)
+        return (others * (1 - own)).scatter(1, target, own)
 
 
 @dataclass(frozen=True)

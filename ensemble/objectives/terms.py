@@ -43,6 +43,8 @@ class Slice:
     """(n,) indices of this teacher's own classes."""
     teacher: Profile
     view_size: int
+    seed: int = 0
+    """Of this batch of images: what a term draws, it draws from `generator(seed, ...)`, alike on every rank."""
 
     @property
     def statistics(self) -> BNStatistics:
@@ -84,6 +86,8 @@ class TeacherTerm(Objective):
 
     aims: ClassVar[bool] = False
     """Whether it draws the images to their targets."""
+    reads_features: ClassVar[bool] = False
+    """Whether `sums` reads `seen.features`."""
 
     def needs(self, teacher: Profile) -> Sequence[str]:
         """Names of the layers to tap; ValueError where the teacher lacks what the term reads."""

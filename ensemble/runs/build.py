@@ -88,6 +88,8 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         teacher = Teacher(name, net, card, dtype=dtype, device=context.device)
         for stage in recipe.stages:
             teacher.admit(stage.size or plan.size, plan.size)
+        if any(term.reads_features for term in plan.formulation.teacher_terms):
+            teacher.emit_features()
         teachers.append(teacher)
         costs.append(count_cost(teacher))
     profiles = [teacher.profile(entry.layers) for teacher, entry in zip(teachers, recipe.teachers, strict=True)]
@@ -149,6 +151,7 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         recompute=micro_batch is not None,
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
+        seed=seed,
     )
     image = _image(plan, len(targets), device, seed)
     if trial == 0:  # a term may be anybody's: what fails in it is told before the run

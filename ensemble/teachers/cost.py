@@ -34,6 +34,6 @@ def count_cost(teacher: Teacher) -> Cost:
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),  # attention as products, counted alike on every device
     ):
-        logits, moments = teacher.observe(view)
-        torch.autograd.grad(logits.sum() + moments.sum(), view)
+        seen = teacher.observe(view)
+        torch.autograd.grad(seen.logits.sum() + seen.moments.sum(), view)
     return Cost(float(counter.get_total_flops()), sum(kept.values()))

@@ -70,6 +70,12 @@ class BNStatistics:
         floor_mean, spread_mean, floor_var, spread_var = self.levels.square()
         return (floor_mean + spread_mean / images).sqrt(), (floor_var + spread_var / images).sqrt()
 
+    def sampling_errors(self, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C,) each: the part of `level` that falls with the batch, of each channel in units of sigma and of var."""
+        channels = torch.tensor([layer.channels for layer in self.layers], device=self.mean.device)
+        spreads = self.levels[[1, 3]] / images**0.5
+        return spreads[0].repeat_interleave(channels), spreads[1].repeat_interleave(channels)
+
     def at(self, view_size: int) -> BNStatistics:
         """What holds for views of that size."""
         return self._resized.get(view_size, self)

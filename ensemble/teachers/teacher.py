@@ -15,6 +15,7 @@ from ensemble.machine.errors import is_out_of_memory
 from ensemble.machine.hardware import cpp_compiler
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
+from ensemble.teachers.features import FeatureHook, find_classifier
 from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
@@ -22,10 +23,12 @@ from models import ModelCard, network_input, network_logits
 
 
 class Observation(NamedTuple):
-    """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 without BN layers."""
+    """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 without BN layers;
+    `features` (n, D), the input of the layer that makes the logits, D = 0 where no term reads them."""
 
     logits: torch.Tensor
     moments: torch.Tensor
+    features: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Profile:
     """None for a network without BN layers."""
     layers: Mapping[str, float] = field(default_factory=dict)
     """Factors of its BN layers, by patterns of their names."""
+    features: int = 0
+    """D."""
 
     def example(self, device: torch.device) -> Observation:
         """The shapes of what it says of one image; the values are zeros."""
         channels = 0 if self.statistics is None else len(self.statistics.mean)
         logits = torch.zeros(1, self.card.num_classes, dtype=torch.float64, device=device)
-        return Observation(logits, torch.zeros(2, channels, dtype=torch.float64, device=device))
+        zeros = torch.zeros(2, channels + self.features, dtype=torch.float64, device=device)
+        return Observation(logits, zeros[:, :channels], zeros[:1, channels:])
 
 
 class Teacher:
@@ -77,11 +83,14 @@ class Teacher:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.device = torch.device(device)
         self.notes: list[str] = []
+        self.feature_size = 0
         self._sink: list[torch.Tensor] = []
         self._input_sizes: dict[int, int] = {}
         self._probabilities = False
         self._activations = self.wide
-        self._run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._forward
+        self._features: FeatureHook | None = None
+        self._classifier = ""
+        self._run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = self._forward
         self.net = _cast(copied(net).eval().requires_grad_(False), self.wide, {}).to(self.device)
         with torch.no_grad():
             self._check_logits()
@@ -151,7 +160,7 @@ class Teacher:
         if self._probabilities:
             self.notes.append(f"{self.name} ends in probabilities; their logarithms are taken as its logits")
 
-    def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         size = f"an image of {view.shape[2]} x {view.shape[3]}"
         try:
             return self._forward(view)
@@ -204,7 +213,27 @@ class Teacher:
 
     def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
         """What every rank knows of it; `layers` are factors of its BN layers."""
-        return Profile(self.name, self.card, self.statistics, layers or {})
+        return Profile(self.name, self.card, self.statistics, layers or {}, self.feature_size)
+
+    def emit_features(self) -> None:
+        """Observe features, too; ValueError where no last layer makes the logits."""
+        blank = torch.full((1, 3, *(self.card.input_size,) * 2), 0.5, dtype=self.wide, device=self.device)
+        try:
+            with torch.no_grad():
+                self._classifier, layer = find_classifier(self.net, self.card.num_classes, lambda: self._forward(blank))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        self.feature_size = layer.weight.shape[1]
+        self._hook_features()
+
+    def _hook_features(self) -> None:
+        """Hang the hook on the classifier as it is now, in the place of a copy's."""
+        classifier = self.net.get_submodule(self._classifier)
+        for key, hook in list(classifier._forward_pre_hooks.items()):
+            if isinstance(hook, FeatureHook):
+                del classifier._forward_pre_hooks[key], classifier._forward_pre_hooks_with_kwargs[key]
+        self._features = FeatureHook()
+        classifier.register_forward_pre_hook(self._features, with_kwargs=True)
 
     def rewrite(self) -> None:
         """Replace the network by an equivalent one that is faster on a CPU, where there is one (see `rewritten`)."""
@@ -234,6 +263,8 @@ class Teacher:
         self.layers = {
             name: replace(layer, module=fused.get(name, layer.module)) for name, layer in self.layers.items()
         }
+        if self._features is not None:
+            self._hook_features()
 
     def compile(self) -> None:
         """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant.
@@ -253,7 +284,7 @@ class Teacher:
         """What the teacher makes of `view` (n, 3, H, H), RGB in [0, 1], resized to the input size for views of H."""
         return Observation(*self._run(view))
 
-    def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         size = self._input_sizes.get(view.shape[2], self.card.input_size)
         if view.shape[2] != size or view.shape[3] != size:
             view = resize_bilinear(view, size)
@@ -265,7 +296,8 @@ class Teacher:
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
         moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
         self._sink.clear()
-        return logits, moments
+        features = logits.new_zeros((len(view), 0)) if self._features is None else self._features.take().to(self.wide)
+        return logits, moments, features
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from ensemble import Results, invert
+from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=2)
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
-    arms: dict[str, dict[str, Any]] = yaml.safe_load(options.arms.read_text())
+    arms: dict[str, dict[str, Any]] = load_yaml(options.arms)
     if options.only:
         arms = {name: arms[name] for name in options.only if name != "real"}
     train = load_images(options.data, "train", 32)

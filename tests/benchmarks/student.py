@@ -30,7 +30,7 @@ def accuracy_of_student(
     """
     torch.manual_seed(seed)
     net, card = create_model(model)
-    net = net.train().to(memory_format=torch.channels_last)
+    net = net.train().requires_grad_().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = generator(seed, "student")

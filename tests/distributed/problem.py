@@ -24,8 +24,9 @@ from ensemble.image.transforms import Compose, Flip, Jitter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
 from ensemble.objectives.bn_matching import BNMatching
-from ensemble.objectives.classification import CrossEntropy
+from ensemble.objectives.classification import CrossEntropy, Saturating, SoftTargets
 from ensemble.objectives.image_priors import L2Prior, TotalVariation
+from ensemble.objectives.repulsion import Repulsion
 from ensemble.objectives.terms import Formulation, Slice, TeacherTerm, Totals
 from ensemble.teachers.teacher import Observation, Teacher
 from models import ModelCard
@@ -65,6 +66,15 @@ class Disagreement(TeacherTerm):
         return torch.stack(gaps).sum() if gaps else total[t].sum() * 0
 
 
+VARIED = Formulation(
+    (
+        Saturating(weight=0.5, until=0.6),
+        SoftTargets(weight=0.5),
+        BNMatching(convention="calibrated", slack=0.2, drawn=True),
+        Repulsion(weight=2.0, limit=-0.5),
+    )
+)
+"""Terms that draw, that have corners, and that read features."""
 COUPLED = Formulation((Disagreement(weight=0.3),))
 """The only term is one that no recipe knows."""
 
@@ -106,7 +116,9 @@ def network(index: int) -> nn.Module:
 
 @functools.cache
 def teacher(index: int, dtype: torch.dtype) -> Teacher:
-    return Teacher(f"t{index}", network(index), CARD, dtype=dtype)
+    made = Teacher(f"t{index}", network(index), CARD, dtype=dtype)
+    made.emit_features()
+    return made
 
 
 def placed(context: ProcessContext, teachers: int, micro_batch: int | None) -> list[Cell]:
@@ -193,6 +205,8 @@ def work(context: ProcessContext) -> dict[str, Any]:
             results[f"gradient32/{case}"] = gradient(single, torch.float32)[1]
             coupled = inversion(context, teachers, cells, torch.float64, 3, recompute=recompute, formulation=COUPLED)
             results[f"coupled/{case}"] = gradient(coupled, torch.float64)[1]
+            varied = inversion(context, teachers, cells, torch.float64, 3, recompute=recompute, formulation=VARIED)
+            results[f"varied/{case}"] = gradient(varied, torch.float64)[1]
         cells = scattered(context, teachers)
         fixed = inversion(context, teachers, cells, torch.float32, FIXED_STEPS, reduction=FixedPointSum(), best_every=7)
         finished(fixed)

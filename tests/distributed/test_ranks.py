@@ -61,6 +61,15 @@ def test_gradient_is_that_of_one_process(runs: Runs, world: int, case: str) -> N
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", WORLDS)
+def test_terms_that_draw_and_read_features(runs: Runs, world: int, case: str) -> None:
+    expected = runs(1)[0][f"varied/{reference(case)}"]
+    assert expected.any()
+    for rank in runs(world):
+        assert error(rank[f"varied/{case}"], expected) < 1e-12
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
 def test_a_term_that_reads_several_teachers(runs: Runs, world: int, case: str) -> None:
     """Against one graph over all teachers and the whole batch, written in plain torch."""
     teachers = int(case.split("/")[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from ensemble.objectives.bn_matching import BNMatching
-from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating
+from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating, SoftTargets
 from ensemble.objectives.image_priors import L2Prior, TotalVariation
 from ensemble.objectives.terms import Formulation, FunctionTerm, Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNLayer, BNStatistics
@@ -118,13 +119,18 @@ def whole_batch(
 
 
 def of_moments(objective: BNMatching, moments: torch.Tensor, statistics: BNStatistics, images: int) -> torch.Tensor:
-    return whole_batch(objective, Observation(torch.zeros(images, 4), moments), Profile("t", CARD, statistics), images)
+    return whole_batch(
+        objective,
+        Observation(torch.zeros(images, 4), moments, torch.zeros(images, 0)),
+        Profile("t", CARD, statistics),
+        images,
+    )
 
 
 def of_logits(term: TeacherTerm, logits: torch.Tensor, targets: torch.Tensor, images: int) -> torch.Tensor:
     """What a slice of logits adds."""
     batch = Slice(0, len(logits), images, targets, Profile("t", CARD, None), 8)
-    return term.sums(Observation(logits, torch.zeros(2, 0)), batch)
+    return term.sums(Observation(logits, torch.zeros(2, 0), torch.zeros(len(logits), 0)), batch)
 
 
 def ours(view: torch.Tensor, objective: BNMatching) -> torch.Tensor:
@@ -224,7 +230,7 @@ def test_a_teachers_own_layer_factors_must_be_its_own() -> None:
 
 def test_a_teachers_own_layer_factors_count() -> None:
     statistics, moments = two_channels()
-    seen = Observation(torch.zeros(3, 4), moments)
+    seen = Observation(torch.zeros(3, 4), moments, torch.zeros(3, 0))
     plain, halved = (Profile("t", CARD, statistics, layers) for layers in ({}, {"a": 0.5}))
     whole, half = (whole_batch(BNMatching(), seen, profile, 3) for profile in (plain, halved))
     assert float(half) == pytest.approx(float(whole) / 2)
@@ -254,6 +260,54 @@ def test_what_is_certain_enough_is_no_longer_pulled() -> None:
     assert value.item() == pytest.approx((math.log(0.8 / 0.5) + math.log(0.8 / 0.75)) / 3)
     assert logits.grad is not None
     assert logits.grad[1].tolist() == pytest.approx([-0.25 / 3, 0.25 / 3]) and not logits.grad[2].any()
+
+
+def batch_of(targets: torch.Tensor, seed: int = 0) -> Slice:
+    return Slice(0, len(targets), len(targets), targets, Profile("t", CARD, None), 8, seed)
+
+
+def test_soft_targets_are_drawn_for_each_image() -> None:
+    targets = torch.arange(4).repeat(500)
+    term = SoftTargets(least=0.5, most=0.9, concentration=0.3)
+    q = term.distributions(batch_of(targets), 4)
+    own = q.gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(q.sum(1), torch.ones(2000, dtype=torch.float64))
+    assert 0.5 <= own.min() < 0.51 and 0.89 < own.max() <= 0.9 and abs(float(own.mean()) - 0.7) < 0.01
+    others = q.scatter(1, targets[:, None], 0.0) / (1 - own)[:, None]
+    # a symmetric Dirichlet of 3 parts a = 0.3: mean 1/3, second moment (a + 1) / (3 (3 a + 1))
+    assert float(others.sum(0).mean()) == pytest.approx(500, rel=0.05)
+    assert float(others.square().sum(1).mean()) == pytest.approx(1.3 / 1.9, rel=0.05)
+    again, other = term.distributions(batch_of(targets), 4), term.distributions(batch_of(targets, seed=1), 4)
+    assert again.equal(q) and not other.equal(q)
+
+
+def test_soft_targets_are_the_divergence_and_slices_add() -> None:
+    logits, targets = 3 * draw(7, 4), torch.tensor([0, 1, 2, 3, 3, 0, 1])
+    term, profile = SoftTargets(), Profile("t", CARD, None)
+    q = term.distributions(batch_of(targets), 4)
+    p = logits.softmax(1)
+    expected = float((q * (q.clamp_min(1e-300).log() - p.log())).sum() / 7)
+    parts = [
+        term.sums(
+            Observation(logits[a:b], torch.zeros(2, 0), torch.zeros(b - a, 0)), Slice(a, b, 7, targets[a:b], profile, 8)
+        )
+        for a, b in ((0, 1), (1, 5), (5, 7))
+    ]
+    assert float(sum(parts)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_drawn_statistics_are_those_of_random_batches() -> None:
+    layer = BNLayer("a", 0, 4000, 4)
+    statistics = BNStatistics((layer,), torch.zeros(4000).double(), torch.full((4000,), 2.0).double())
+    statistics.calibrate({"a": (0.5, 0.6, 0.5, 0.8)})
+    batch = Slice(0, 9, 9, torch.zeros(9, dtype=torch.long), Profile("t", CARD, statistics), 8, seed=3)
+    offset, var = BNMatching(drawn=True)._wanted(batch)
+    assert isinstance(offset, torch.Tensor)
+    assert float(offset.std()) == pytest.approx(0.2 * 2**0.5, rel=0.05) and abs(float(offset.mean())) < 0.02
+    assert float((var / 2).std()) == pytest.approx(0.8 / 3, rel=0.05) and float(var.mean()) == pytest.approx(
+        2, rel=0.02
+    )
+    assert BNMatching(drawn=True)._wanted(replace(batch, seed=4))[1].ne(var).any()
 
 
 def test_class_score_by_hand() -> None:

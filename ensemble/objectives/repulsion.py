@@ -1,0 +1,38 @@
+"""Images of one class that keep apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from ensemble.objectives.terms import Slice, TeacherTerm, Totals
+from ensemble.teachers.teacher import Observation
+
+
+@dataclass(frozen=True)
+class Repulsion(TeacherTerm, kind="repulsion"):
+    """Mean over pairs i < j of one class of max(0, cos(f_i, f_j) - limit); 0 without pairs.
+
+    f are the teacher's features, the input of the layer that makes its logits. After the contrastive term of CMI (Fang
+    et al. 2021) and the cosine bounds of IntraQ (Zhong et al. 2022); no head, no negatives of other classes.
+    """
+
+    reads_features: ClassVar[bool] = True
+    weight: float = 10.0
+    limit: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """The cosine up to which images of a class may be alike."""
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        """The batch's unit features, each at its row: (N, D)."""
+        unit = F.normalize(seen.features.double(), dim=1)
+        return F.pad(unit, (0, 0, batch.start, batch.images - batch.stop))
+
+    def loss(self, total: Totals, t: int) -> torch.Tensor:
+        targets = total.batch(t).targets
+        cosine = total[t] @ total[t].T
+        pairs = (targets[:, None] == targets).triu(1)
+        return (cosine[pairs] - self.limit).clamp_min(0).sum() / max(1, int(pairs.sum()))
