@@ -12,7 +12,7 @@ from ensemble.engine.exchange import Exchanged
 from ensemble.engine.gradient import EnsembleLoss, Record
 from ensemble.engine.guard import Guard
 from ensemble.engine.optimizers import Optimizer, load_optimizer_tensors, optimizer_tensors
-from ensemble.engine.schedules import EarlyStopping, Plateau
+from ensemble.engine.schedules import EarlyStopping, Enough, Plateau
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose
 from ensemble.machine.rng import generator
@@ -91,6 +91,8 @@ class Inversion:
         self.plateau: Plateau | None = None
         patience = self.stages[-1].optimizer.early_stopping
         self.early_stopping = EarlyStopping(patience) if patience else None
+        share = self.stages[-1].optimizer.enough
+        self.enough = Enough(share) if share else None
         self._optimizer: torch.optim.Optimizer | None = None
         self._stage_index = -1
         self._asked: dict[str, bool] = {}
@@ -152,6 +154,9 @@ class Inversion:
         self._keep_best(index, local)
         if index == len(self.stages) - 1 and self.early_stopping is not None:
             last |= self.early_stopping.update(self._agreed_total(record))
+        met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
+        if met and index == len(self.stages) - 1 and not last:
+            last, event = True, "nothing is left to pull: the run ends here"
         save = due or (polled and exchanged.flag("save"))
         return Step(number, record, index, lr, event, last, save, polled and exchanged.flag("stop"))
 
@@ -173,10 +178,13 @@ class Inversion:
         return record, exchanged
 
     def _agreed_total(self, record: Record) -> float:
-        """The loss, as the owner has it: devices of different kinds round differently, and all must decide alike."""
-        total = record.total.clone()
-        self.from_owner(total)
-        return float(total)
+        return self._agreed(record.total)
+
+    def _agreed(self, value: torch.Tensor) -> float:
+        """A scalar as the owner has it: devices of different kinds round differently, and all must decide alike."""
+        value = value.clone()
+        self.from_owner(value)
+        return float(value)
 
     def _keep_best(self, index: int, local: int) -> None:
         if not self.best_every or index != len(self.stages) - 1:
@@ -205,6 +213,10 @@ class Inversion:
         self._stage_index = index
         return f"stage {index + 1} of {len(self.stages)}: {stage.iterations} steps" if len(self.stages) > 1 else ""
 
+    def _machines(self) -> Iterator[tuple[str, Plateau | EarlyStopping | Enough | None]]:
+        """What follows the loss, and has a state of its own."""
+        yield from (("plateau", self.plateau), ("early", self.early_stopping), ("enough", self.enough))
+
     # --- state ------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -215,7 +227,7 @@ class Inversion:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in best.tensors.items()}
         numbers = {"step": self.step, "stage": self._stage_index, "best_loss": best.loss, "best_step": best.step}
-        for name, machine in (("plateau", self.plateau), ("early", self.early_stopping)):
+        for name, machine in self._machines():
             if machine is not None:
                 numbers |= {f"{name}.{k}": v for k, v in machine.state().items()}
         return tensors, numbers
@@ -233,7 +245,7 @@ class Inversion:
         assert self._optimizer is not None
         load_optimizer_tensors(self._optimizer, part("optimizer."))
         self.guard.load_best(float(numbers["best_loss"]), int(numbers["best_step"]), part("best."))
-        for name, machine in (("plateau", self.plateau), ("early", self.early_stopping)):
+        for name, machine in self._machines():
             own = {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}
             if machine is not None and own:
                 machine.load_state(own)

@@ -104,6 +104,39 @@ class EarlyStopping:
         self.best, self.waited = state["best"], int(state["waited"])
 
 
+@dataclass
+class Enough:
+    """Says stop once what the teachers ask for was at most `share` of what it was at first, `steps` times in a row.
+
+    Raises ValueError unless 0 < share < 1.
+    """
+
+    share: float
+    steps: int = 10
+    first: float = field(default=math.nan, init=False)
+    met: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"enough: a share between 0 and 1, not {self.share}")
+
+    def update(self, asked: float) -> bool:
+        """True once there is nothing left to pull."""
+        if math.isnan(self.first):
+            self.first = asked
+        self.met = self.met + 1 if asked <= self.share * self.first else 0
+        return self.met >= self.steps
+
+    def state(self) -> dict[str, float]:
+        """All that changes, for a checkpoint; nothing before the first update."""
+        return {} if math.isnan(self.first) else {"first": self.first, "met": float(self.met)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        if state:
+            self.first, self.met = state["first"], int(state["met"])
+
+
 def _improves(loss: float, best: float, threshold: float) -> bool:
     # inf - threshold * inf is not a number, so the first loss is compared with inf itself.
     return loss < (best if math.isinf(best) else best - threshold * abs(best))

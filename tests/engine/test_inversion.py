@@ -380,6 +380,24 @@ def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> No
     }
 
 
+def test_a_run_ends_where_nothing_is_left_to_pull() -> None:
+    """The priors' part of the loss does not count, and a resumed run ends at the same step."""
+    plan = StagePlan(200, NO_CHANGE, Adam(lr=0.05, schedule="constant", enough=0.93))
+    inversion = make(stages=[plan])
+    steps = finish(inversion)
+    asked = [float(step.record.total - step.record.prior) for step in steps]
+    assert 10 < len(steps) < 200 and steps[-1].last and "nothing is left to pull" in steps[-1].event
+    assert all(value <= 0.93 * asked[0] for value in asked[-10:]) and asked[-11] > 0.93 * asked[0]
+    first = make(stages=[plan])
+    for step in first:
+        if step.number == len(steps) - 5:
+            break
+    second = make(stages=[plan])
+    second.load_state(*first.state())
+    finish(second)
+    assert second.step == inversion.step and torch.equal(second.image(), inversion.image())
+
+
 def test_decisions_follow_the_owner_s_loss() -> None:
     """Ranks on devices of different kinds round differently; here the owner sees no progress at all."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ensemble.engine.schedules import EarlyStopping, Plateau, ramp, warmup_cosine
+from ensemble.engine.schedules import EarlyStopping, Enough, Plateau, ramp, warmup_cosine
 from ensemble.machine.rng import generator
 
 
@@ -58,8 +58,15 @@ def test_early_stopping_by_hand() -> None:
     assert [stopping.update(loss) for loss in (3.0, 2.0, 2.0, 1.0, 1.0, 1.0)] == [False] * 5 + [True]
 
 
-@pytest.mark.parametrize("make", [lambda: Plateau(0.5, 2), lambda: EarlyStopping(2)])
-def test_a_resumed_machine_continues(make: Callable[[], Plateau | EarlyStopping]) -> None:
+def test_enough_by_hand() -> None:
+    enough = Enough(share=0.5, steps=2)
+    assert [enough.update(asked) for asked in (4.0, 2.0, 2.1, 1.9, 0.0)] == [False] * 4 + [True]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Enough(share=1.0)
+
+
+@pytest.mark.parametrize("make", [lambda: Plateau(0.5, 2), lambda: EarlyStopping(2), lambda: Enough(0.9, 4)])
+def test_a_resumed_machine_continues(make: Callable[[], Plateau | EarlyStopping | Enough]) -> None:
     losses = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
     whole, first, second = make(), make(), make()
     second.load_state(json.loads(json.dumps(first.state())))  # also before the first loss
