@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ensemble.image.parameterization import ImageParameterization, Parameterization
     from ensemble.image.pixels import Pixels
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
+    from ensemble.image.warm import Warm
     from ensemble.machine.errors import MachineFailure
     from ensemble.objectives.bn_matching import BNMatching
     from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating, SoftTargets
@@ -52,6 +53,7 @@ _HOME = {
     "ensemble.image.fourier": ("Fourier",),
     "ensemble.image.pixels": ("Pixels",),
     "ensemble.image.start": ("Start", "Noise", "FromImage", "FromFolder"),
+    "ensemble.image.warm": ("Warm",),
     "ensemble.engine.optimizers": ("Optimizer", "Adam"),
 }
 """Module -> what it gives to the public face."""
@@ -88,6 +90,7 @@ __all__ = [
     "TeacherTerm",
     "TotalVariation",
     "Totals",
+    "Warm",
     "create_model",
     "invert",
     "list_models",

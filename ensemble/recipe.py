@@ -19,6 +19,7 @@ from ensemble.engine.optimizers import Adam, Optimizer
 from ensemble.image.fourier import Fourier
 from ensemble.image.parameterization import Parameterization
 from ensemble.image.start import Noise, Start
+from ensemble.image.warm import Warm
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.classification import CrossEntropy
 from ensemble.objectives.image_priors import TotalVariation
@@ -146,6 +147,8 @@ class Recipe(Checked):
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
                 f"ask for more with --trials {self.runtime.replicas}"
             )
+        if self.runtime.replicas > 1 and isinstance(self.image.start, Warm):
+            yield "runtime.replicas: a warm start begins from the batch before, so batches are not made side by side"
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
         longest = max(stage.iterations for stage in self.stages)

@@ -13,6 +13,7 @@ from ensemble.engine.placement import Cell, Placement, place, place_cells, slice
 from ensemble.engine.reduction import FixedPointSum, FloatSum
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose, Flip, Jitter, Resize
+from ensemble.image.warm import Warm
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
@@ -21,6 +22,9 @@ from ensemble.runs.plan import Plan, own_targets
 from ensemble.teachers.cost import count_cost
 from ensemble.teachers.observing import shown
 from ensemble.teachers.teacher import Profile, Teacher
+
+Earlier = tuple[torch.Tensor, torch.Tensor]
+"""Images (M, 3, H, W) and targets (M,) of earlier batches of a run, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,10 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     return PlacedEnsemble(tuple(placed), placement)
 
 
-def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContext, trial: int) -> Inversion:
-    """The inversion of one trial's batch, at its start."""
+def build_inversion(
+    plan: Plan, ensemble: PlacedEnsemble, context: ProcessContext, trial: int, earlier: Earlier | None = None
+) -> Inversion:
+    """The inversion of one trial's batch, at its start; `earlier` is what a warm start begins from."""
     recipe, device = plan.recipe, context.device
     micro_batch = recipe.runtime.micro_batch
     assert micro_batch != "auto", "resolved before"
@@ -153,7 +159,7 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         reduce=context.sum_,
         seed=seed,
     )
-    image = _image(plan, len(targets), device, seed)
+    image = _image(plan, targets, device, seed, earlier)
     if trial == 0:  # a term may be anybody's: what fails in it is told before the run
         with torch.no_grad():
             plan.formulation.try_priors(image())
@@ -172,11 +178,17 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
     )
 
 
-def _image(plan: Plan, images: int, device: torch.device, seed: int) -> ImageParameterization:
+def _image(
+    plan: Plan, targets: torch.Tensor, device: torch.device, seed: int, earlier: Earlier | None
+) -> ImageParameterization:
     rule = plan.recipe.image
     dtype = torch.promote_types(PRECISIONS[plan.recipe.runtime.precision], torch.float32)
-    image = rule.parameterization.make(images, plan.size, card=plan.cards[0], dtype=dtype, device=device)
-    rule.start.set(image, generator(seed, "start"))
+    image = rule.parameterization.make(len(targets), plan.size, card=plan.cards[0], dtype=dtype, device=device)
+    rng = generator(seed, "start")
+    if isinstance(rule.start, Warm) and earlier is not None:
+        rule.start.go_on(image, targets, *earlier, rng)
+    else:
+        rule.start.set(image, rng)
     return image
 
 

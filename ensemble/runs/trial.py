@@ -9,12 +9,13 @@ import torch
 
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion, Step
+from ensemble.image.warm import Warm
 from ensemble.machine.errors import MachineFailure
 from ensemble.machine.files import JsonLines
 from ensemble.machine.launch import StopRequest
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import PlacedEnsemble, build_inversion
+from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion
 from ensemble.runs.checkpoints import Checkpoints, Restored
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan
@@ -85,7 +86,7 @@ def run_trial(here: Replica, trial: int) -> bool:
     Raises Interrupted after a stop that was asked for, and NotFiniteError, with the last good images in `here.done`.
     """
     plan, context = here.plan, here.context
-    inversion = build_inversion(plan, here.ensemble, context, trial)
+    inversion = build_inversion(plan, here.ensemble, context, trial, _earlier(here))
     here.restored.restore(trial, inversion, context.device)
     checkpoints = Checkpoints(
         plan, None if here.folder is None else here.folder.checkpoints, context, trial, here.ensemble.weights
@@ -117,6 +118,14 @@ def run_trial(here: Replica, trial: int) -> bool:
         checkpoints.save(inversion, done)
     here.done[trial] = done
     return partial
+
+
+def _earlier(here: Replica) -> Earlier | None:
+    """The batches before, on every rank; of those from before a resume only the main one has the images."""
+    if not isinstance(here.plan.recipe.image.start, Warm) or not here.done:
+        return None
+    images = torch.cat([result.images for result in here.done.values()]) if here.context.is_main else torch.empty(0)
+    return here.context.broadcast(images), torch.cat([here.plan.targets(trial) for trial in here.done])
 
 
 def _count(here: Replica, step: Step) -> None:

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.networks --output results/networks [--part K/N] [--most-parameters 150e6] [NAME ...]
 
 Weights are random. A network sees 64 pixels where it takes them, else its own input size. For each: how many layers
-with running statistics it has, how many are matched, and whether the teacher's logits are the network's. A network that
-is done is not done again (one JSON line each in DIR); without NAME it goes through all. At the end the table.
+with running statistics it has, how many are matched, and whether the teacher's logits are the network's. What is done
+is not done again (one JSON line each in DIR), what was too large is where more is allowed; without NAME it goes through
+all. At the end the table.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def tried(name: str, most: float) -> dict[str, Any]:
         if model_card(name).num_classes < 1:
             return row | {"result": "skipped", "why": "it has no classifier"}
         if (count := parameters(name)) > most:
-            return row | {"result": "skipped", "why": f"{count / 1e6:.0f} million parameters"}
+            return row | {"result": "skipped", "why": f"{count / 1e6:.0f} million parameters", "parameters": count}
         row |= as_teacher(name)
     except Exception as error:
         row["why"] = " ".join(str(error).split())[:200]
@@ -88,6 +89,10 @@ def as_teacher(name: str) -> dict[str, Any]:
     }
 
 
+def _may_be_tried_now(row: dict[str, Any], most: float) -> bool:
+    return row["result"] == "skipped" and row.get("parameters", most + 1) <= most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
@@ -100,12 +105,14 @@ def main() -> None:
     k, n = map(int, options.part.split("/"))
     names = options.names or [card.name for card in list_models() if not card.name.endswith("_cifar")][k - 1 :: n]
     file = options.output / f"networks{k}.jsonl"
-    done = {row["network"] for row in read_json_lines(file)}
+    done = {row["network"] for row in read_json_lines(file) if not _may_be_tried_now(row, options.most_parameters)}
+    print(f"{len(names)} networks, {len(done & set(names))} done", flush=True)
     with JsonLines(file) as lines:
         for name in names:
             if name not in done:
                 lines.write(tried(name, options.most_parameters))
     rows = [row for part in sorted(options.output.glob("networks*.jsonl")) for row in read_json_lines(part)]
+    rows = list({row["network"]: row for row in rows}.values())  # the last of each
     for zoo, chosen in (
         ("torchvision", [row for row in rows if not row["network"].startswith("timm/")]),
         ("timm", [row for row in rows if row["network"].startswith("timm/")]),
