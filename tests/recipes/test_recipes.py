@@ -31,6 +31,7 @@ EXPECTED = {
     "pixels",
     "quickstart",
     "rafi_cohen_resnet50",
+    "varied",
 }
 each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
