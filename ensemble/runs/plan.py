@@ -97,10 +97,11 @@ def plan(
     recipe.image.start.check(size)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
-    names = unique_names([entry.model for entry in recipe.teachers])
     denied = recipe.runtime.compile == "on" and not compiled
-    judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
-    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
+    models = [entry.model for entry in recipe.teachers]
+    names = unique_names(models)
+    taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
+    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
