@@ -48,6 +48,7 @@ class Results:
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write all of it, as the command line does; ValueError where the folder is not empty or in use."""
         target = ResultsFolder(Path(folder).expanduser())
+        target.check(overwrite)  # before it is held, or a folder that is not empty would be in use, by this process
         with target.held():
             target.begin(overwrite)
             target.write_recipe(recipe_text(self.recipe, self.notes))
