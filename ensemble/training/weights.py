@@ -65,7 +65,7 @@ def export_weights(
         rounded = load_subnet(rounded, written, card)
     else:
         fit(rounded, written.tensors, card, str(file))
-    accuracy = evaluate(rounded, test_set, mean=card.mean, std=card.std, device=device)
+    accuracy = evaluate(rounded, card, test_set, device)
     write_bytes(file, data)
     record = {
         "file": file.name,
