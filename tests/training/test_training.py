@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from ensemble.config.mistakes import ConfigError
@@ -31,7 +33,7 @@ from ensemble.training.loop import (
 )
 from ensemble.training.recipe import DataSpec, TrainingRecipe, parse_training_recipe
 from ensemble.training.run import build_network
-from ensemble.training.weights import Provenance, export_weights
+from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard
 from models._bundled import read_bundled, with_bundled
 from models.cifar import CifarResNet
@@ -492,6 +494,15 @@ def test_mixup_and_cutmix_exclude_each_other() -> None:
 
 
 # --- weights -------------------------------------------------------------------------------------------
+
+
+def test_weights_are_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
+    net = toy_net()
+    save_weights(net, tmp_path / "net.safetensors", CARD)
+    state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (tmp_path / "net.safetensors").read_bytes() == save(state, metadata)
 
 
 def test_exported_weights_are_what_models_reads(tmp_path: Path) -> None:
