@@ -61,7 +61,7 @@ class Plan:
         return replace(self, recipe=replace(self.recipe, runtime=runtime))
 
 
-def plan(
+def make_plan(
     recipe: Recipe,
     devices: Sequence[torch.device],
     networks: Networks | None = None,
@@ -169,14 +169,14 @@ def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) ->
 
 def check_placement(plan: Plan, ranks: int) -> None:
     """Raises ValueError where replicas and teachers cannot be placed on so many ranks; needs no weights."""
-    members = members_of(plan.recipe, ranks)
+    each = ranks_per_replica(plan.recipe, ranks)
     if plan.recipe.runtime.reproducible == "placement":
         fixed = [entry.ranks for entry in plan.recipe.teachers]
-        place([1.0] * len(plan.cards), len(plan.targets(0)), members, fixed)
+        place([1.0] * len(plan.cards), len(plan.targets(0)), each, fixed)
 
 
-def members_of(recipe: Recipe, ranks: int) -> int:
-    """Ranks per replica; ValueError where they do not come out even."""
+def ranks_per_replica(recipe: Recipe, ranks: int) -> int:
+    """How many ranks work on one batch; ValueError where they do not come out even."""
     replicas = recipe.runtime.replicas
     if ranks % replicas:
         raise ValueError(f"replicas: {ranks} ranks cannot be divided into {replicas} equal replicas")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ensemble.recipe import default_recipe, parse_recipe
 from ensemble.runs.networks import Networks
-from ensemble.runs.plan import plan
+from ensemble.runs.plan import make_plan
 from models import ModelCard, create_model
 
 CARD = ModelCard("own", "test", 8, 2, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -38,7 +38,7 @@ def test_a_module_in_memory_is_known_by_its_state() -> None:
 
 def test_a_verifier_with_a_teachers_weights_is_told() -> None:
     recipe = parse_recipe(default_recipe([CNN], 32) | {"verifiers": [f"{CNN}@cifar10", f"{CNN}@random"]})
-    notes = plan(recipe, [torch.device("cpu")]).notes
+    notes = make_plan(recipe, [torch.device("cpu")]).notes
     assert [note for note in notes if "proves nothing" in note] == [
         f"verifiers: {CNN}@cifar10 is a teacher, so it proves nothing"
     ]
