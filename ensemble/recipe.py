@@ -144,7 +144,7 @@ class Recipe(Checked):
         if self.runtime.replicas > self.trials:
             yield (
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
-                f"ask for more with --trials {self.runtime.replicas}"
+                f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"

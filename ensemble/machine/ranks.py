@@ -172,7 +172,7 @@ class ProcessContext:
         what = f"a collective failed ({_one_line(reason)})"
         if absent:
             what = f"rank {', '.join(map(str, absent))} {how}"
-        text = f"{what}; to go on, run the same command with --resume"
+        text = f"{what}; to go on, run the same again with resume (--resume)"
         return RankLostError(text, min(present))
 
 

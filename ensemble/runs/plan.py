@@ -133,7 +133,8 @@ def _check_label_spaces(recipe: Recipe, cards: Sequence[ModelCard]) -> None:
         if not card.shares_classes(first):
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
-                f"map the names of the first to the indices of the other, as --set 'teachers[{i}].classes={{cat: 0}}'"
+                "map the names of the first to the indices of the other, as the override (--set) "
+                f"'teachers[{i}].classes={{cat: 0}}'"
             )
 
 
