@@ -92,7 +92,7 @@ def invert(
             )  # fmt: skip
         if not is_launched() and not isinstance(recipe.runtime.device, str) and len(recipe.runtime.device) > 1:
             raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
-        planned = job(
+        prepared = job(
             recipe,
             output,
             resume=resume,
@@ -102,10 +102,10 @@ def invert(
             tensorboard=tensorboard,
         )
         rank = launched_rank()
-        if planned.is_finished and output is not None:
+        if prepared.is_finished and output is not None:
             return Results.open(output) if rank == 0 else None
-        planned.check(launched_ranks())
-        return planned.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
+        prepared.check(launched_ranks())
+        return prepared.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
 
 
 def _from_teachers(

@@ -145,7 +145,7 @@ class Recipe(Checked):
         if self.runtime.replicas > self.trials:
             yield (
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
-                f"ask for more with --trials {self.runtime.replicas}"
+                f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
         if self.runtime.replicas > 1 and isinstance(self.image.start, Warm):
             yield "runtime.replicas: a warm start begins from the batch before, so batches are not made side by side"

@@ -13,21 +13,22 @@ from models._card import ModelCard
 def described(card: ModelCard, says: Mapping[Any, Any], where: str) -> ModelCard:
     """`card` with what `says` holds instead: input_size, mean, std, class_names, label_space.
 
-    A single number is a mean or std of all channels. Class names without a label space (and the reverse) clear
-    the other where they differ from the card's.
+    A mean or std has a number for each of the card's channels, or one for all. Class names without a label space (and
+    the reverse) clear the other where they differ from the card's.
     Raises ValueError that begins with `where` and tells all unknown or malformed entries, and another number of
     classes than the card's.
     """
     said: dict[str, Any] = {}
     wrong = []
+    channels = len(card.mean)
     for key, value in says.items():
         if key not in _KINDS:
             wrong.append(f"unknown entry {show(key)} (known: {', '.join(_KINDS)})")
             continue
         wanted, convert = _KINDS[key]
-        said[key] = convert(value)
+        said[key] = convert(value, channels)
         if said[key] is None:
-            wrong.append(f"{key} must be {wanted}, got {show(value)}")
+            wrong.append(f"{key} must be {wanted.format(channels)}, got {show(value)}")
     wrong += _other_classes(card, said)
     if wrong:
         raise ValueError(f"{where}: {'; '.join(wrong)}")
@@ -60,36 +61,36 @@ def show(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
-def _positive(value: Any) -> int | None:
+def _positive(value: Any, _: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _channels(value: Any) -> tuple[float, ...] | None:
-    numbers = value if isinstance(value, list) else [value] * 3
-    if len(numbers) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+def _each(value: Any, channels: int) -> tuple[float, ...] | None:
+    numbers = value if isinstance(value, list) else [value] * channels
+    if len(numbers) != channels or not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
         return None
     return tuple(float(v) for v in numbers)
 
 
-def _positive_channels(value: Any) -> tuple[float, ...] | None:
-    numbers = _channels(value)
+def _each_positive(value: Any, channels: int) -> tuple[float, ...] | None:
+    numbers = _each(value, channels)
     return numbers if numbers is not None and min(numbers) > 0 else None
 
 
-def _names(value: Any) -> tuple[str, ...] | None:
+def _names(value: Any, _: int) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and all(isinstance(v, str) and v for v in value) else None
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, _: int) -> str | None:
     return value if isinstance(value, str) else None
 
 
-_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+_KINDS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
     "input_size": ("a positive whole number", _positive),
-    "mean": ("three numbers, or one for all channels", _channels),
-    "std": ("three positive numbers, or one for all channels", _positive_channels),
+    "mean": ("a number for each channel ({}), or one for all", _each),
+    "std": ("a positive number for each channel ({}), or one for all", _each_positive),
     "class_names": ("a list of names (YAML wants numbers, yes and no in quotes)", _names),
     "label_space": ("a name", _text),
     "num_classes": ("a positive whole number", _positive),
 }
-"""What an entry must be, in words, and its conversion, which gives None for anything else."""
+"""What an entry must be, in words, and its conversion for so many channels, which gives None for anything else."""

@@ -259,7 +259,8 @@ def _find(spec: ModelSpec) -> Entry:
         near = difflib.get_close_matches(name, [*TABLE, *zoo.names()], n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"unknown network {name!r}; {hint}--list-models shows all names, --plugin FILE adds one of your own"
+            f"unknown network {name!r}; {hint}list_models() (--list-models) shows all names, load_plugin(FILE) "
+            "(--plugin FILE) adds one of your own"
         )
     return found
 

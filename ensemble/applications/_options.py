@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 
@@ -23,6 +24,19 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--plugin", action="append", default=[], metavar="FILE", help="a Python file that adds models or terms"
         )
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's own; of options that are none, the message names the nearest that are."""
+        options, unknown = self.parse_known_args(args)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown)}")
+        return options
+
+    def _nearest(self, unknown: Sequence[str]) -> str:
+        known = {option.lstrip("-"): option for option in self._option_string_actions}
+        names = [argument.partition("=")[0].lstrip("-") for argument in unknown if argument.startswith("-")]
+        near = [known[match] for name in names for match in difflib.get_close_matches(name, known, n=1)]
+        return f" (did you mean {' and '.join(near)}?)" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")

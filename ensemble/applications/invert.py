@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     resume = options.resume or is_restarted()
     recipe = recipe_for(_source(options), _fields(options), options.set, options.output, resume)
     nproc = _ranks_to_launch(options, recipe.runtime.device)
-    planned = job(
+    prepared = job(
         recipe,
         options.output,
         resume=resume,
@@ -95,19 +95,19 @@ def run(options: argparse.Namespace) -> int:
         from ensemble.runs.reports import print_dry_run
 
         if is_main_process():
-            print_dry_run(planned.plan, planned.devices, ranks, timed=options.timed)
+            print_dry_run(prepared.plan, prepared.devices, ranks, timed=options.timed)
         return 0
     if options.timed:
         raise ValueError("--timed goes with --dry-run")
-    if options.resume and planned.is_finished:
+    if options.resume and prepared.is_finished:
         if is_main_process():
             print(f"{options.output}: this run is finished; --iterations N goes on with it")
         return 0
-    planned.check(ranks)
+    prepared.check(ranks)
     if nproc is not None:
         return launch_ranks([sys.executable, "-m", "ensemble.cli", *_without_nproc(sys.argv[1:])], nproc)
     try:
-        results = planned.run(began, progress_reporter(launched_rank()))
+        results = prepared.run(began, progress_reporter(launched_rank()))
     except Interrupted as stop:
         if is_main_process():
             under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ

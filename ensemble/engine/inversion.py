@@ -21,7 +21,7 @@ Acting = Literal["all", "turn", "random"]
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class LiveStage:
     """One stretch of the loop: its transform of the image into the view, and a fresh optimiser."""
 
     iterations: int
@@ -63,7 +63,7 @@ class Inversion:
         self,
         image: ImageParameterization,
         loss: EnsembleLoss,
-        stages: Sequence[StagePlan],
+        stages: Sequence[LiveStage],
         *,
         seed: int,
         acting: Acting = "all",
@@ -160,7 +160,7 @@ class Inversion:
         save = due or (polled and exchanged.flag("save"))
         return Step(number, record, index, lr, event, last, save, polled and exchanged.flag("stop"))
 
-    def _descend(self, stage: StagePlan, lr: float) -> tuple[Record, Exchanged]:
+    def _descend(self, stage: LiveStage, lr: float) -> tuple[Record, Exchanged]:
         assert self._optimizer is not None
         for group in self._optimizer.param_groups:
             group["lr"] = lr

@@ -52,7 +52,7 @@ def problems_of(error: ValueError) -> list[str]:
     return [" ".join(str(line).split()) for line in (held if isinstance(held, list) else [error])]
 
 
-OUT_OF_MEMORY = "out of memory; pass --micro-batch auto, or make fewer images at once"
+OUT_OF_MEMORY = "out of memory; pass micro_batch auto (--micro-batch auto), or make fewer images at once"
 
 
 def disk_text(error: OSError) -> str:

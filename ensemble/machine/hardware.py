@@ -165,7 +165,9 @@ def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
     if device.type != "cuda":
         raise ValueError(f"device: {requested!r} is none of auto, cpu, cuda, cuda:N")
     if not available:
-        raise ValueError(f"device: {requested} was asked for, but this machine has no CUDA device; use --device cpu")
+        raise ValueError(
+            f"device: {requested} was asked for, but this machine has no CUDA device; use device cpu (--device cpu)"
+        )
     count = torch.cuda.device_count()
     if device.index is not None:
         if device.index >= count:
@@ -174,6 +176,6 @@ def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
     if max(local_size, local_rank + 1) > count:
         raise ValueError(
             f"device: {max(local_size, local_rank + 1)} ranks on a machine with {count} GPU(s); start fewer, "
-            "or name one with --device cuda:0"
+            "or name one, as device cuda:0 (--device cuda:0)"
         )
     return torch.device("cuda", local_rank)

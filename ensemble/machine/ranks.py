@@ -35,7 +35,7 @@ class RankLostError(MachineFailure):
 class ProcessContext:
     """This process among the `world_size` that work on one batch. `backend` is None where it works alone.
 
-    Ranks form a mesh (replica, member): replicas make batches of their own, side by side.
+    Ranks form a mesh (replica, rank): replicas make batches of their own, side by side.
     """
 
     rank: int
@@ -47,7 +47,7 @@ class ProcessContext:
     replica: int = 0
     replicas: int = 1
     group: dist.ProcessGroup | None = None
-    """The members of this replica; None for all ranks."""
+    """The ranks of this replica; None for all."""
 
     @property
     def is_main(self) -> bool:
@@ -61,18 +61,18 @@ class ProcessContext:
 
     def split(self, replicas: int) -> ProcessContext:
         """This process in its replica, of `replicas` equal ones. All ranks must call it."""
-        members = self.world_size // replicas
-        assert members * replicas == self.world_size and self.replicas == 1
+        size = self.world_size // replicas
+        assert size * replicas == self.world_size and self.replicas == 1
         if replicas == 1:
             return self
-        firsts = range(0, self.world_size, members)
-        groups = [dist.new_group(list(range(f, f + members)), timeout=_STARTUP) for f in firsts]
-        replica, rank = divmod(self.rank, members)
-        backend = self.backend if members > 1 else None
+        firsts = range(0, self.world_size, size)
+        groups = [dist.new_group(list(range(f, f + size)), timeout=_STARTUP) for f in firsts]
+        replica, rank = divmod(self.rank, size)
+        backend = self.backend if size > 1 else None
         return replace(
             self,
             rank=rank,
-            world_size=members,
+            world_size=size,
             backend=backend,
             replica=replica,
             replicas=replicas,
@@ -172,7 +172,7 @@ class ProcessContext:
         what = f"a collective failed ({_one_line(reason)})"
         if absent:
             what = f"rank {', '.join(map(str, absent))} {how}"
-        text = f"{what}; to go on, run the same command with --resume"
+        text = f"{what}; to go on, run the same again with resume (--resume)"
         return RankLostError(text, min(present))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
-from ensemble.engine.inversion import Inversion, StagePlan
+from ensemble.engine.inversion import Inversion, LiveStage
 from ensemble.engine.placement import Cell, Placement, place, place_cells, slices
 from ensemble.engine.reduction import FixedPointSum, FloatSum
 from ensemble.image.parameterization import ImageParameterization
@@ -192,7 +192,7 @@ def _image(
     return image
 
 
-def _stage(recipe: Recipe, stage: Stage, size: int) -> StagePlan:
+def _stage(recipe: Recipe, stage: Stage, size: int) -> LiveStage:
     transform = Compose(
         (
             Resize(stage.size or size),
@@ -201,4 +201,4 @@ def _stage(recipe: Recipe, stage: Stage, size: int) -> StagePlan:
         )
     )
     optimizer = recipe.optimizer if stage.lr is None else replace(recipe.optimizer, lr=stage.lr)
-    return StagePlan(stage.iterations, transform, optimizer)
+    return LiveStage(stage.iterations, transform, optimizer)

@@ -177,7 +177,8 @@ class Restored:
         if plan.recipe.runtime.reproducible == "placement" and world_size != meta["ranks"]:
             found.append(
                 f"the run began on {meta['ranks']} ranks a batch and goes on on {world_size}: its images are "
-                "those of an uninterrupted run up to rounding (to the bit under --reproducible ranks)"
+                "those of an uninterrupted run up to rounding, under reproducible ranks (--reproducible ranks) "
+                "to the bit"
             )
         return found
 

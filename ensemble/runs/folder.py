@@ -81,8 +81,8 @@ class ResultsFolder:
             if other is not None:
                 raise in_use(self.path, other)
             raise ValueError(
-                f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
-                "the run, or another folder"
+                f"output: {self.path} is not empty; pass overwrite (--overwrite) to replace its results, resume "
+                "(--resume) to continue the run, or another folder"
             )
 
     def begin(self, overwrite: bool = False) -> None:
@@ -111,8 +111,8 @@ class ResultsFolder:
         """Raises ValueError where there is no checkpoint to go on from and the folder holds another run's results."""
         if self.path.is_dir() and not {file.name for file in self.path.iterdir()} <= _BEGUN:
             raise ValueError(
-                f"resume: {self.path} holds no checkpoint but other files; pass --overwrite instead to "
-                "replace its results, or give another folder"
+                f"resume: {self.path} holds no checkpoint but other files; pass overwrite (--overwrite) instead "
+                "to replace its results, or give another folder"
             )
 
     def _remove_results(self) -> None:

@@ -21,7 +21,7 @@ from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.checkpoints import is_finished
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.networks import Networks
-from ensemble.runs.plan import Plan, check_placement, plan
+from ensemble.runs.plan import Plan, check_placement, make_plan
 from ensemble.runs.recipes import assembled, recipe_file
 from ensemble.runs.results import Results
 from ensemble.runs.run import run
@@ -106,7 +106,7 @@ def job(
     device, devices = choose_devices(recipe.runtime.device)
     folder = None if output is None else ResultsFolder(Path(output).expanduser())
     board = None if tensorboard is None else Path(tensorboard).expanduser()
-    return Job(plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite, command, board)
+    return Job(make_plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite, command, board)
 
 
 def recipe_for(

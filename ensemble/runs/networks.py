@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from warnings import warn_explicit
@@ -12,7 +12,7 @@ from torch import nn
 
 from ensemble.machine.checkpoint import checksum
 from ensemble.teachers.copying import copied
-from models import ModelCard, create_model, model_card
+from models import ModelCard, create_model, model_card, parse_spec, sha256
 
 OWN = "own"
 """The family of modules that come without a card."""
@@ -45,6 +45,29 @@ class Networks:
             return self.in_memory[name]
         _check_not_in_memory(name)
         return create_model(name)
+
+    def taught(self, judge: str, teachers: Iterable[str]) -> bool:
+        """Whether the network `judge` has the weights of one of the teachers, whatever name each goes by.
+
+        What cannot be known, of files and networks that are not here, is taken for no.
+        """
+        own = self._weights(judge)
+        return any(own & self._weights(teacher) for teacher in teachers)
+
+    def _weights(self, name: str) -> set[object]:
+        """What tells a network's weights from others': how they are named, and their digest where it is known."""
+        if name in self.in_memory:
+            return {self.digests[name]}
+        try:
+            spec, card = parse_spec(name), self.card(name)
+        except ValueError:  # a module in another process' memory, or a network of somebody else's
+            return set()
+        tag = card.default_weights if spec.weights == "default" else spec.weights
+        if spec.path is not None and tag not in card.weights:
+            return {sha256(spec.path)}
+        record = card.weights.get(tag or "")
+        named = (spec.name, *sorted(spec.options.items()), tag)
+        return {named, record.sha256} if record and record.sha256 else {named}
 
 
 def named_networks(

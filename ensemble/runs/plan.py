@@ -61,7 +61,7 @@ class Plan:
         return replace(self, recipe=replace(self.recipe, runtime=runtime))
 
 
-def plan(
+def make_plan(
     recipe: Recipe,
     devices: Sequence[torch.device],
     networks: Networks | None = None,
@@ -97,10 +97,11 @@ def plan(
     recipe.image.start.check(size)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
-    names = unique_names([entry.model for entry in recipe.teachers])
     denied = recipe.runtime.compile == "on" and not compiled
-    judged = [name for name in recipe.verifiers if name in {entry.model for entry in recipe.teachers}]
-    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in judged]
+    models = [entry.model for entry in recipe.teachers]
+    names = unique_names(models)
+    taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
+    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
@@ -132,7 +133,8 @@ def _check_label_spaces(recipe: Recipe, cards: Sequence[ModelCard]) -> None:
         if not card.shares_classes(first):
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
-                f"map the names of the first to the indices of the other, as --set 'teachers[{i}].classes={{cat: 0}}'"
+                "map the names of the first to the indices of the other, as the override (--set) "
+                f"'teachers[{i}].classes={{cat: 0}}'"
             )
 
 
@@ -168,14 +170,14 @@ def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) ->
 
 def check_placement(plan: Plan, ranks: int) -> None:
     """Raises ValueError where replicas and teachers cannot be placed on so many ranks; needs no weights."""
-    members = members_of(plan.recipe, ranks)
+    each = ranks_per_replica(plan.recipe, ranks)
     if plan.recipe.runtime.reproducible == "placement":
         fixed = [entry.ranks for entry in plan.recipe.teachers]
-        place([1.0] * len(plan.cards), len(plan.targets(0)), members, fixed)
+        place([1.0] * len(plan.cards), len(plan.targets(0)), each, fixed)
 
 
-def members_of(recipe: Recipe, ranks: int) -> int:
-    """Ranks per replica; ValueError where they do not come out even."""
+def ranks_per_replica(recipe: Recipe, ranks: int) -> int:
+    """How many ranks work on one batch; ValueError where they do not come out even."""
     replicas = recipe.runtime.replicas
     if ranks % replicas:
         raise ValueError(f"replicas: {ranks} ranks cannot be divided into {replicas} equal replicas")

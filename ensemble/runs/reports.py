@@ -16,7 +16,7 @@ from ensemble.engine.inversion import Inversion
 from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
-from ensemble.runs.plan import Plan, members_of
+from ensemble.runs.plan import Plan, ranks_per_replica
 from ensemble.teachers.layers import executed_layers
 from models import create_model, list_models
 
@@ -69,7 +69,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
 
     Everything is loaded: weights, layer names and verifiers are checked as a run checks them.
     """
-    ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=members_of(plan.recipe, ranks))
+    ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=ranks_per_replica(plan.recipe, ranks))
     for verifier in plan.recipe.verifiers:
         plan.networks.create(verifier)
     build_inversion(plan.with_runtime(micro_batch=None), ensemble, ProcessContext(0, 1, devices[0]), 0)

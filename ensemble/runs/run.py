@@ -177,7 +177,7 @@ def _agree_on_auto(plan: Plan, context: ProcessContext) -> None:
     if len(chosen) > 1:
         raise Mistake(
             f"runtime: the ranks' devices suggest different precision and compile ({' and '.join(chosen)}); "
-            "name both with --precision and --compile"
+            "name both (--precision, --compile)"
         )
 
 
@@ -194,7 +194,7 @@ def _restore(
     if not saved:
         damaged = [text for texts in context.gather(found.warnings) for text in texts]
         if damaged:
-            raise CheckpointError(f"{'; '.join(damaged)}; none is left: begin anew with --overwrite")
+            raise CheckpointError(f"{'; '.join(damaged)}; none is left: begin anew with overwrite (--overwrite)")
         with context.agree():
             if context.is_main:
                 folder.check_left_over()
@@ -299,7 +299,7 @@ def _collect(context: ProcessContext, here: Replica) -> None:
         parts = context.collect((here.done, here.first_losses) if replica.is_main else ({}, {}))
     except RankLostError:
         if here.stop.asked:  # another replica stopped, and this one's trials are saved
-            raise Interrupted("stopped; to go on, run the same command with --resume") from None
+            raise Interrupted("stopped; to go on, run the same again with resume (--resume)") from None
         raise
     if context.is_main:
         here.done = dict(sorted((trial, result) for done, _ in parts for trial, result in done.items()))

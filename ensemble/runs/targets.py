@@ -18,20 +18,20 @@ def parse_targets(
 ) -> tuple[int, ...] | None:
     """Class indices in the order given, or None for `random`. A text may list several, separated by commas.
 
-    Raises ValueError with every entry that is out of range or no class's name.
+    Raises ValueError with every item that is out of range or no class's name.
     """
     if spec == "all":
         return tuple(range(num_classes))
     if spec == "random":
         return None
-    entries = spec.split(",") if isinstance(spec, str) else list(spec)
+    items = spec.split(",") if isinstance(spec, str) else list(spec)
     names: dict[str, list[int]] = {}
     for i, name in enumerate(class_names):
         names.setdefault(name.lower(), []).append(i)
     indices: list[int] = []
     problems: list[str] = []
-    for entry in entries:
-        text = str(entry).strip()
+    for item in items:
+        text = str(item).strip()
         found: Sequence[int]
         if (match := _RANGE.fullmatch(text)) is not None:
             first, last = int(match[1]), int(match[2])

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.config.checked import Checked
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
 from ensemble.training.augment import MixedLabels, crop_and_flip, cutmix, cutout, mixup
+from models import ModelCard, network_input, network_logits
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,10 @@ class Progress:
 
 def train(
     net: nn.Module,
+    card: ModelCard,
     train_set: LabelledImages,
     test_set: LabelledImages,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
     schedule: Schedule,
     augmentation: Augmentation,
     seed: int,
@@ -111,11 +112,12 @@ def train(
 ) -> nn.Module:
     """The trained network in eval mode (the averaged one where `schedule.ema` is set).
 
-    The network sees (rgb - mean) / std. Weights and optimiser stay in fp32. `after_epoch` gets the state, which
-    shares memory with the run, and from which, as `saved`, the same call goes on to the same result.
+    What the network sees and what counts as its logits is what `card` says, as wherever networks run
+    (`models.network_input`, `models.network_logits`). Weights and optimiser stay in fp32. `after_epoch` gets the state,
+    which shares memory with the run, and from which, as `saved`, the same call goes on to the same result.
 
-    Raises ValueError where there are fewer images than a batch has, `saved` does not fit the network, or the loss is
-    not finite.
+    Raises ValueError where there are fewer images than a batch has, `saved` does not fit the network, the network's
+    output does not fit the card, or the loss is not finite.
     """
     net = net.to(device).to(memory_format=torch.channels_last)
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
@@ -130,7 +132,7 @@ def train(
     parts: dict[str, Any] = {"net": net, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
     done = 0 if saved is None else _restore(parts, saved)
     forward = torch.compile(net) if compile_net else net
-    inputs = _normalised(train_set.images, mean, std).to(device, memory_format=torch.channels_last)
+    inputs = _inputs(train_set.images, card, device)
     labels = train_set.labels.to(device)
     steps_per_epoch = schedule.steps_per_epoch(len(labels))
     for epoch in range(done, schedule.epochs):
@@ -145,7 +147,7 @@ def train(
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, schedule.epochs * steps_per_epoch)
             batch, mixed = _augmented(inputs[index], labels[index], augmentation, rng)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
-                logits = forward(batch)
+                logits = _logits(forward, batch, card)
             loss = _mixed_cross_entropy(logits.float(), mixed, schedule.label_smoothing)
             loss.backward()
             optimizer.step()
@@ -155,7 +157,7 @@ def train(
                 _average(ema, net, schedule.ema)
         if not math.isfinite(float(total)):
             raise ValueError(f"training: the loss is not finite in epoch {epoch + 1}; lower the learning rate")
-        accuracy = evaluate(net if ema is None else ema, test_set, mean=mean, std=std, device=device)
+        accuracy = evaluate(net if ema is None else ema, card, test_set, device)
         seconds = time.perf_counter() - started
         after_epoch(
             Progress(epoch + 1, schedule.epochs, float(total) / steps_per_epoch, accuracy, seconds),
@@ -168,32 +170,25 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(
-    net: nn.Module,
-    data: LabelledImages,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device,
-) -> float:
+def evaluate(net: nn.Module, card: ModelCard, data: LabelledImages, device: torch.device) -> float:
     """Top-1 accuracy in [0, 1], in fp32."""
     net.eval()
     correct = 0
     for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
-        batch = _normalised(images, mean, std).to(device, memory_format=torch.channels_last)
-        correct += int((net(batch).argmax(1).cpu() == labels).sum())
+        logits = _logits(net, _inputs(images, card, device), card)
+        correct += int((logits.argmax(1).cpu() == labels).sum())
     return correct / len(data)
 
 
 @torch.no_grad()
 def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) -> None:
-    """Set the running statistics of every BatchNorm to those of `inputs` (N, 3, H, W), already normalised.
+    """Set the running statistics of every BatchNorm, of any rank, to those of `inputs`, as the network takes them.
 
     The inputs are cut into as few batches of at most `batch_size` as there can be, equal up to one image. The mean
     is that of the batches' means, the variance that of their unbiased variances: with equal batches the first is
     exact and the second differs from the whole set's by the variance between batch means.
     """
-    layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    layers = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -206,8 +201,19 @@ def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) 
     net.eval()
 
 
-def _normalised(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    return (images.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+def _inputs(images: torch.Tensor, card: ModelCard, device: torch.device) -> torch.Tensor:
+    """Images uint8 (N, 3, H, W) as the network takes them."""
+    return network_input(images.float() / 255, card).to(device, memory_format=torch.channels_last)
+
+
+def _logits(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
+    logits = network_logits(net(batch))
+    if logits.shape != (len(batch), card.num_classes):
+        raise ValueError(
+            f"{card.name}: the card says {card.num_classes} classes, the network's logits for {len(batch)} images have "
+            f"shape {tuple(logits.shape)}"
+        )
+    return logits
 
 
 def _augmented(

@@ -86,10 +86,9 @@ def _train(
         try:
             net = train(
                 net,
+                card,
                 train_set,
                 test_set,
-                mean=card.mean,
-                std=card.std,
                 schedule=recipe.schedule,
                 augmentation=recipe.augmentation,
                 seed=recipe.seed,
@@ -103,7 +102,7 @@ def _train(
     save_weights(net, folder.weights, trained)
     summary: dict[str, Any] = {
         "model": recipe.model,
-        "accuracy": evaluate(net, test_set, mean=card.mean, std=card.std, device=device),
+        "accuracy": evaluate(net, card, test_set, device),
         "train_images": len(train_set),
         "test_images": len(test_set),
         "epochs": recipe.schedule.epochs,

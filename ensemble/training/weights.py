@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     edge-popup subnet is stored compactly, as its masks.
     """
     state, metadata = compact(net) if subnet_layers(net) else (net.state_dict(), {})
-    write_bytes(path, save(_stored(state), metadata | _about(card)))
+    write_bytes(path, _serialised(state, metadata | _about(card)))
 
 
 def export_weights(
@@ -55,7 +56,7 @@ def export_weights(
     is_subnet = bool(subnet_layers(net))
     state, metadata = compact(net) if is_subnet else (_rounded(net), {})
     metadata |= _about(card)
-    data = save(_stored(state), metadata)
+    data = _serialised(state, metadata)
     file = folder / f"{card.name}.safetensors"
     written = WeightsFile(file, load(data), metadata)
     if overflown := [key for key, value in written.tensors.items() if not value.isfinite().all()]:
@@ -65,7 +66,7 @@ def export_weights(
         rounded = load_subnet(rounded, written, card)
     else:
         fit(rounded, written.tensors, card, str(file))
-    accuracy = evaluate(rounded, test_set, mean=card.mean, std=card.std, device=device)
+    accuracy = evaluate(rounded, card, test_set, device)
     write_bytes(file, data)
     record = {
         "file": file.name,
@@ -82,6 +83,16 @@ def export_weights(
 def _rounded(net: nn.Module) -> dict[str, torch.Tensor]:
     parameters = dict(net.named_parameters())
     return {key: value.half() if key in parameters else value for key, value in net.state_dict().items()}
+
+
+def _serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes at every save: the library writes the metadata in an order that varies."""
+    data = save(_stored(state), dict(metadata))
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    header = json.loads(data[8:start]) | {"__metadata__": dict(metadata)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + data[start:]
 
 
 def _stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

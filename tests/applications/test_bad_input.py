@@ -24,7 +24,15 @@ def check_refusal(ended: Ended, *parts: str) -> None:
 
 MISTAKES = {
     "no models": (PLUGIN, ["--models"]),
-    "unknown option": ([*ONE, "--iteration", "3"], ["--iteration", "--help"]),
+    "unknown option": ([*ONE, "--watch", "3"], ["unrecognized arguments: --watch 3; see invert.py --help"]),
+    "near option": (
+        [*ONE, "--tragets", "circle"],
+        ["unrecognized arguments: --tragets circle (did you mean --targets?); see invert.py --help"],
+    ),
+    "near options": (
+        [*ONE, "--iteration=3", "--images_per_class", "2"],
+        ["--iteration=3 --images_per_class 2 (did you mean --iterations and --images-per-class?)"],
+    ),
     "no number": ([*ONE, "--iterations", "many"], ["--iterations", "many"]),
     "unknown model": ([*PLUGIN, "--models", "tiny_q@random"], ["'tiny_q'", "did you mean", "tiny_a"]),
     "near model of a zoo": ([*PLUGIN, "--models", "resnet20_cifra"], ["did you mean", "resnet20_cifar"]),
@@ -41,7 +49,7 @@ MISTAKES = {
     ),
     "teachers of other class names": (
         [*PLUGIN, "--models", "tiny_a@random", "tiny_renamed@random"],
-        ["different classes", "3 of shapes and 3, star to circle", "--set 'teachers[1].classes={cat: 0}'"],
+        ["different classes", "3 of shapes and 3, star to circle", "(--set) 'teachers[1].classes={cat: 0}'"],
     ),
     "more logits than classes": (
         [*PLUGIN, "--models", "tiny_wide@random"],

@@ -181,4 +181,7 @@ def test_kinds_of_plugins_are_in_it(
 
 def test_options_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema", "--trainnig"]) == 2
-    assert "unrecognized arguments: --trainnig; see invert.py schema --help" in capsys.readouterr().err
+    assert (
+        "unrecognized arguments: --trainnig (did you mean --training?); see invert.py schema --help"
+        in capsys.readouterr().err
+    )

@@ -27,7 +27,7 @@ from ensemble.machine.hardware import choose_device  # noqa: E402
 from ensemble.machine.ranks import process_context  # noqa: E402
 from ensemble.recipe import parse_recipe  # noqa: E402
 from ensemble.runs.build import build_ensemble, build_inversion  # noqa: E402
-from ensemble.runs.plan import plan  # noqa: E402
+from ensemble.runs.plan import make_plan  # noqa: E402
 
 
 def main() -> None:
@@ -41,9 +41,9 @@ def main() -> None:
     recipe = parse_recipe(data).with_iterations(options.steps)
     device = choose_device("auto")
     with process_context(device) as context:
-        planned = plan(recipe, [device])
-        hardware.set_up(planned.recipe.runtime.precision, device)
-        inversion = build_inversion(planned, build_ensemble(planned, context), context, 0)
+        plan = make_plan(recipe, [device])
+        hardware.set_up(plan.recipe.runtime.precision, device)
+        inversion = build_inversion(plan, build_ensemble(plan, context), context, 0)
         sizes: list[int] = []
         waited: list[float] = []
         tensors: list[torch.Tensor] = []

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ensemble.data import labelled
+from ensemble.data import archives
 from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 
 CLASSES = ("bird", "cat", "dog")
@@ -375,13 +375,13 @@ def test_one_pass_is_enough_without_links(tmp_path: Path, monkeypatch: pytest.Mo
     """And a second one reads only what links lead to."""
     read: list[int] = []
     opened: list[Path] = []
-    tar_members: Callable[..., object] = labelled._tar_members
+    tar_members: Callable[..., object] = archives._tar_members
 
-    def counted(path: Path, takes: Callable[[labelled._Member], bool]) -> object:
+    def counted(path: Path, takes: Callable[[archives._Member], bool]) -> object:
         opened.append(path)
         return tar_members(path, lambda member: takes(member) and not read.append(member.index))
 
-    monkeypatch.setattr(labelled, "_tar_members", counted)
+    monkeypatch.setattr(archives, "_tar_members", counted)
     path = make(tmp_path, "tar", files() | {"store/31.png": png(31)})
     assert_clean(path)
     assert len(opened) == 1 and read == [6, 7, 8, 9, 10, 11]  # the test split's

@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
 from ensemble.engine.guard import NotFiniteError
-from ensemble.engine.inversion import Inversion, StagePlan
+from ensemble.engine.inversion import Inversion, LiveStage
 from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Cell, place, slices
 from ensemble.engine.reduction import FixedPointSum
@@ -152,7 +152,7 @@ def inversion(
         members.append(EnsembleMember(full.profile(), 1.0 + t, TARGETS, full if t in owned else None))
     image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
     image.randomize(0.5, generator(1))
-    stage = StagePlan(steps, Compose((Jitter(1, "wrap", False), Flip(0.5, False))), Adam(lr=0.05))
+    stage = LiveStage(steps, Compose((Jitter(1, "wrap", False), Flip(0.5, False))), Adam(lr=0.05))
     loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)
     return Inversion(image, loss, [stage], seed=5, **options)
 

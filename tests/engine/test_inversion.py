@@ -13,7 +13,7 @@ from torch import nn
 
 from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
 from ensemble.engine.guard import NotFiniteError
-from ensemble.engine.inversion import Inversion, StagePlan, Step
+from ensemble.engine.inversion import Inversion, LiveStage, Step
 from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FixedPointSum
@@ -112,7 +112,7 @@ def make(
     transform: Compose = NO_CHANGE,
     lr: float = 0.05,
     schedule: str = "cosine",
-    stages: Sequence[StagePlan] | None = None,
+    stages: Sequence[LiveStage] | None = None,
     formulation: Formulation = FORMULATION,
     pixels: bool = False,
     cells: Sequence[Cell] | None = None,
@@ -128,10 +128,10 @@ def make(
     else:
         image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=torch.float64)
         image.randomize(0.5, generator(1))
-    plan = StagePlan(iterations, transform, Adam(lr=lr, schedule=schedule))  # type: ignore[arg-type]
+    stage = LiveStage(iterations, transform, Adam(lr=lr, schedule=schedule))  # type: ignore[arg-type]
     cells = whole(len(members)) if cells is None else cells
     loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction)
-    return Inversion(image, loss, stages or [plan], seed=3, **options)  # type: ignore[arg-type]
+    return Inversion(image, loss, stages or [stage], seed=3, **options)  # type: ignore[arg-type]
 
 
 def finish(inversion: Inversion) -> list[Step]:
@@ -356,7 +356,7 @@ def test_a_caller_may_leave_and_go_on() -> None:
 def test_learning_rates_follow_the_schedule() -> None:
     """Adam's first step moves every pixel by lr x multiplier."""
     for schedule, warmup, expected in (("cosine", 0, 0.1), ("cosine", 4, 0.025), ("constant", 4, 0.025)):
-        stage = StagePlan(8, NO_CHANGE, Adam(lr=0.1, warmup=warmup, schedule=schedule))  # type: ignore[arg-type]
+        stage = LiveStage(8, NO_CHANGE, Adam(lr=0.1, warmup=warmup, schedule=schedule))  # type: ignore[arg-type]
         inversion = make(stages=[stage], pixels=True)
         start = inversion.image().detach().clone()
         assert next(iter(inversion)).lr == pytest.approx(expected)
@@ -365,11 +365,11 @@ def test_learning_rates_follow_the_schedule() -> None:
 
 
 def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> None:
-    plans = [
-        StagePlan(3, NO_CHANGE, Adam(lr=0.05)),
-        StagePlan(50, NO_CHANGE, Adam(lr=1e-9, schedule="constant")),
+    stages = [
+        LiveStage(3, NO_CHANGE, Adam(lr=0.05)),
+        LiveStage(50, NO_CHANGE, Adam(lr=1e-9, schedule="constant")),
     ]
-    inversion = make(stages=plans)
+    inversion = make(stages=stages)
     inversion.early_stopping = EarlyStopping(patience=4, threshold=0.01)
     steps = finish(inversion)
     assert steps[-1].last and inversion.step == 3 + 1 + 5
@@ -405,15 +405,15 @@ def test_decisions_follow_the_owner_s_loss() -> None:
         if tensor.ndim == 0:
             tensor.fill_(7.0)
 
-    plan = StagePlan(50, NO_CHANGE, Adam(lr=0.05, schedule="constant", early_stopping=4))
-    inversion = make(stages=[plan], from_owner=from_owner, best_every=2)
+    stage = LiveStage(50, NO_CHANGE, Adam(lr=0.05, schedule="constant", early_stopping=4))
+    inversion = make(stages=[stage], from_owner=from_owner, best_every=2)
     assert finish(inversion)[-1].last
     assert inversion.step == 1 + 5 and inversion.guard.best.loss == 7.0
 
 
 def test_plateau_shrinks_the_rate() -> None:
     optimizer = Adam(lr=1e-9, schedule="plateau", plateau_factor=0.5, plateau_patience=2)
-    inversion = make(stages=[StagePlan(9, NO_CHANGE, optimizer)])
+    inversion = make(stages=[LiveStage(9, NO_CHANGE, optimizer)])
     steps = finish(inversion)
     assert inversion.plateau is not None
     assert [step.number for step in steps if step.event] == [3, 6]
@@ -448,12 +448,12 @@ def resumable() -> Inversion:
     """Three stages with everything that has a state."""
     second = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=0)
     third = Adam(lr=0.3, schedule="plateau", plateau_factor=0.5, plateau_patience=1, warmup=2, early_stopping=3)
-    plans = [
-        StagePlan(4, Compose((Resize(4), Jitter(1, "wrap", False))), Adam(lr=0.1, warmup=2)),
-        StagePlan(4, VIEWS, second),
-        StagePlan(40, NO_CHANGE, third),
+    stages = [
+        LiveStage(4, Compose((Resize(4), Jitter(1, "wrap", False))), Adam(lr=0.1, warmup=2)),
+        LiveStage(4, VIEWS, second),
+        LiveStage(40, NO_CHANGE, third),
     ]
-    inversion = make(stages=plans, best_every=2, acting="random")
+    inversion = make(stages=stages, best_every=2, acting="random")
     inversion.early_stopping = EarlyStopping(patience=3, threshold=0.02)
     return inversion
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from ensemble.training.weights import save_weights
 from models import ModelCard, create_model, model_card, register_model
 from models._card import IMAGENET_MEAN, IMAGENET_STD
 from models._table import undone_on_error
@@ -96,8 +98,8 @@ def test_all_mistakes_of_a_yaml_card_in_one_line(file: Path) -> None:
         assert "\n" not in text and text.startswith(f"{file.parent}/net.v1.yaml (the card of net.v1.pth): ")
         for part in (
             "unknown entry 'maen' (known: input_size, mean, std, class_names, label_space, num_classes)",
-            "mean must be three numbers, or one for all channels, got [1, 2]",
-            "std must be three positive numbers, or one for all channels, got [1, 1, 0]",
+            "mean must be a number for each channel (3), or one for all, got [1, 2]",
+            "std must be a positive number for each channel (3), or one for all, got [1, 1, 0]",
             "input_size must be a positive whole number, got 3.5",
             "class_names must be a list of names (YAML wants numbers, yes and no in quotes), got ['cat', False]",
             "num_classes is 7, resnet20_cifar has 10 (ask for resnet20_cifar:num_classes=7)",
@@ -166,14 +168,30 @@ def test_options_of_a_zoos_network_and_of_a_subnet() -> None:
     assert (card.mean, card.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
+def test_of_one_channel_a_card_says_one_number(tmp_path: Path, table, silence) -> None:
+    @register_model(ModelCard("grey", "test", 8, 2, mean=(0.5,), std=(0.25,)))
+    def grey(num_classes: int = 2) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, num_classes))
+
+    card = model_card("grey:mean=0.1,std=0.2@random")
+    assert (card.mean, card.std) == ((0.1,), (0.2,))
+    with pytest.raises(
+        ValueError, match=r"mean must be a number for each channel \(1\), or one for all, got \[0.1, 0.2"
+    ):
+        model_card("grey:mean=0.1/0.2/0.3@random")
+    net, _ = create_model("grey@random")
+    save_weights(net, tmp_path / "net.safetensors", card)
+    assert create_model(f"grey@{tmp_path}/net.safetensors")[1].mean == (0.1,)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("mean=0.5/0.5", r"options: mean must be three numbers, or one for all channels, got \[0.5, 0.5\]"),
-        ("mean=0.5/x/1", "mean must be three numbers, or one for all channels, got '0.5/x/1'"),
-        ("mean=nan", "mean must be three numbers"),
-        ("std=0.5/0/0.5", "std must be three positive numbers"),
-        ("std=-1", "std must be three positive numbers"),
+        ("mean=0.5/0.5", r"options: mean must be a number for each channel \(3\), or one for all, got \[0.5, 0.5\]"),
+        ("mean=0.5/x/1", r"mean must be a number for each channel \(3\), or one for all, got '0.5/x/1'"),
+        ("mean=nan", "mean must be a number for each channel"),
+        ("std=0.5/0/0.5", "std must be a positive number for each channel"),
+        ("std=-1", "std must be a positive number for each channel"),
         ("input_size=1.5,std=0", "input_size must be a positive whole number, got '1.5'; std must be"),
         ("class_names=none.txt", "class_names: .*none.txt does not exist; give a text file"),
         ("class_names=empty.txt", "empty.txt, line 1: expected the name of a class"),

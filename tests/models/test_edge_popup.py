@@ -305,6 +305,18 @@ def test_global_subnet_with_equal_scores_is_stored_and_loaded(tmp_path: Path):
     assert kept == -(-sum(p.numel() for p in loaded.parameters()) * 3 // 10)
 
 
+def test_files_of_one_subnet_are_equal_to_the_bit(tmp_path: Path):
+    """Two entries of metadata, of which safetensors itself writes now this one first, now that one."""
+    net, file, digests = scored(SPEC), tmp_path / "subnet.safetensors", set()
+    for _ in range(12):
+        save_weights(net, file, model_card(SPEC))
+        digests.add(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert len(digests) == 1
+    data = file.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert list(header["__metadata__"]) == [METADATA, "card"]  # as in the bundled file
+
+
 def test_network_without_layers():
     with pytest.raises(ValueError, match="no convolution"):
         as_subnet(nn.Sequential(nn.ReLU()), SubnetRule(k=50))

@@ -186,7 +186,7 @@ def test_another_number_of_classes_clears_the_labels() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet2_cifar", "did you mean .*resnet20_cifar.*--list-models .*, --plugin FILE adds one of your own"),
+        ("resnet2_cifar", "did you mean .*resnet20_cifar.*.--list-models. shows .*--plugin FILE. adds one of your own"),
         ("resnet20_cifar:wdith=2@random", "unknown option 'wdith'; its options: num_classes, width"),
         ("resnet20_cifar:width=wide@random", "'width': expected a number"),
         ("resnet20_cifar:width=0@random", "width must lie in"),

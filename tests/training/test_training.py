@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from ensemble.config.mistakes import ConfigError
@@ -30,7 +33,7 @@ from ensemble.training.loop import (
 )
 from ensemble.training.recipe import DataSpec, TrainingRecipe, parse_training_recipe
 from ensemble.training.run import build_network
-from ensemble.training.weights import Provenance, export_weights
+from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard
 from models._bundled import read_bundled, with_bundled
 from models.cifar import CifarResNet
@@ -38,6 +41,7 @@ from models.cifar import CifarResNet
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes/training").glob("*.yaml"))
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+CARD = ModelCard("toy", "toy", 8, 2, mean=MEAN, std=STD, class_names=("red", "blue"), label_space="toy")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -60,11 +64,15 @@ def toy_net() -> nn.Module:
     )
 
 
-def trained(schedule: Schedule, augmentation: Augmentation | None = None, **options) -> nn.Module:
+def trained(
+    schedule: Schedule,
+    augmentation: Augmentation | None = None,
+    net: nn.Module | None = None,
+    card: ModelCard = CARD,
+    **options,
+) -> nn.Module:
     return train(
-        *(toy_net(), toy_set(), toy_set(64, seed=1)),
-        mean=MEAN,
-        std=STD,
+        *(net or toy_net(), card, toy_set(), toy_set(64, seed=1)),
         schedule=schedule,
         augmentation=augmentation or Augmentation(crop_padding=1),
         seed=3,
@@ -97,8 +105,46 @@ def test_a_tiny_network_learns(schedule: Schedule, augmentation: Augmentation) -
     assert [p.epoch for p in seen] == [1, 2, 3, 4, 5, 6] and not net.training
     assert seen[-1].loss < seen[0].loss
     test_set = toy_set(64, seed=1)
-    assert evaluate(toy_net(), test_set, mean=MEAN, std=STD, device=CPU) < 0.75
-    assert evaluate(net, test_set, mean=MEAN, std=STD, device=CPU) > 0.95
+    assert evaluate(toy_net(), CARD, test_set, CPU) < 0.75
+    assert evaluate(net, CARD, test_set, CPU) > 0.95
+
+
+class OneChannel(nn.Module):
+    """A network of grey images, which says other things beside its logits."""
+
+    def __init__(self, classes: int, shape: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm1d(8), nn.Linear(8, classes)
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> Any:
+        assert x.shape[1:] == (1, 8, 8)
+        features = self.norm(self.conv(x).mean((2, 3)))
+        return self.shape(self.head(features), features)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape"),
+    [
+        (2, lambda logits, features: (logits, features)),
+        (2, lambda logits, features: {"features": features, "logits": logits}),
+        (1, lambda logits, features: logits),
+        (1, lambda logits, features: logits[:, 0]),
+    ],
+    ids=["tuple", "mapping", "one logit", "one logit, flat"],
+)
+def test_a_network_of_one_channel_and_outputs_of_any_form_learn(classes: int, shape: Any) -> None:
+    """The classes differ in red alone, of which luminance has 30 %."""
+    card = ModelCard("grey", "toy", 8, classes, mean=(0.5,), std=(0.25,))
+    net = trained(SHORT, net=OneChannel(classes, shape), card=card)
+    assert evaluate(OneChannel(classes, shape), card, toy_set(64, seed=1), CPU) < 0.75
+    assert evaluate(net, card, toy_set(64, seed=1), CPU) > 0.9
+
+
+def test_logits_that_are_not_the_cards() -> None:
+    with pytest.raises(ValueError, match=r"toy: the card says 3 classes, .* for 16 images have shape \(16, 2\)"):
+        trained(SHORT, card=replace(CARD, num_classes=3, class_names=()))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -191,8 +237,9 @@ def test_evaluate_by_hand() -> None:
     images = torch.zeros(600, 3, 2, 2, dtype=torch.uint8)
     images[:, 0], images[:, 1] = 153, 128  # (0.6 - 0.5) / 0.2 = 0.5; (0.502 - mean) / 0.25 = 0.41 or 0.81
     data = LabelledImages(images, torch.tensor([0] * 450 + [1] * 150), ("a", "b", "c"))
-    assert evaluate(Channels(), data, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), device=CPU) == 0.75
-    assert evaluate(Channels(), data, mean=(0.5, 0.3, 0.3), std=(0.2, 0.25, 0.3), device=CPU) == 0.25
+    card = ModelCard("channels", "toy", 2, 3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    assert evaluate(Channels(), card, data, CPU) == 0.75
+    assert evaluate(Channels(), replace(card, mean=(0.5, 0.3, 0.3)), data, CPU) == 0.25
 
 
 def test_recalibrated_statistics_equal_numpy() -> None:
@@ -211,6 +258,28 @@ def test_recalibrated_statistics_equal_numpy() -> None:
         np.testing.assert_allclose(layer.running_var, np.mean([b.var((0, 2, 3), ddof=1) for b in seen], 0), rtol=1e-6)
     np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-6)
     assert net[0].momentum == 0.3 and not net.training
+
+
+def test_layers_of_every_rank_are_recalibrated() -> None:
+    layers = {rank: kind(3) for rank, kind in ((0, nn.BatchNorm1d), (2, nn.BatchNorm2d), (3, nn.BatchNorm3d))}
+    fixed = nn.BatchNorm2d(3, track_running_stats=False)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([*layers.values(), fixed])
+
+        def forward(self, x: torch.Tensor) -> None:
+            for rank, layer in layers.items():
+                layer(x.mean((2, 3)) if rank == 0 else x if rank == 2 else x[:, :, None])
+            fixed(x)
+
+    inputs = torch.randn(10, 3, 4, 4, generator=rng(), dtype=torch.float64) * 2 + 1
+    recalibrate_bn(Net().double(), inputs)
+    for rank, layer in layers.items():
+        seen = inputs.numpy().mean((2, 3)) if rank == 0 else np.moveaxis(inputs.numpy(), 1, -1).reshape(-1, 3)
+        np.testing.assert_allclose(layer.running_mean, seen.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(layer.running_var, seen.var(0, ddof=1), rtol=1e-6)
 
 
 def test_recalibration_uses_a_set_smaller_than_a_batch() -> None:
@@ -427,11 +496,19 @@ def test_mixup_and_cutmix_exclude_each_other() -> None:
 # --- weights -------------------------------------------------------------------------------------------
 
 
+def test_weights_are_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
+    net = toy_net()
+    save_weights(net, tmp_path / "net.safetensors", CARD)
+    state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (tmp_path / "net.safetensors").read_bytes() == save(state, metadata)
+
+
 def test_exported_weights_are_what_models_reads(tmp_path: Path) -> None:
-    card = ModelCard("toy", "toy", 8, 2, mean=MEAN, std=STD, class_names=("red", "blue"), label_space="toy")
     net, test_set = trained(SHORT), toy_set(64, seed=1)
-    accuracy = export_weights(net, card, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
-    bundled = with_bundled(card, tmp_path)
+    accuracy = export_weights(net, CARD, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
+    bundled = with_bundled(CARD, tmp_path)
     record = bundled.weights["toy"]
     assert bundled.default_weights == "toy" and record.accuracy == accuracy
     assert (record.licence, record.trained_on, record.command) == ("MIT", "toys", "make toys")
@@ -443,9 +520,9 @@ def test_exported_weights_are_what_models_reads(tmp_path: Path) -> None:
         assert torch.equal(value, state[key].to(value.dtype))
     twin = toy_net()
     twin.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    assert evaluate(twin, test_set, mean=MEAN, std=STD, device=CPU) == accuracy
+    assert evaluate(twin, CARD, test_set, CPU) == accuracy
     assert sorted(file.name for file in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
     with torch.no_grad():
         net[0].weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ValueError, match=r"0\.weight of toy do not fit into fp16"):
-        export_weights(net, card, tmp_path, Provenance("toys", "make toys"), test_set, CPU)
+        export_weights(net, CARD, tmp_path, Provenance("toys", "make toys"), test_set, CPU)

@@ -1,0 +1,114 @@
+"""The pictures of a split, found in a tree of folders on the disk or in an archive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from ensemble.image.files import SUFFIXES, is_clutter, is_picture, left_out
+
+Place = TypeVar("Place")
+
+
+@dataclass(frozen=True)
+class Child(Generic[Place]):
+    """What a folder holds under a name, links followed."""
+
+    name: str
+    place: Place
+    is_folder: bool
+    problem: str = ""
+    """Why it is neither a file nor a folder, if so."""
+
+
+class Tree(Protocol[Place]):
+    """Folders and files, on a disk or in an archive."""
+
+    def splits(self, split: str) -> list[Place]:
+        """The folders of the split."""
+
+    def children(self, folder: Place) -> Iterable[Child[Place]]:
+        """What is in the folder."""
+
+    def same(self, folder: Place) -> object:
+        """Equal for one folder reached in two ways."""
+
+
+def find(tree: Tree[Place], path: Path, split: str) -> list[tuple[str, str, Place]]:
+    """Class, name and place of each picture of the split; ValueError where there is none, or none of a class."""
+    found: list[tuple[str, str, Place]] = []
+    others: dict[str, list[str]] = {}  # by class; files that are no pictures
+    loose: list[str] = []
+    for top in tree.splits(split):
+        for child in tree.children(top):
+            if is_clutter(child.name):
+                continue
+            if child.problem:
+                raise ValueError(f"data: {split}/{child.name} in {path} {child.problem}")
+            if not child.is_folder:
+                loose.append(child.name)
+                continue
+            rest = others.setdefault(child.name, [])
+            for name, file in _below(tree, child.place, f"{split}/{child.name}", path):
+                if is_picture(file.name):
+                    found.append((child.name, name, file.place))
+                else:
+                    rest.append(file.name)
+    expected = f"expected files ending in {', '.join(SUFFIXES)}"
+    if not found:
+        beside = f"; {len(loose)} in {split} itself, without a class" if loose else ""
+        unread = left_out(name for names in others.values() for name in names)
+        raise ValueError(f"data: {path} holds no images at {split}/<class>/ ({unread}{beside}); {expected}")
+    empty = {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
+    if empty:
+        told = few(f"{split}/{name} ({left_out(names)})" for name, names in empty.items())
+        raise ValueError(
+            f"data: {len(empty)} of {len(others)} classes of {path} hold no images: {told}; {expected}, "
+            "or remove the folder from every split"
+        )
+    return found
+
+
+def _below(
+    tree: Tree[Place], folder: Place, name: str, path: Path, prefix: str = "", above: tuple[object, ...] = ()
+) -> Iterator[tuple[str, Child[Place]]]:
+    """All files below the folder with their names below it; folders that hold themselves by a link end there."""
+    above = (*above, tree.same(folder))
+    for child in tree.children(folder):
+        if child.problem and is_picture(child.name):
+            raise ValueError(f"data: {name}/{prefix}{child.name} in {path} {child.problem}")
+        if not child.is_folder:
+            yield prefix + child.name, child
+        elif not is_clutter(child.name) and tree.same(child.place) not in above:
+            yield from _below(tree, child.place, name, path, f"{prefix}{child.name}/", above)
+
+
+def few(names: Iterable[str]) -> str:
+    """The first of many names."""
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on the disk."""
+
+    path: Path
+
+    def splits(self, split: str) -> list[Path]:
+        return [folder] if (folder := self.path / split).is_dir() else []
+
+    def children(self, folder: Path) -> Iterator[Child[Path]]:
+        for entry in sorted(folder.iterdir()):
+            is_folder, problem = entry.is_dir(), ""
+            if not is_folder and not entry.is_file():
+                problem = (
+                    f"is a link to {os.readlink(entry)}, which is not there" if entry.is_symlink() else "is no file"
+                )
+            yield Child(entry.name, entry, is_folder, problem)
+
+    def same(self, folder: Path) -> object:
+        return folder.resolve()

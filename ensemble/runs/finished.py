@@ -1,0 +1,76 @@
+"""A finished run as it is judged: its images with their targets, and the networks that they were made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.networks import Networks
+from models import ModelCard, model_card
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a results folder holds, checked."""
+
+    name: str
+    """The folder, as it was named."""
+    images: torch.Tensor
+    """(N, 3, H, W), RGB in [0, 1], float32."""
+    targets: torch.Tensor
+    """(N,) indices of the first teacher's classes."""
+    class_names: tuple[str, ...]
+    teachers: tuple[str, ...]
+    """As its recipe names them."""
+
+    @classmethod
+    def read(cls, name: str) -> FinishedRun:
+        """ValueError, with the folder's name, where a run did not end there, or its files are damaged."""
+        folder = ResultsFolder(Path(name).expanduser())
+        images, targets = folder.read_images()
+        if not folder.finished:
+            raise ValueError(
+                f"{name} holds no finished run; go on with it, by --output {name} --resume, and judge it then"
+            )
+        recipe, summary = folder.read_recipe(), folder.read_summary()
+        if not _are_images(images, targets):
+            raise ValueError(
+                f"{name}: its images are damaged, they are no RGB in [0, 1] with a target each; make them again"
+            )
+        try:
+            teachers = tuple(str(teacher["model"]) for teacher in recipe["teachers"])
+            class_names = tuple(map(str, summary.get("class_names", ())))
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{name}: its recipe or summary is damaged; make the images again") from None
+        return cls(name, images, targets, class_names, teachers)
+
+    def check(self, judge: ModelCard) -> None:
+        """ValueError where the targets count other classes than the judge's, as far as that is known here."""
+        try:
+            first = model_card(self.teachers[0])
+        except (ValueError, IndexError):  # a module in memory, or a network of somebody else's
+            same = not (self.class_names and judge.class_names) or self.class_names == judge.class_names
+            whose = "the run's own classes"
+        else:
+            same, whose = first.shares_classes(judge), first.name
+        if not same:
+            raise ValueError(f"{self.name} has targets of {whose}, and {judge.name} has other classes")
+        if int(self.targets.max()) >= judge.num_classes:
+            raise ValueError(
+                f"{self.name} has targets up to {self.targets.max()}, and {judge.name} has {judge.num_classes} classes"
+            )
+
+    def taught_by(self, judge: str) -> bool:
+        """Whether the judge was among the teachers, as far as that is known here."""
+        return Networks().taught(judge, self.teachers)
+
+
+def _are_images(images: torch.Tensor, targets: torch.Tensor) -> bool:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel() or images.dtype != torch.float32:
+        return False
+    if targets.shape != images.shape[:1] or targets.dtype != torch.int64 or int(targets.min()) < 0:
+        return False
+    return bool((images >= -1e-4).all() and (images <= 1 + 1e-4).all())  # NaN is neither
