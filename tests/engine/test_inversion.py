@@ -382,7 +382,7 @@ def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> No
 
 def test_a_run_ends_where_nothing_is_left_to_pull() -> None:
     """The priors' part of the loss does not count, and a resumed run ends at the same step."""
-    plan = StagePlan(200, NO_CHANGE, Adam(lr=0.05, schedule="constant", enough=0.93))
+    plan = LiveStage(200, NO_CHANGE, Adam(lr=0.05, schedule="constant", enough=0.93))
     inversion = make(stages=[plan])
     steps = finish(inversion)
     asked = [float(step.record.total - step.record.prior) for step in steps]
