@@ -1,7 +1,7 @@
 """Networks by name: our own table, torchvision's and timm's, with what is known of their weights."""
 
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
-from models._card import ModelCard, Weights
+from models._card import Assumed, ModelCard, Weights
 from models._convention import network_input, network_logits
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
@@ -10,6 +10,7 @@ from models._spec import ModelSpec, parse_spec
 from models._table import register_model
 
 __all__ = [
+    "Assumed",
     "ModelCard",
     "ModelSpec",
     "Weights",

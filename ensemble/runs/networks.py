@@ -12,10 +12,12 @@ from torch import nn
 
 from ensemble.machine.checkpoint import checksum
 from ensemble.teachers.copying import copied
-from models import ModelCard, create_model, model_card, parse_spec, sha256
+from models import Assumed, ModelCard, create_model, model_card, network_logits, parse_spec, sha256
 
 OWN = "own"
 """The family of modules that come without a card."""
+_LUMINANCE_MEAN, _LUMINANCE_STD = 0.459, 0.226
+"""ImageNet's, of what a network of one channel sees."""
 Named = str | nn.Module | tuple[nn.Module, ModelCard]
 """A network: its name as on the command line, a module, or a module with its card."""
 
@@ -128,22 +130,29 @@ def _card_of(
     class_names: Sequence[str],
 ) -> ModelCard:
     """The card of a bare module: what the caller says, and the number of its logits."""
-    parameter = next(module.parameters(), torch.zeros(()))
-    grey = torch.zeros(1, 3, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
-    try:
-        with torch.no_grad():
-            logits = copied(module).eval()(grey)
-        classes = int(logits.shape[1])
-    except Exception as error:  # a network may be anybody's
-        raise ValueError(
-            f"{name}: no logits (N, classes) for an image of {input_size} x {input_size}: {error}"
-        ) from error
+    channels, classes = _probed(module, name, input_size)
     about: dict[str, tuple[float, ...]] = {}
-    if mean is not None:
-        about["mean"] = tuple(mean)
-    if std is not None:
-        about["std"] = tuple(std)
+    for key, said, assumed in (("mean", mean, _LUMINANCE_MEAN), ("std", std, _LUMINANCE_STD)):
+        if said is None and channels == 1:
+            about[key] = Assumed((assumed,))
+        elif said is not None:
+            about[key] = tuple(said) if len(set(said)) > 1 or len(said) == channels else (said[0],) * channels
     return ModelCard(name, OWN, input_size, classes, class_names=tuple(class_names), **about)  # type: ignore[arg-type]
+
+
+def _probed(module: nn.Module, name: str, input_size: int) -> tuple[int, int]:
+    """How many channels a bare module takes, three or else one, and how many classes its logits tell apart."""
+    parameter = next(module.parameters(), torch.zeros(()))
+    net, errors = copied(module).eval(), []
+    for channels in (3, 1):
+        grey = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
+        try:
+            with torch.no_grad():
+                return channels, int(network_logits(net(grey)).shape[1])
+        except Exception as error:  # a network may be anybody's
+            errors.append(error)
+    where = f"{name}: no logits (N, classes) for an image of {input_size} x {input_size}"
+    raise ValueError(f"{where}: {errors[0]}") from errors[0]
 
 
 def _check_not_in_memory(name: str) -> None:

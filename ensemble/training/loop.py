@@ -139,6 +139,7 @@ def train(
         started = time.perf_counter()
         net.train()
         rng = generator(seed, "epoch", epoch)
+        torch.manual_seed(generator(seed, "network", epoch).initial_seed())  # what a network draws itself: dropout
         order = torch.randperm(len(labels), generator=rng)
         total = torch.zeros((), device=device)
         for i in range(steps_per_epoch):
@@ -193,7 +194,9 @@ def recalibrate_bn(net: nn.Module, inputs: torch.Tensor, batch_size: int = 500) 
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative average
-    net.train()
+    net.eval()  # what draws at random, or changes with use, rests
+    for layer in layers:
+        layer.train()
     for batch in inputs.tensor_split(-(-len(inputs) // batch_size)):
         net(batch)
     for layer, momentum in zip(layers, momenta, strict=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from ensemble.recipe import default_recipe, parse_recipe
-from ensemble.runs.networks import Networks
+from ensemble.runs.networks import Networks, named_networks
 from ensemble.runs.plan import make_plan
 from models import ModelCard, create_model
 
@@ -42,3 +43,30 @@ def test_a_verifier_with_a_teachers_weights_is_told() -> None:
     assert [note for note in notes if "proves nothing" in note] == [
         f"verifiers: {CNN}@cifar10 is a teacher, so it proves nothing"
     ]
+
+
+class Odd(nn.Module):
+    """One channel in, logits in a tuple out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.conv(x).mean((2, 3))
+        return self.fc(features), features
+
+
+@pytest.mark.filterwarnings("ignore:.*comes without mean and std")
+def test_bare_modules_are_taken_by_the_rules_of_cards() -> None:
+    own = {"input_size": 8, "mean": None, "std": None, "class_names": ()}
+    (name,), known = named_networks([Odd()], {}, **own)
+    card = known[name][1]
+    assert (card.num_classes, len(card.mean), len(card.std)) == (5, 1, 1) and set(card.assumed) == {"mean", "std"}
+    (name,), known = named_networks([Odd()], {}, **{**own, "mean": [0.4] * 3, "std": [0.2] * 3})
+    assert known[name][1].mean == (0.4,) and known[name][1].std == (0.2,)
+    sigmoid = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+    (name,), known = named_networks([sigmoid], {}, **own)
+    assert known[name][1].num_classes == 2
+    with pytest.raises(ValueError, match="no logits"):
+        named_networks([nn.Linear(7, 2)], {}, **own)

@@ -147,23 +147,37 @@ def test_logits_that_are_not_the_cards() -> None:
         trained(SHORT, card=replace(CARD, num_classes=3, class_names=()))
 
 
+def dropping_net() -> nn.Module:
+    *body, last = toy_net()
+    return nn.Sequential(*body, nn.Dropout(0.3), last)
+
+
+def test_what_a_network_draws_follows_the_seed() -> None:
+    first = trained(SHORT, net=dropping_net())
+    torch.manual_seed(99)
+    assert same(trained(SHORT, net=dropping_net()), first)
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_resumed_run_equals_the_uninterrupted_one(ema: float) -> None:
     schedule, augmentation = replace(SHORT, ema=ema), Augmentation(crop_padding=1, cutout=2, mixup=0.4)
     states: list[bytes] = []
-    whole = trained(schedule, augmentation, after_epoch=lambda progress, state: states.append(to_bytes(state)))
+    whole = trained(
+        *(schedule, augmentation, dropping_net()), after_epoch=lambda progress, state: states.append(to_bytes(state))
+    )
     assert len(states) == 6
     for done in (2, 6):  # at 6, nothing is left to do
         seen: list[int] = []
         resumed = trained(
             schedule,
             augmentation,
+            dropping_net(),
             saved=from_bytes(states[done - 1]),
             after_epoch=lambda progress, state, seen=seen: seen.append(progress.epoch),
         )
         assert seen == [*range(done + 1, 7)]
         assert same(resumed, whole)
-    assert not same(trained(replace(schedule, lr=0.05), augmentation), whole)
+    assert not same(trained(replace(schedule, lr=0.05), augmentation, dropping_net()), whole)
 
 
 def to_bytes(state: State) -> bytes:
@@ -258,6 +272,14 @@ def test_recalibrated_statistics_equal_numpy() -> None:
         np.testing.assert_allclose(layer.running_var, np.mean([b.var((0, 2, 3), ddof=1) for b in seen], 0), rtol=1e-6)
     np.testing.assert_allclose(net[0].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-6)
     assert net[0].momentum == 0.3 and not net.training
+
+
+def test_what_draws_rests_while_statistics_are_recalibrated() -> None:
+    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+    inputs = torch.randn(12, 3, 4, 4, generator=rng()) + 2
+    recalibrate_bn(net, inputs)
+    np.testing.assert_allclose(net[1].running_mean, inputs.numpy().mean((0, 2, 3)), rtol=1e-5)
+    assert not net.training and not net[0].training
 
 
 def test_layers_of_every_rank_are_recalibrated() -> None:
