@@ -1,9 +1,9 @@
 """Layers with statistics of their input, made to emit the moments of what they see.
 
 A layer that keeps them itself has `running_mean` and `running_var`, whatever its class and the rank of its input. Where
-it is an affine map and an activation, it is replaced by the module that computes both at once; that is tried on what the
-network computes, layer by layer. Elsewhere its own forward stays, and its input's moments are taken beside it, as with
-every layer whose statistics were measured.
+it is an affine map and an activation, it is replaced by the module that computes both at once; that is tried on what
+the network computes, layer by layer. Elsewhere its own forward stays, and its input's moments are taken beside it, as
+with every layer whose statistics were measured.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from measured_networks import CARD, LAYERS, MEAN, NETWORKS, STD, Attending, Vit, measured, network, photographs
+from measured_networks import CARD, MEAN, NETWORKS, STD, Vit, measured, network, photographs
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,7 +27,6 @@ INPUTS = {
     "convnext": ["norm", "block.norm", "groups"],
     "mixed": ["bn1", "conv2", "bn2", "short", "conv2#2", "head"],
 }
-CHANNELS_FIRST = {"norm": "convnext", "groups": "convnext"}
 every = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -92,7 +91,7 @@ def test_a_mean_far_from_zero_does_not_cancel() -> None:
 
 @pytest.mark.parametrize("form", ["plain", "rewritten", "compiled"])
 @every
-def test_observed_are_the_inputs(name: str, form: str) -> None:
+def test_observed_are_the_inputs(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64: logits and the batch's mean and variance at each layer."""
     net, found = measured(name)
     view = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -103,6 +102,8 @@ def test_observed_are_the_inputs(name: str, form: str) -> None:
         if name == "mixed":
             assert teacher.net is not before and any(isinstance(m, SpaceToDepthConv) for m in teacher.net.modules())
     if form == "compiled":
+        original = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, **options, backend="aot_eager"))
         teacher.compile()
     seen = teacher.observe(view)
     expected = values_of(name, net, view)
@@ -124,7 +125,7 @@ def loss_of(teacher: Teacher) -> Callable[[torch.Tensor], torch.Tensor]:
     assert statistics is not None
 
     def loss(view: torch.Tensor) -> torch.Tensor:
-        batch = Slice(torch.zeros(len(view), dtype=torch.long), 0, len(view), profile, 12)
+        batch = Slice(0, len(view), len(view), torch.zeros(len(view), dtype=torch.long), profile, 12)
         sums = term.sums(teacher.observe(view), batch)
         offset, var = statistics.batch_statistics(sums * statistics.units(len(view)), len(view))
         gaps = statistics.layer_norms(offset) / statistics.mean_scale
@@ -201,7 +202,7 @@ class Odd(Vit):
     def __init__(self) -> None:
         super().__init__()
         self.norm_of_places, self.norm_by_name = nn.LayerNorm(6), nn.LayerNorm(6)
-        self.norm_unused = nn.LayerNorm(6)
+        self.norm_unused, self.blocks = nn.LayerNorm(6), nn.Sequential()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2)
@@ -214,16 +215,20 @@ def test_what_cannot_be_measured_is_told() -> None:
         found = measure(Odd(), CARD, [photographs(8)])
     (text,) = [str(warning.message) for warning in caught]
     assert list(found.levels) == ["norm"]
-    for words in ("norm_by_name (its input is no", "norm_unused (it never runs", "and 4 more"):
-        assert words in text or "blocks.0.norm1 (it never runs" in text
+    for words in (
+        "norm_by_name (its input is no",
+        "norm_unused (it never runs",
+        "norm_of_places (its input does not dif",
+    ):
+        assert words in text
 
 
 def test_nothing_to_measure() -> None:
     bare = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
-    with pytest.raises(ValueError, match="tiny: no layer can be measured; it has no norm"):
+    with pytest.raises(ValueError, match=r"tiny: no layer can be measured; it has no norm"):
         measure(bare, CARD, [photographs(4)])
     for images in (0, 1):
-        with pytest.raises(ValueError, match=f"levels: {images} image; give at least two"):
+        with pytest.raises(ValueError, match=rf"levels: {images} image; give at least two"):
             measure(network("vit"), CARD, photographs(images).split(2) if images else [])
 
 
@@ -261,16 +266,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     tensors = load_file(file)
     for damaged in (b"", b"text", whole[:-9], whole.replace(b'\\"input_size\\": 12', b'\\"input_size\\": "1"')):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is no file of invert.py calibrate, or is damaged"):
+        with pytest.raises(ValueError, match=r"is no file of invert.py calibrate, or is damaged"):
             read_measurement(file)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match="is no file of invert.py calibrate"):
+    with pytest.raises(ValueError, match=r"is no file of invert.py calibrate"):
         read_measurement(file)
     nan = replace(found, layers={k: replace(v, mean=v.mean * float("nan")) for k, v in found.layers.items()})
     flat = replace(found, layers={k: replace(v, var=v.var * 0) for k, v in found.layers.items()})
     for wrong in (nan, flat, replace(found, levels={}), replace(found, levels={"norm": found.levels["norm"]})):
         write_measurement(file, wrong)
-        with pytest.raises(ValueError, match="is no file of invert.py calibrate"):
+        with pytest.raises(ValueError, match=r"is no file of invert.py calibrate"):
             read_measurement(file)
 
 
@@ -309,7 +314,7 @@ def test_another_networks_file_is_refused(
         Teacher("t", net, card, measured=found)
 
 
-def test_a_cards_levels_give_way(tmp_path: Path) -> None:
+def test_a_cards_levels_give_way() -> None:
     rows = {"bn1": (0.1, 0.2, 0.3, 0.4), "bn2": (0.1, 0.2, 0.3, 0.4)}
     card = replace(CARD, weights={"own": Weights("file", sha256="ab", levels=rows)}, default_weights="own")
     found = measure(network("mixed"), card, [photographs(8)])
@@ -317,7 +322,3 @@ def test_a_cards_levels_give_way(tmp_path: Path) -> None:
     teacher = Teacher("t", network("mixed"), card, measured=found)
     assert teacher.statistics is not None
     assert teacher.statistics.levels[0].tolist() != pytest.approx([0.1, 0.1])
-
-
-def test_the_networks_are_as_they_say() -> None:
-    assert LAYERS.keys() == NETWORKS.keys() == INPUTS.keys() and isinstance(Vit().blocks[0], Attending)
