@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.machine.hardware import choose_device, set_up
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
-    from ensemble.teachers.calibration import drawn, measure
+    from ensemble.teachers.calibration import measure
     from ensemble.teachers.measured import write_measurement
     from models import create_model
 
@@ -63,14 +63,13 @@ def run(options: argparse.Namespace) -> int:
     set_up("fp32", device)
     display = FallingSilent(progress_reporter())
     name = Path(options.data).name
-    display.message(f"loading {options.split} images of {name} at {card.input_size} x {card.input_size}")
-    images = load_images(options.data, options.split, card.input_size).images
-    images = drawn(images, options.images, options.seed)
+    display.message(f"reading {options.split} images of {name} at {card.input_size} x {card.input_size}")
+    data = load_images(options.data, options.split, card.input_size, at_most=options.images, seed=options.seed)
     try:
         found = measure(
             net,
             card,
-            _shown(images, display),
+            _shown(data.images, display),
             layers=options.layers,
             model=options.model,
             data=f"{name} {options.split}",
@@ -79,10 +78,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         display.close()
     write_measurement(file, found)
-    print(
-        f"{file}: levels of {len(found.levels)} layers, and mean and variance of {len(found.layers)} of them, from "
-        f"{found.images} images"
-    )
+    with_mean = f"{len(found.layers)} of them with mean and variance"
+    print(f"{file}: levels of {len(found.levels)} layer(s), {with_mean}, from {found.images} images")
     return 0
 
 

@@ -12,14 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ensemble.image.files import SUFFIXES, decode, is_clutter, is_picture, left_out
+from ensemble.machine.rng import generator
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class LabelledImages:
         return len(self.labels)
 
 
-def load_images(path: str | Path, split: str, size: int | None = None) -> LabelledImages:
+def load_images(
+    path: str | Path, split: str, size: int | None = None, *, at_most: int | None = None, seed: int = 0
+) -> LabelledImages:
     """All images of `split` as one tensor; classes are the sub-folders' names in sorted order.
+
+    With `at_most`, so many of them that `seed` draws; no others are decoded, and classes are theirs.
 
     `path` is a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz, .zip) that holds `<split>/<class>/<file>`, or
     files in further folders below the class; an archive may have folders above `<split>`. Pictures are what
@@ -49,7 +55,8 @@ def load_images(path: str | Path, split: str, size: int | None = None) -> Labell
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"data: {path} does not exist")
-    decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size)
+    draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed)
+    decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw)
     decoded.sort(key=lambda item: item[:2])
     shapes = {pixels.shape for _, _, pixels in decoded}
     if len(shapes) > 1:
@@ -75,15 +82,24 @@ def check_same_classes(path: str | Path, splits: Mapping[str, LabelledImages]) -
 
 _Read = tuple[str, str, np.ndarray]
 """A picture's class, its name below the class, and its pixels (H, W, 3)."""
+_Draw = Callable[[list[Any]], list[Any]]
+"""Some of a list of classes, names and places."""
 
 
-def _from_folder(path: Path, split: str, size: int | None) -> list[_Read]:
+def _drawn(found: list[Any], at_most: int, seed: int) -> list[Any]:
+    found = sorted(found, key=lambda item: item[:2])
+    chosen = torch.randperm(len(found), generator=generator(seed, "images"))[:at_most]
+    return [found[i] for i in sorted(chosen.tolist())]
+
+
+def _from_folder(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
     found = _find(_Folder(path), path, split)
+    found = found if draw is None else draw(found)
     return [(label, name, _pixels(file, f"data: {file}", size)) for label, name, file in found]
 
 
-def _from_archive(path: Path, split: str, size: int | None) -> list[_Read]:
-    """In one pass, and a second one for what links lead to elsewhere in the archive."""
+def _from_archive(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
+    """In one pass, and a second one for what links lead to elsewhere in the archive, or what is drawn of it."""
     parts = PurePosixPath(split).parts
     tree, pixels = _Archive(path), dict[int, np.ndarray]()
 
@@ -93,9 +109,14 @@ def _from_archive(path: Path, split: str, size: int | None) -> list[_Read]:
                 pixels[member.index] = _pixels(data, f"data: {'/'.join(member.path)} in {path}", size)
             yield member
 
-    for member in read(lambda member: not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)):
+    def in_split(member: _Member) -> bool:
+        return draw is None and not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)
+
+    for member in read(in_split):
         tree.add(member)
-    found = [(label, name, tree.members[place].index) for label, name, place in _find(tree, path, split)]
+    places = _find(tree, path, split)
+    places = places if draw is None else draw(places)
+    found = [(label, name, tree.members[place].index) for label, name, place in places]
     missing = {index for _, _, index in found} - pixels.keys()
     if missing:
         list(read(lambda member: member.index in missing))

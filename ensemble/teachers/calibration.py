@@ -15,7 +15,6 @@ from warnings import warn_explicit
 import torch
 from torch import nn
 
-from ensemble.machine.rng import generator
 from ensemble.teachers.channels import channel_dim, channels_of, is_norm
 from ensemble.teachers.measured import Levels, MeasuredLayer, Measurement, identity_of
 from ensemble.teachers.observing import has_statistics, shown
@@ -50,11 +49,6 @@ def measure_levels(teacher: Teacher, images: Iterable[torch.Tensor]) -> dict[str
     return _levels(statistics, _look(teacher, statistics, images), statistics)
 
 
-def drawn(images: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """So many of the images, at random; all of them where there are no more."""
-    return images[torch.randperm(len(images), generator=generator(seed, "calibration"))[:count]]
-
-
 @torch.no_grad()
 def measure(
     net: nn.Module,
@@ -79,12 +73,11 @@ def measure(
     Raises ValueError where there is nothing to measure, a pattern matches nothing, or images are fewer than two.
     """
     parts = iter(images)
-    first = next(parts, torch.empty(0, 3, 1, 1))
-    _check_count(len(first))
+    first = next(parts, torch.empty(0))
+    if not len(first):
+        _check_count(0)
     plain = Teacher(model or card.name, net, card, device=device)
     pilots, left_out = _pilots(plain, _chosen(plain, layers), first[:_PILOTS])
-    if plain.statistics is None and not pilots:
-        raise ValueError(f"{plain.name}: no layer can be measured; {shown(left_out) or 'it has no norm; name layers'}")
     record = card.weights.get(card.default_weights or "")
     rough = Measurement(
         model=plain.name,
@@ -97,27 +90,33 @@ def measure(
         weights=record.sha256 if record else None,
     )
     teacher = Teacher(plain.name, net, card, device=device, measured=rough)
-    about = teacher.statistics
-    assert about is not None, "a layer ran that is watched"
-    seen = _look(teacher, about, chain([first], parts))
-    exact = _settled(about, seen)
-    levels = _levels(exact, seen, about)
-    alike = [
-        layer.name
-        for layer, scale, row in zip(exact.layers, exact.var_scale, levels.values(), strict=True)
-        if layer.measured and _is_alike(float(scale), row)
-    ]
-    left_out |= dict.fromkeys(alike, "its input does not differ between images")
+    found = rough if teacher.statistics is None else _measured(teacher, rough, chain([first], parts))
+    left_out |= {name: "its input does not differ between images" for name in pilots if name not in found.layers}
+    if not found.levels:
+        raise ValueError(f"{plain.name}: no layer can be measured; {shown(left_out) or 'it has no norm; name layers'}")
     if left_out:
         warn_explicit(f"{plain.name}: not measured: {shown(left_out)}", UserWarning, "<calibration>", 1)
-    found = {
-        layer.name: MeasuredLayer(pilots[layer.name].dim, exact.mean[span].cpu(), exact.var[span].cpu())
-        for layer in exact.layers
-        if layer.measured and layer.name not in alike
-        for span in [slice(layer.start, layer.start + layer.channels)]
-    }
-    kept = {key: row for key, row in levels.items() if key.partition("#")[0] not in alike}
-    return replace(rough, images=seen.images, layers=found, levels=kept)
+    return found
+
+
+def _measured(teacher: Teacher, rough: Measurement, images: Iterable[torch.Tensor]) -> Measurement:
+    """What `rough` is of, with its layers' statistics and all levels, but for layers to which all images are alike."""
+    about = teacher.statistics
+    assert about is not None
+    seen = _look(teacher, about, images)
+    exact = _settled(about, seen)
+    levels = _levels(exact, seen, about)
+    rows = zip(exact.layers, exact.var_scale.tolist(), levels.values(), strict=True)
+    alike = {layer.name for layer, scale, row in rows if layer.measured and _is_alike(scale, row)}
+    layers: dict[str, MeasuredLayer] = {}
+    for layer in exact.layers:
+        if layer.measured and layer.name not in alike:
+            span = slice(layer.start, layer.start + layer.channels)
+            dim = rough.layers[layer.name].dim
+            layers[layer.name] = MeasuredLayer(dim, exact.mean[span].cpu(), exact.var[span].cpu())
+    names = [layer.name for layer in exact.layers]
+    kept = {key: row for name, (key, row) in zip(names, levels.items(), strict=True) if name not in alike}
+    return replace(rough, images=seen.images, layers=layers, levels=kept)
 
 
 def _check_count(images: int) -> None:

@@ -9,8 +9,12 @@ import pytest
 import torch
 from conftest import PLUGIN, told
 from PIL import Image
+from torch import nn
 
-from ensemble.teachers.measured import read_measurement
+from ensemble import invert
+from ensemble.teachers.calibration import measure
+from ensemble.teachers.measured import read_measurement, write_measurement
+from models import ModelCard
 
 NET = [*PLUGIN[:2], "--device", "cpu"]
 
@@ -32,10 +36,8 @@ def test_levels_of_a_network_with_batch_norm(run, data: Path, tmp_path: Path) ->
     file = tmp_path / "a" / "tiny.safetensors"
     ended = run("calibrate", "tiny_a@random", *NET, "--data", data, "--images", 9, "--output", file)
     assert (ended.code, ended.errors) == (0, [])
-    assert (
-        ended.output.splitlines()[-1]
-        == f"{file}: levels of 1 layers, and mean and variance of 0 of them, from 9 images"
-    )
+    text = "levels of 1 layer(s), 0 of them with mean and variance, from 9 images"
+    assert ended.output.splitlines()[-1] == f"{file}: {text}"
     found = read_measurement(file)
     assert (found.model, found.images, found.data) == ("tiny_a@random", 9, f"{data.name} train")
     refused = run("calibrate", "tiny_a@random", *NET, "--data", data, "--output", file)
@@ -70,6 +72,29 @@ def test_a_network_without(run, data: Path, tmp_path: Path) -> None:
     assert [row["layer"] for row in rows] == ["conv", "fc"]
     other = run(*PLUGIN, "--models", "tiny_b@random", *statistics, "--iterations", 2, "--output", tmp_path / "b")
     assert other.code == 2 and len(other.errors) == 1 and "of other weights than tiny_b" in other.errors[0]
+
+
+def test_a_run_goes_on_with_the_file_that_it_began_with(run, data: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "tiny.safetensors", tmp_path / "run"
+    calibrate = ["calibrate", "tiny_a@random", *NET, "--data", data, "--output", file, "--overwrite", "--images"]
+    inversion = [*PLUGIN, "--models", "tiny_a@random", "--set", f"teachers[0].statistics={file}", "--output", out]
+    assert run(*calibrate, 9).code == 0 and run(*inversion, "--iterations", 2).code == 0
+    assert run(*calibrate, 8).code == 0
+    ended = run(*inversion, "--iterations", 4, "--resume")
+    assert ended.code == 2 and "weights or statistics of tiny_a are not those" in told(ended)[0]
+    assert run(*calibrate, 9).code == 0 and run(*inversion, "--iterations", 4, "--resume").code == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*misses:UserWarning", "ignore:.*did not fall:UserWarning")
+def test_modules_in_memory(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    card = ModelCard("own", "test", 8, 3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    file = tmp_path / "own.safetensors"
+    write_measurement(file, measure(net, card, torch.rand(12, 3, 8, 8).split(5)))
+    teacher = {"model": (net, card), "statistics": file}
+    results = invert([teacher], iterations=2, targets=[0, 1], progress=False, device="cpu")
+    assert results is not None and [row["layer"] for row in results.per_layer] == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +143,7 @@ def test_networks_of_timm(run, data: Path, tmp_path: Path, model: str, layers: i
     file, out = tmp_path / "stats.safetensors", tmp_path / "run"
     ended = run("calibrate", model, "--device", "cpu", "--data", data, "--images", 6, "--output", file)
     assert (ended.code, ended.errors) == (0, [])
-    assert f"levels of {layers} layers, and mean and variance of {layers}" in ended.output
+    assert f"levels of {layers} layer(s), {layers} of them with mean and variance, from 6 images" in ended.output
     words = ["--iterations", 3, "--targets", "0-1", "--precision", "fp32", "--device", "cpu", "--output", out]
     words += ["--set", f"teachers[0].statistics={file}", "--set", "objectives[1].convention=calibrated"]
     assert run("--models", model, *words).code == 0

@@ -16,7 +16,7 @@ from torch import nn
 
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.terms import Slice
-from ensemble.teachers.calibration import drawn, measure
+from ensemble.teachers.calibration import measure
 from ensemble.teachers.measured import Measurement, read_measurement, write_measurement
 from ensemble.teachers.rewriting import SpaceToDepthConv
 from ensemble.teachers.teacher import Teacher
@@ -232,10 +232,17 @@ def test_nothing_to_measure() -> None:
             measure(network("vit"), CARD, photographs(images).split(2) if images else [])
 
 
-def test_images_are_drawn_by_the_seed() -> None:
-    images = photographs(20)
-    assert torch.equal(drawn(images, 5, 1), drawn(images, 5, 1)) and len(drawn(images, 50, 1)) == 20
-    assert not torch.equal(drawn(images, 5, 1), drawn(images, 5, 2))
+def test_parts_may_be_single_images() -> None:
+    images = photographs(9)
+    found = measure(network("vit"), CARD, images.split(1))
+    assert found.images == 9
+    other = measure(network("vit"), CARD, [images])
+    torch.testing.assert_close(found.layers["norm"].var, other.layers["norm"].var, rtol=1e-5, atol=0)
+
+
+def test_all_images_alike() -> None:
+    with pytest.raises(ValueError, match=r"no layer can be measured; blocks.0.norm1 .its input does not differ"):
+        measure(network("vit"), CARD, [torch.full((4, 3, 12, 12), 0.3)])
 
 
 # --- the file -------------------------------------------------------------------------------------------------
