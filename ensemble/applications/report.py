@@ -1,7 +1,7 @@
 """Write finished runs as one HTML file: one run, or several side by side.
 
 Pictures with what every network reads in them, sorted and filtered by class, reading and probability; curves of all
-losses; BatchNorm layers; settings, with what differs between runs. The file needs no other and no connection. All of
+losses; layers with statistics; settings, with what differs between runs. The file needs no other and no connection. All of
 it comes from the results folders; no network runs.
 
 examples:

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a layer normalises: LayerNorm, GroupNorm, RMSNorm, InstanceNorm, and others' of such names."""
-    return "norm" in type(module).__name__.lower() and channels_of(module) is not None
+    named = "norm" in type(module).__name__.lower() and not isinstance(module, (_ConvNd, nn.Linear))
+    return named and channels_of(module) is not None
 
 
 def channels_of(module: nn.Module) -> int | None:
