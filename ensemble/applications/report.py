@@ -1,8 +1,8 @@
 """Write finished runs as one HTML file: one run, or several side by side.
 
 Pictures with what every network reads in them, sorted and filtered by class, reading and probability; curves of all
-losses; layers with statistics; settings, with what differs between runs. The file needs no other and no connection. All of
-it comes from the results folders; no network runs.
+losses; layers with statistics; settings, with what differs between runs. The file needs no other and no connection.
+All of it comes from the results folders; no network runs.
 
 examples:
   python invert.py report results/quickstart --output quickstart.html
