@@ -122,7 +122,10 @@ def _from_teachers(
     names, modules = named_networks([entry["model"] for entry in entries], {}, **own)
     networks = Networks(modules)
     recipe = default_recipe(names, max(networks.card(name).input_size for name in names))
-    recipe["teachers"] = [entry | {"model": name} for entry, name in zip(entries, names, strict=True)]
+    recipe["teachers"] = [
+        {key: str(value) if isinstance(value, Path) else value for key, value in entry.items()} | {"model": name}
+        for entry, name in zip(entries, names, strict=True)
+    ]
     return recipe, modules
 
 

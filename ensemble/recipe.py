@@ -43,6 +43,8 @@ class TeacherEntry(Checked):
     """Maps the run's class names to this network's class indices, where its label space is another."""
     layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors of this teacher's BN layers, by shell patterns of their names; after those of the objective."""
+    statistics: str | None = None
+    """A file of `invert.py calibrate`: real images' statistics of layers that keep none, and levels of all layers."""
 
 
 @dataclass(frozen=True)

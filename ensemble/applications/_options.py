@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -58,6 +59,27 @@ def add_output(parser: argparse.ArgumentParser, default: str | None = None) -> N
     earlier = group.add_mutually_exclusive_group()
     earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run's results in DIR")
     earlier.add_argument("--resume", action="store_true", help="go on with the run in DIR, or begin")
+
+
+def add_file(parser: argparse._ActionsContainer, what: str) -> None:
+    """--output, one file, and what becomes of it where it exists."""
+    parser.add_argument("--output", required=True, metavar="FILE", help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+
+
+def file_of(options: argparse.Namespace, *endings: str) -> Path:
+    """The --output of `add_file`; ValueError where it may not be written. Nothing is touched."""
+    file = Path(options.output).expanduser()
+    if file.suffix.lower() not in endings:
+        raise ValueError(f"output: {file} is not the name of such a file; let it end in {endings[0]}")
+    if file.is_dir():
+        raise ValueError(f"output: {file} is a folder; give a file's name")
+    if (file.exists() or file.is_symlink()) and not options.overwrite:
+        raise ValueError(f"output: {file} exists; pass --overwrite to replace it, or give another name")
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"output: {above} is a file, so nothing can be written below it; give another name")
+    return file
 
 
 def add_overrides(parser: argparse._ActionsContainer) -> None:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ensemble.data.tree import Child, find
 from ensemble.image.files import is_clutter, is_picture
@@ -20,10 +20,16 @@ from ensemble.image.files import is_clutter, is_picture
 _Picture = TypeVar("_Picture")
 
 
-def pictures(path: Path, split: str, decoded: Callable[[bytes, str], _Picture]) -> list[tuple[str, str, _Picture]]:
+def pictures(
+    path: Path,
+    split: str,
+    decoded: Callable[[bytes, str], _Picture],
+    draw: Callable[[list[Any]], list[Any]] | None = None,
+) -> list[tuple[str, str, _Picture]]:
     """Class, name below the class, and what `decoded` makes of each picture of the split, of its bytes and its name.
 
-    In one pass over the archive, and a second one for what links lead to elsewhere in it. Raises ValueError as
+    In one pass over the archive, and a second one for what links lead to elsewhere in it, or for those pictures that
+    `draw` takes of a list of classes, names and places. Raises ValueError as
     `find` does, and where the archive is damaged.
     """
     parts = PurePosixPath(split).parts
@@ -35,9 +41,14 @@ def pictures(path: Path, split: str, decoded: Callable[[bytes, str], _Picture]) 
                 made[member.index] = decoded(data, f"{'/'.join(member.path)} in {path}")
             yield member
 
-    for member in read(lambda member: not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)):
+    def in_split(member: _Member) -> bool:
+        return draw is None and not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)
+
+    for member in read(in_split):
         tree.add(member)
-    found = [(label, name, tree.members[place].index) for label, name, place in find(tree, path, split)]
+    places = find(tree, path, split)
+    places = places if draw is None else draw(places)
+    found = [(label, name, tree.members[place].index) for label, name, place in places]
     missing = {index for _, _, index in found} - made.keys()
     if missing:
         list(read(lambda member: member.index in missing))

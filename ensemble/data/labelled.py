@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from PIL import Image
 from ensemble.data.archives import pictures
 from ensemble.data.tree import Folder, few, find
 from ensemble.image.files import decode
+from ensemble.machine.rng import generator
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,12 @@ class LabelledImages:
         return len(self.labels)
 
 
-def load_images(path: str | Path, split: str, size: int | None = None) -> LabelledImages:
+def load_images(
+    path: str | Path, split: str, size: int | None = None, *, at_most: int | None = None, seed: int = 0
+) -> LabelledImages:
     """All images of `split` as one tensor; classes are the sub-folders' names in sorted order.
+
+    With `at_most`, so many of them that `seed` draws; no others are decoded, and classes are theirs.
 
     `path` is a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz, .zip) that holds `<split>/<class>/<file>`, or
     files in further folders below the class; an archive may have folders above `<split>`. Pictures are what
@@ -42,7 +49,8 @@ def load_images(path: str | Path, split: str, size: int | None = None) -> Labell
     path = Path(path).expanduser()
     if not path.exists():
         raise ValueError(f"data: {path} does not exist")
-    decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size)
+    draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed)
+    decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw)
     decoded.sort(key=lambda item: item[:2])
     shapes = {pixels.shape for _, _, pixels in decoded}
     if len(shapes) > 1:
@@ -68,15 +76,24 @@ def check_same_classes(path: str | Path, splits: Mapping[str, LabelledImages]) -
 
 _Read = tuple[str, str, np.ndarray]
 """A picture's class, its name below the class, and its pixels (H, W, 3)."""
+_Draw = Callable[[list[Any]], list[Any]]
+"""Some of a list of classes, names and places."""
 
 
-def _from_folder(path: Path, split: str, size: int | None) -> list[_Read]:
+def _drawn(found: list[Any], at_most: int, seed: int) -> list[Any]:
+    found = sorted(found, key=lambda item: item[:2])
+    chosen = torch.randperm(len(found), generator=generator(seed, "images"))[:at_most]
+    return [found[i] for i in sorted(chosen.tolist())]
+
+
+def _from_folder(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
     found = find(Folder(path), path, split)
+    found = found if draw is None else draw(found)
     return [(label, name, _pixels(file, f"data: {file}", size)) for label, name, file in found]
 
 
-def _from_archive(path: Path, split: str, size: int | None) -> list[_Read]:
-    return pictures(path, split, lambda data, name: _pixels(data, f"data: {name}", size))
+def _from_archive(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
+    return pictures(path, split, lambda data, name: _pixels(data, f"data: {name}", size), draw)
 
 
 def _pixels(source: Path | bytes, name: str, size: int | None) -> np.ndarray:

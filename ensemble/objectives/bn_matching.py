@@ -1,4 +1,4 @@
-"""R_feature: the batch's statistics at each BatchNorm input against the running ones."""
+"""R_feature: the batch's statistics at each BatchNorm input, or other measured input, against those of real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_VARIANCE = 0.05
 
 @dataclass(frozen=True)
 class BNMatching(TeacherTerm, kind="bn_matching"):
-    """Distance of the batch's BN statistics (m, v) from the running ones (mu, var), v biased, over layers l.
+    """Distance of the batch's statistics (m, v) from the layer's own (mu, var), v biased, over layers l.
 
     paper:     sum_l a_l (|m - mu| + |v - var|)                              (Yin et al. 2020, eq. 4)
     relative:  sum_l a_l (|m - mu| / |sigma| + |v - var| / |var|) / sum_l 1   with sigma = sqrt(var)
@@ -32,7 +32,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     how far a batch of as many real images is (`BNStatistics.level`), and nothing pulls below `slack` times that: to be
     nearer than real images are costs variety. a_l is `first` for the layer that runs
     first, times the weight of the last matching pattern (shell patterns of layer names; 0 leaves a layer out), else 1.
-    Patterns are those in `layers`, for all teachers, then those of the teacher's own entry.
+    Patterns are those in `layers`, for all teachers, then those of the teacher's own entry. A layer's own statistics
+    are the running ones, or those that a teacher's `statistics` file has of a layer that keeps none.
 
     With `drawn`, mu and var are replaced, batch by batch, by N(mu, sigma^2 s^2) and var N(1, r^2), each channel by
     itself, where s and r are a layer's sampling errors in a batch of that size (`BNStatistics.sampling_errors`).
@@ -56,8 +57,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     def needs(self, teacher: Profile) -> Sequence[str]:
         if teacher.statistics is None:
             raise ValueError(
-                f"teachers: {teacher.name} has no BatchNorm layers that run, but bn_matching needs them; "
-                "drop the teacher or the objective"
+                f"teachers: {teacher.name} has no BatchNorm layers that run, but bn_matching needs them; drop the "
+                "teacher or the objective, or name as the teacher's `statistics` a file of invert.py calibrate"
             )
         _check(teacher.layers, teacher)
         return ()
@@ -131,4 +132,6 @@ def _check(patterns: Mapping[str, float], *teachers: Profile) -> None:
                 for teacher in teachers
                 if teacher.statistics is not None
             ]
-            raise ValueError(f"bn_matching: no BN layer matches {pattern!r}; layers of {'; of '.join(known)}")
+            raise ValueError(
+                f"bn_matching: no layer with statistics matches {pattern!r}; layers of {'; of '.join(known)}"
+            )

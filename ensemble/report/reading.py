@@ -68,7 +68,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Layer:
-    """A BatchNorm layer: how far the images' mean and variance are from its own, in units of its spread."""
+    """A layer with statistics: how far the images' mean and variance are from its own, in units of its spread."""
 
     name: str
     mean: float | None

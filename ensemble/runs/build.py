@@ -20,6 +20,7 @@ from ensemble.machine.rng import generator
 from ensemble.recipe import Recipe, Stage
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.teachers.cost import count_cost
+from ensemble.teachers.measured import Measurement
 from ensemble.teachers.observing import shown
 from ensemble.teachers.teacher import Profile, Teacher
 
@@ -42,17 +43,29 @@ class PlacedTeacher:
     """Layers with running statistics that are not matched, and why."""
     notes: tuple[str, ...] = ()
     """What a user should know of the network."""
+    measurement: Measurement | None = None
+    """What its `statistics` file holds."""
 
     @property
     def matched(self) -> int:
         """How many layers with running statistics emit moments."""
+        return self._count(measured=False)
+
+    @property
+    def measured(self) -> int:
+        """How many further layers emit moments, whose statistics were measured."""
+        return self._count(measured=True)
+
+    def _count(self, *, measured: bool) -> int:
         layers = () if self.profile.statistics is None else self.profile.statistics.layers
-        return len({layer.name for layer in layers})
+        return len({layer.name for layer in layers if layer.measured == measured})
 
     def describe_layers(self) -> str:
         """How many of how many layers are matched, and which are not."""
         total = self.matched + len(self.left_out)
         text = f"{self.profile.name}: {self.matched} of {total} layers with running statistics are matched"
+        if self.measured:
+            text += f", and {self.measured} layers by measured ones"
         text += "".join(f", {pattern} x {factor:g}" for pattern, factor in self.profile.layers.items())
         return f"{text}; not: {shown(self.left_out)}" if self.left_out else text
 
@@ -66,12 +79,14 @@ class PlacedEnsemble:
 
     @property
     def weights(self) -> dict[str, str | None]:
-        """SHA-256 of the teachers' weights, where it is known, by name."""
-        cards = {teacher.profile.name: teacher.profile.card for teacher in self.teachers}
-        return {
-            name: card.weights[card.default_weights].sha256 if card.default_weights else None
-            for name, card in cards.items()
-        }
+        """SHA-256 of the teachers' weights, where it is known, and a digest of measured statistics, by name."""
+        found: dict[str, str | None] = {}
+        for teacher in self.teachers:
+            card = teacher.profile.card
+            found[teacher.profile.name] = card.weights[card.default_weights].sha256 if card.default_weights else None
+            if teacher.measurement is not None:
+                found[teacher.profile.name] = f"{found[teacher.profile.name]}, {teacher.measurement.digest}"
+        return found
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -87,9 +102,9 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     recipe = plan.recipe
     dtype = PRECISIONS[recipe.runtime.precision]
     teachers, costs = [], []
-    for name, entry in zip(plan.names, recipe.teachers, strict=True):
+    for name, entry, measurement in zip(plan.names, recipe.teachers, plan.measurements, strict=True):
         net, card = plan.networks.create(entry.model)
-        teacher = Teacher(name, net, card, dtype=dtype, device=context.device)
+        teacher = Teacher(name, net, card, dtype=dtype, device=context.device, measured=measurement)
         for stage in recipe.stages:
             teacher.admit(stage.size or plan.size, plan.size)
         if any(term.reads_features for term in plan.formulation.teacher_terms):
@@ -101,7 +116,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         term.check(profiles)
         for profile in profiles:
             if tapped := ", ".join(term.needs(profile)):
-                raise ValueError(f"{term.name} asks to tap {tapped}; only logits and BN moments are observed")
+                raise ValueError(f"{term.name} asks to tap {tapped}; only logits and layers' moments are observed")
     images = len(plan.targets(0))
     flops = [cost.flops for cost in costs]
     world = world_size or context.world_size
@@ -123,9 +138,10 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teacher if t in owned else None,
             teacher.left_out,
             tuple(teacher.notes),
+            measurement,
         )
-        for t, (profile, entry, cost, teacher) in enumerate(
-            zip(profiles, recipe.teachers, costs, teachers, strict=True)
+        for t, (profile, entry, cost, teacher, measurement) in enumerate(
+            zip(profiles, recipe.teachers, costs, teachers, plan.measurements, strict=True)
         )
     ]
     return PlacedEnsemble(tuple(placed), placement)

@@ -140,10 +140,11 @@ class Restored:
         return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"])
 
     def check_weights(self, weights: Mapping[str, str | None]) -> None:
-        """ValueError where a teacher's weights file is not the one that the run began with."""
+        """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
         for checkpoint in self.trials.values():
             if changed := [name for name, digest in weights.items() if checkpoint.meta["weights"].get(name) != digest]:
-                raise ValueError(f"resume: the weights of {', '.join(changed)} are not those that the run began with")
+                names = ", ".join(changed)
+                raise ValueError(f"resume: weights or statistics of {names} are not those that the run began with")
 
     def restore(self, trial: int, inversion: Inversion, device: torch.device) -> None:
         """Put the inversion where the trial was left, if it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
 from ensemble.runs.targets import batch_targets, parse_targets
+from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard
 
 
@@ -32,6 +34,8 @@ class Plan:
     classes: tuple[int, ...] | None
     """Target classes; None draws them."""
     formulation: Formulation
+    measurements: tuple[Measurement | None, ...]
+    """What the teachers' `statistics` files hold."""
     networks: Networks = field(default_factory=Networks)
     live_terms: tuple[Objective, ...] = ()
     """Terms from Python, beside the recipe's objectives."""
@@ -70,7 +74,7 @@ def make_plan(
     """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
 
     Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
-    are none of the classes or lack a mapping, and an initial image that is not there.
+    are none of the classes or lack a mapping, and an initial image or a file of statistics that is not there.
     """
     networks = networks or Networks()
     cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
@@ -95,6 +99,8 @@ def make_plan(
                 f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
             )
     recipe.image.start.check(size)
+    files = [entry.statistics for entry in recipe.teachers]
+    measurements = tuple(None if file is None else read_measurement(Path(file).expanduser()) for file in files)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
     denied = recipe.runtime.compile == "on" and not compiled
@@ -105,7 +111,8 @@ def make_plan(
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
-    return Plan(resolved, cards, names, judges, size, classes, formulation, networks, tuple(live_terms), tuple(notes))
+    live = tuple(live_terms)
+    return Plan(resolved, cards, names, judges, size, classes, formulation, measurements, networks, live, tuple(notes))
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard, networks: Networks) -> None:

@@ -147,7 +147,11 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
     trials = [trial for trial, result in done.items() for _ in range(len(result.images))]
     rows = image_rows(logits, targets, own, trials, plan.class_names)
     summary["layers"] = {
-        placed.profile.name: {"matched": placed.matched, "left_out": dict(placed.left_out)}
+        placed.profile.name: {
+            "matched": placed.matched,
+            "measured": placed.measured,
+            "left_out": dict(placed.left_out),
+        }
         for placed in here.ensemble.teachers
     }
     summary |= read | {"warnings": warnings_of(plan, done, here.first_losses)}

@@ -1,8 +1,9 @@
-"""Layers that keep running statistics of their input, made to emit the moments of what they see.
+"""Layers with statistics of their input, made to emit the moments of what they see.
 
-Such a layer has `running_mean` and `running_var`, whatever its class and the rank of its input. Where it is an affine
-map and an activation, it is replaced by the module that computes both at once; that is tried on what the network
-computes, layer by layer. Elsewhere its own forward stays, and its input's moments are taken beside it.
+A layer that keeps them itself has `running_mean` and `running_var`, whatever its class and the rank of its input. Where
+it is an affine map and an activation, it is replaced by the module that computes both at once; that is tried on what
+the network computes, layer by layer. Elsewhere its own forward stays, and its input's moments are taken beside it, as
+with every layer whose statistics were measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ensemble.teachers.kernels import Form, affine_with_moments
+from ensemble.teachers.measured import MeasuredLayer
 from ensemble.teachers.statistics import BNLayer, BNStatistics
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -94,6 +96,8 @@ class Watched:
     module: nn.Module
     mean: torch.Tensor
     var: torch.Tensor
+    measured: bool = False
+    """Its statistics are not its own; `module` is an ordinary part of the network."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,33 @@ def watch(
     for i in range(functional.calls):
         watch.left_out[f"batch_norm call {i + 1}"] = "a function with statistics of no layer; use nn.BatchNorm"
     return watch
+
+
+def watch_measured(
+    net: nn.Module,
+    layers: Mapping[str, MeasuredLayer],
+    sink: list[torch.Tensor],
+    run: Callable[[], object],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Watched]:
+    """Make `layers` of `net`, by name, emit the moments of their inputs too, in `dtype`, in place.
+
+    `run()` is a forward pass. ValueError where an input has other channels than were measured.
+    """
+    modules = {name: net.get_submodule(name) for name in layers}
+    with record_execution(modules) as calls:
+        run()
+    for name, shape in calls:
+        channels = len(layers[name].mean)
+        if shape[layers[name].dim] != channels:
+            raise ValueError(f"statistics: {channels} channels were measured of {name}, which sees {tuple(shape[1:])}")
+    watched = {}
+    for name, layer in layers.items():
+        modules[name].register_forward_pre_hook(Beside(layer.mean.to(device, dtype), layer.dim, sink))
+        mean, var = (values.to(device) for values in (layer.mean, layer.var))
+        watched[name] = Watched(name, modules[name], mean, var, measured=True)
+    return watched
 
 
 class _FunctionalNorms(TorchFunctionMode):
@@ -266,7 +297,7 @@ def probe(run: Callable[[], object], layers: Mapping[str, Watched]) -> BNStatist
     found, start = [], 0
     for name, shape in calls:
         channels = len(layers[name].mean)
-        found.append(BNLayer(name, start, channels, shape.numel() // channels))
+        found.append(BNLayer(name, start, channels, shape.numel() // channels, layers[name].measured))
         start += channels
     if not found:
         return None

@@ -79,12 +79,12 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        watched = any(isinstance(hook, Beside) for hook in module._forward_pre_hooks.values())
-        return (
-            watched
-            or isinstance(module, (EmittingBatchNorm, SpaceToDepthConv))
-            or super().is_leaf_module(module, qualified_name)
-        )
+        return _emits(module) or isinstance(module, SpaceToDepthConv) or super().is_leaf_module(module, qualified_name)
+
+
+def _emits(module: nn.Module) -> bool:
+    beside = any(isinstance(hook, Beside) for hook in module._forward_pre_hooks.values())
+    return beside or isinstance(module, EmittingBatchNorm)
 
 
 def _fuse_all(net: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule | None:
@@ -131,7 +131,8 @@ def _fuse(traced: torch.fx.GraphModule, node: torch.fx.Node, norm: EmittingBatch
     if residual is None or relu is None or not _is_relu(traced, relu):
         return False
     # The call moves down to the sum; the order in which the layers run is that of the packed moments.
-    if any(_norm(traced, other) is not None for other in _between(node, follower)):
+    between = [other.target for other in _between(node, follower) if other.op == "call_module"]
+    if any(_emits(traced.get_submodule(str(target))) for target in between):
         return False
     norm.form = Form.ADD_RELU
     with traced.graph.inserting_before(follower):

@@ -1,4 +1,4 @@
-"""What layers with running statistics saw: moments that add over shards."""
+"""What layers with statistics saw: moments that add over shards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class BNLayer:
     start: int
     channels: int
     positions: int
+    measured: bool = False
+    """Whether its statistics were measured on real images; else the network keeps them itself."""
 
 
 class BNStatistics:
-    """The running statistics of a teacher's BN layers, in execution order, packed along channels.
+    """The statistics of a teacher's layers, running or measured, in execution order, packed along channels.
 
     `mean`, `var`: (C,) float64, C = sum of all layers' channels. Packed moments of a shard are (2, C): the sums of
     (x - mean) and of (x - mean)^2 over the shard's values, so the moments of shards add to those of the batch.

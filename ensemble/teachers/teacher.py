@@ -1,4 +1,4 @@
-"""A frozen classifier that observes a view: logits and the moments its BatchNorm layers saw."""
+"""A frozen classifier that observes a view: logits and the moments its layers with statistics saw."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ensemble.machine.hardware import cpp_compiler
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.features import FeatureHook, find_classifier
-from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch
+from ensemble.teachers.measured import Measurement
+from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch, watch_measured
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from models import ModelCard, network_input, network_logits
 
 
 class Observation(NamedTuple):
-    """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 without BN layers;
+    """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 where none are;
     `features` (n, D), the input of the layer that makes the logits, D = 0 where no term reads them."""
 
     logits: torch.Tensor
@@ -38,9 +39,9 @@ class Profile:
     name: str
     card: ModelCard
     statistics: BNStatistics | None
-    """None for a network without BN layers."""
+    """None for a network without layers that have any."""
     layers: Mapping[str, float] = field(default_factory=dict)
-    """Factors of its BN layers, by patterns of their names."""
+    """Factors of these layers, by patterns of their names."""
     features: int = 0
     """D."""
 
@@ -59,11 +60,11 @@ class Teacher:
     affine maps of the BN layers are at least fp32. The network passed in is copied and left as it was, and what is
     made of it is compared with it: the teacher computes what the network computes, within rounding.
 
-    `layers` are those whose input's moments it emits, by name; `left_out` names the other layers with running
-    statistics, and why. `statistics` is None for a network without any that is matched. `notes` are what a user
-    should know.
+    `measured` brings the statistics of further layers, and the levels of real batches of all. `layers` are those whose
+    input's moments it emits, by name; `left_out` names the other layers with running statistics, and why. `statistics`
+    is None for a network without any that is matched. `notes` are what a user should know.
 
-    Raises ValueError where the network cannot run, or its logits are not those of its card.
+    Raises ValueError where the network cannot run, its logits are not those of its card, or `measured` is of another.
     """
 
     def __init__(
@@ -74,7 +75,10 @@ class Teacher:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        measured: Measurement | None = None,
     ) -> None:
+        if measured is not None:
+            measured.check(name, net, card)
         self.name = name
         self.card = card
         self.dtype = dtype
@@ -97,12 +101,15 @@ class Teacher:
             watched = self._observe_layers(net)
             self.left_out: dict[str, str] = watched.left_out
             self.layers = watched.layers
+            if measured is not None:
+                self._observe_measured(measured)
             self._narrow()
             blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
             self.statistics = probe(lambda: self._checked_run(blank), self.layers)
         weights = card.weights.get(card.default_weights or "")
-        if self.statistics is not None and weights is not None and weights.levels:
-            self.statistics.calibrate(weights.levels)
+        levels = measured.levels if measured is not None else weights.levels if weights is not None else {}
+        if self.statistics is not None and levels:
+            self.statistics.calibrate(levels)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
 
     def _examples(self) -> list[torch.Tensor]:
@@ -112,10 +119,17 @@ class Teacher:
         flat, soft = (torch.rand(2, 3, size, size, generator=rng, dtype=torch.float64) for _ in range(2))
         return [part.to(self.device, self.wide) for part in (0.5 + 0.3 * (soft - 0.5), flat)]
 
+    def _observe_measured(self, measured: Measurement) -> None:
+        """Make the layers emit that have statistics in `measured`."""
+        example = self._examples()[0]
+        self.layers = self.layers | watch_measured(
+            self.net, measured.layers, self._sink, lambda: self._checked_run(example), self.wide, self.device
+        )
+
     def _narrow(self) -> None:
         """Compute in `dtype` from now on, or where the network does not run in it, as before."""
         keep = self._kept()
-        narrow = copied(self.net, {id(part): part for part in [self._sink, *(x.module for x in self.layers.values())]})
+        narrow = copied(self.net, {id(part): part for part in [self._sink, *self._replacements()]})
         wide, self.net = self.net, _cast(narrow, self.dtype, keep).to(memory_format=torch.channels_last)
         self._activations = self.dtype
         try:
@@ -127,10 +141,22 @@ class Teacher:
             self.notes.append(f"{self.name} does not run in {name} ({error}); it computes in fp32")
             self.net, self.dtype, self._activations = wide.to(memory_format=torch.channels_last), self.wide, self.wide
             self.gradient_scale = 1.0
+        self._find_measured()
+
+    def _replacements(self) -> list[nn.Module]:
+        """The modules with running statistics that emit moments; they belong to every form of the network."""
+        return [layer.module for layer in self.layers.values() if not layer.measured]
 
     def _kept(self) -> set[int]:
-        """Ids of the modules that emit moments, which stay at least in fp32."""
-        return {id(part) for layer in self.layers.values() for part in layer.module.modules()}
+        """Ids of those modules and their parts, which stay at least in fp32."""
+        return {id(part) for module in self._replacements() for part in module.modules()}
+
+    def _find_measured(self) -> None:
+        """The measured layers are ordinary parts of the network, so another form of it has its own."""
+        self.layers = {
+            name: replace(layer, module=self.net.get_submodule(name)) if layer.measured else layer
+            for name, layer in self.layers.items()
+        }
 
     def _smaller(self, view: torch.Tensor) -> list[torch.Tensor]:
         """The view at three quarters of its size, where the network takes that too."""
@@ -243,8 +269,7 @@ class Teacher:
         rng = generator(0, "example")
         channels = len(self.card.mean)
         examples = [torch.randn(2, channels, size, size, generator=rng).to(self.wide) for size in sorted(sizes)]
-        modules = [layer.module for layer in self.layers.values()]
-        kept = [self._sink, *modules, *self.net.parameters(), *self.net.buffers()]
+        kept = [self._sink, *self._replacements(), *self.net.parameters(), *self.net.buffers()]
         shared = {id(part): part for part in kept}
         keep = self._kept()
         net = rewritten(_cast(copied(self.net, shared), self.wide, keep), examples, self._sink)
@@ -265,6 +290,7 @@ class Teacher:
         }
         if self._features is not None:
             self._hook_features()
+        self._find_measured()
 
     def compile(self) -> None:
         """Compile `view -> (logits, moments)`; shapes are static, each shape is one variant.

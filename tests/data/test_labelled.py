@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ensemble.data import archives
+from ensemble.data import archives, labelled
 from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 
 CLASSES = ("bird", "cat", "dog")
@@ -434,3 +434,19 @@ def test_many_classes_that_differ_are_counted() -> None:
     one = LabelledImages(images, torch.zeros(1, dtype=torch.int64), ("c0",))
     with pytest.raises(ValueError, match=r"test lacks c1, c2, c3, c4, c5 and 3 more$"):
         check_same_classes("x", {"train": many, "test": one})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_that_the_seed_draws(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a folder and of any archive; no others are decoded."""
+    path = make(tmp_path, kind, files(per_class=9))
+    whole, decoded = set(reds(load_images(path, "train"))), list[object]()
+    original = labelled.decode
+    monkeypatch.setattr(labelled, "decode", lambda *given: decoded.append(given) or original(*given))
+    some = load_images(path, "train", at_most=4, seed=1)
+    assert len(some) == len(decoded) == 4 and set(reds(some)) < whole
+    assert reds(some) == reds(load_images(make(tmp_path / "b", "folder", files(9)), "train", at_most=4, seed=1))
+    assert reds(some) != reds(load_images(path, "train", at_most=4, seed=2))
+    assert len(load_images(path, "train", at_most=50)) == 27
+    names = [CLASSES[(red - 110) // 10] for red in reds(some)]
+    assert [some.class_names[label] for label in some.labels] == names

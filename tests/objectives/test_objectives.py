@@ -217,14 +217,16 @@ def profiles() -> list[Profile]:
 
 def test_bn_matching_names_a_pattern_that_matches_nothing() -> None:
     BNMatching(layers={"b": 2.0}).check(profiles())  # one teacher has it
-    with pytest.raises(ValueError, match=r"no BN layer matches 'layer\*'; layers of first: a; of second: b"):
+    with pytest.raises(
+        ValueError, match=r"no layer with statistics matches 'layer\*'; layers of first: a; of second: b"
+    ):
         BNMatching(layers={"layer*": 2.0}).check(profiles())
 
 
 def test_a_teachers_own_layer_factors_must_be_its_own() -> None:
     first, second = profiles()
     BNMatching().check([first, Profile("second", CARD, second.statistics, {"b": 0.5})])
-    with pytest.raises(ValueError, match=r"no BN layer matches 'a'; layers of second: b"):
+    with pytest.raises(ValueError, match=r"no layer with statistics matches 'a'; layers of second: b"):
         BNMatching().check([first, Profile("second", CARD, second.statistics, {"a": 0.5})])
 
 
