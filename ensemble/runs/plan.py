@@ -70,7 +70,8 @@ def plan(
     """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
 
     Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
-    are none of the classes or lack a mapping, and an initial image that is not there.
+    are none of the classes or lack a mapping, an initial image or a generator's weights that are not there, and a
+    size that the parameterization cannot have.
     """
     networks = networks or Networks()
     cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
@@ -94,6 +95,7 @@ def plan(
             raise ValueError(
                 f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
             )
+    recipe.image.parameterization.check(size)
     recipe.image.start.check(size)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
