@@ -13,7 +13,7 @@ from torch import Tensor
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.start import Start
 
-_AT_ONCE = 64
+_AT_ONCE = 256
 """Discs that are drawn and laid together; part of what a seed means."""
 
 
@@ -21,9 +21,9 @@ _AT_ONCE = 64
 class DeadLeaves(Start, kind="dead_leaves"):
     """Discs of random colours that cover each other, an image of its own for each of the batch; needs no pictures."""
 
-    smallest: Annotated[float, Field(gt=0)] = 1 / 32
+    smallest: Annotated[float, Field(ge=1 / 256)] = 1 / 32
     """Radius, as a fraction of the image's size."""
-    largest: Annotated[float, Field(gt=0, le=4)] = 0.5
+    largest: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Radius, as a fraction of the image's size."""
 
     def rules(self) -> Iterator[str]:
@@ -58,11 +58,12 @@ def radii(count: int, smallest: float, largest: float, rng: torch.Generator) -> 
 def _one(size: int, smallest: float, largest: float, rng: torch.Generator) -> Tensor:
     """One image, (3, H, W)."""
     pixels = torch.zeros(size * size, 3, dtype=torch.float64)
+    centres = torch.arange(size)[:, None] + 0.5
     bare = torch.arange(size * size)
     while len(bare):
         radius, x, y, colour = _discs(size, smallest, largest, rng)
-        across, down = bare % size + 0.5, bare // size + 0.5
-        covered = (across[:, None] - x).square() + (down[:, None] - y).square() < radius.square()
+        across, reach = (centres - x).square(), radius.square() - (centres - y).square()
+        covered = across[bare % size] < reach[bare // size]
         hit = covered.any(1)
         pixels[bare[hit]] = colour[covered[hit].to(torch.uint8).argmax(1)]
         bare = bare[~hit]
@@ -70,8 +71,9 @@ def _one(size: int, smallest: float, largest: float, rng: torch.Generator) -> Te
 
 
 def _discs(size: int, smallest: float, largest: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The next discs from the front: radius, x and y, each (K,), and colour, (K, 3)."""
+    """The next discs from the front that may be seen: radius, x and y, each (K,), and colour, (K, 3)."""
     radius = radii(_AT_ONCE, smallest, largest, rng)
     draws = torch.rand(_AT_ONCE, 5, generator=rng, dtype=torch.float64)
     x, y = (draws[:, :2] * (size + 2 * largest) - largest).unbind(1)
-    return radius, x, y, draws[:, 2:]
+    inside = (torch.stack([x, y]) - size / 2).abs().amax(0) < size / 2 + radius
+    return radius[inside], x[inside], y[inside], draws[inside, 2:]
