@@ -58,6 +58,9 @@ def test_centres_are_uniform_and_what_cannot_be_seen_is_left_out() -> None:
         inside = centre[(centre > 0) & (centre < 32)]
         assert inside.mean().item() == pytest.approx(16, abs=0.5)
         assert inside.std().item() == pytest.approx(32 / 12**0.5, rel=0.03)
+    large = radius > 8
+    for centre in (x[large], y[large]):  # they reach in from outside
+        assert centre.min() < -6 and centre.max() > 38
     assert colour.mean().item() == pytest.approx(0.5, abs=0.02) and colour.std().item() == pytest.approx(
         1 / 12**0.5, rel=0.02
     )
