@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ensemble.api import invert
     from ensemble.engine.guard import NotFiniteError
     from ensemble.engine.optimizers import Adam, Optimizer
+    from ensemble.image.dead_leaves import DeadLeaves
     from ensemble.image.fourier import Fourier
+    from ensemble.image.generator import Generator
     from ensemble.image.parameterization import ImageParameterization, Parameterization
     from ensemble.image.pixels import Pixels
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
@@ -51,9 +53,11 @@ _HOME = {
     "ensemble.teachers.teacher": ("Observation", "Profile"),
     "ensemble.image.parameterization": ("Parameterization", "ImageParameterization"),
     "ensemble.image.fourier": ("Fourier",),
+    "ensemble.image.generator": ("Generator",),
     "ensemble.image.pixels": ("Pixels",),
     "ensemble.image.start": ("Start", "Noise", "FromImage", "FromFolder"),
     "ensemble.image.warm": ("Warm",),
+    "ensemble.image.dead_leaves": ("DeadLeaves",),
     "ensemble.engine.optimizers": ("Optimizer", "Adam"),
 }
 """Module -> what it gives to the public face."""
@@ -63,9 +67,11 @@ __all__ = [
     "BNMatching",
     "ClassScore",
     "CrossEntropy",
+    "DeadLeaves",
     "Fourier",
     "FromFolder",
     "FromImage",
+    "Generator",
     "ImageParameterization",
     "ImageTerm",
     "L2Prior",

@@ -66,6 +66,14 @@ class ImageRule(Checked):
     batch_size: PositiveInt | None = None
     """Default: number of targets x images_per_class. Otherwise the targets are repeated in turn to fill it."""
 
+    def rules(self) -> Iterator[str]:
+        if self.start.needs_pixels and not self.parameterization.takes_images:
+            what = "noise with spreads" if isinstance(self.start, Noise) else f"kind {self.start.kind!r}"
+            yield (
+                f"start: {what} says what images look like, which kind {self.parameterization.kind!r} cannot be told; "
+                "use kind 'noise' without spreads"
+            )
+
 
 @dataclass(frozen=True)
 class Stage(Checked):

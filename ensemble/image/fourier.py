@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
+from ensemble.image.parameterization import ImageParameterization, Parameterization, coarse_part, drawn_normal
 from models import ModelCard
 
 SIGMOID_EPS = 1e-3
@@ -106,6 +106,15 @@ class FourierImage(ImageParameterization):
     def randomize(self, scale: float, rng: torch.Generator) -> None:
         """Draw the coefficients from N(0, scale^2): `scale` is the deviation of values before the sigmoid."""
         self.coefficients.copy_(drawn_normal(self.coefficients, scale, rng))
+
+    @torch.no_grad()
+    def vary(self, amplitude: Tensor, colour: Tensor) -> None:
+        coefficients, scale = (value.detach().cpu().double() for value in (self.coefficients, self.scale))
+        varied = coefficients * (1 + (amplitude[:, None, None] - 1) * coarse_part(self.size))[:, None, :, :, None]
+        if self.colour is not None:
+            colour = colour @ torch.linalg.inv(self.colour.cpu().double()).T
+        varied[:, :, 0, 0, 0] += colour * self.size / scale[0, 0]  # orthonormal: the mean times size
+        self.coefficients.copy_(varied)
 
     def _constant(self, name: str, value: Tensor | None) -> None:
         moved = None if value is None else value.to(self.coefficients)

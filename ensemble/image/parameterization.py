@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,16 @@ from models import ModelCard
 ROUNDING = 1e-3
 """How far `set_image` lets values lie outside [0, 1], less than half a step of 8 bits; they are clamped."""
 
+COARSE = 4
+"""`vary` multiplies frequencies of up to so many cycles an image."""
+
 
 @dataclass(frozen=True)
 class Parameterization(Kind, default="fourier"):
     """How parameters become images."""
+
+    takes_images: ClassVar[bool] = True
+    """Whether its images have `set_image` and `vary`."""
 
     @abstractmethod
     def make(
@@ -25,11 +32,14 @@ class Parameterization(Kind, default="fourier"):
     ) -> ImageParameterization:
         """n images of size x size pixels, mid grey; `card` is the first teacher's."""
 
+    def check(self, size: int) -> None:
+        """ValueError for what `make` would refuse, before anything is loaded or written."""
+
 
 class ImageParameterization(nn.Module, ABC):
     """A batch of n images of size x size pixels, given by parameters an optimiser can step.
 
-    Its one parameter keeps its identity: `set_image` and `randomize` write into it.
+    Its parameters keep their identity: `set_image`, `randomize` and `vary` write into them.
     """
 
     def __init__(self, n: int, size: int, dtype: torch.dtype) -> None:
@@ -43,7 +53,7 @@ class ImageParameterization(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The images, RGB, (N, 3, H, W), nominally in [0, 1]; never a view of the parameter."""
+        """The images, RGB, (N, 3, H, W), nominally in [0, 1]; never a view of a parameter."""
 
     @abstractmethod
     def set_image(self, image: Tensor) -> None:
@@ -55,6 +65,15 @@ class ImageParameterization(nn.Module, ABC):
     @abstractmethod
     def randomize(self, scale: float, rng: torch.Generator) -> None:
         """Draw the parameters from N(0, scale^2) with the CPU generator `rng`, alike for dtype and device."""
+
+    def vary(self, amplitude: Tensor, colour: Tensor) -> None:
+        """Make images differ: multiply the coarse structure of each by `amplitude`, (N,), then add `colour`, (N, 3).
+
+        Coarse: frequencies of up to COARSE cycles an image, the mean apart. Both act where `randomize` draws: on
+        pixels, or on values before a sigmoid. `colour` is red, green, blue; both are float64, on the CPU.
+        Raises ValueError where the parameters are none of these.
+        """
+        raise ValueError(f"start: {type(self).__name__} has no coarse structure and colour to vary; leave spreads at 0")
 
     def project(self) -> None:
         """Bring the parameters back into the valid range; called after each step of the optimiser."""
@@ -68,6 +87,14 @@ class ImageParameterization(nn.Module, ABC):
         if not bool(((image >= -ROUNDING) & (image <= 1 + ROUNDING)).all()):
             raise ValueError("image: values must lie in [0, 1]; divide 8-bit values by 255, clamp the rest")
         return image.clamp(0, 1)
+
+
+def coarse_part(size: int) -> Tensor:
+    """(H, W // 2 + 1), float64: 1 where a half spectrum's frequency is what `vary` multiplies, else 0."""
+    vertical = (size * torch.fft.fftfreq(size, dtype=torch.float64)[:, None]).round()
+    horizontal = torch.arange(size // 2 + 1, dtype=torch.float64)[None, :]
+    squared = vertical**2 + horizontal**2
+    return ((squared > 0) & (squared <= COARSE**2)).double()
 
 
 def drawn_normal(like: Tensor, scale: float, rng: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
+from ensemble.image.parameterization import ImageParameterization, Parameterization, coarse_part, drawn_normal
 from models import ModelCard
 
 
@@ -74,3 +74,11 @@ class PixelImage(ImageParameterization):
     def randomize(self, scale: float, rng: torch.Generator) -> None:
         """Draw the pixels, not clipped: 0.5 + N(0, scale^2), or N(0, scale^2) in the normalised space."""
         self.pixels.copy_(self._centre + drawn_normal(self.pixels, scale, rng))
+
+    @torch.no_grad()
+    def vary(self, amplitude: Tensor, colour: Tensor) -> None:
+        """Not clipped; `colour` is in units of the pixels, as the scale of `randomize`."""
+        pixels = self.pixels.detach().cpu().double()
+        coarse = torch.fft.irfft2(torch.fft.rfft2(pixels) * coarse_part(self.size), s=pixels.shape[2:])
+        varied = pixels + (amplitude[:, None, None, None] - 1) * coarse + colour[:, :, None, None]
+        self.pixels.copy_(varied)

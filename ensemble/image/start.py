@@ -26,16 +26,33 @@ class Start(Kind, default="noise"):
     def check(self, size: int) -> None:
         """ValueError for what `set` would refuse, before anything is loaded or written."""
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether it asks for more than `randomize`, and so for a parameterization that `takes_images`."""
+        return True
+
 
 @dataclass(frozen=True)
 class Noise(Start, kind="noise"):
-    """The parameters are drawn from N(0, scale^2)."""
+    """The parameters are drawn from N(0, scale^2); images may differ further in coarse contrast and in colour."""
 
     scale: NonNegativeFloat = 0.3
     """Standard deviation, in units of the parameters."""
+    amplitude_spread: NonNegativeFloat = 0.0
+    """Each image's coarse structure is multiplied by exp(N(0, amplitude_spread^2))."""
+    colour_spread: NonNegativeFloat = 0.0
+    """Standard deviation of what is added to each image's red, green and blue; `fourier`: before the sigmoid."""
+
+    @property
+    def needs_pixels(self) -> bool:
+        return bool(self.amplitude_spread or self.colour_spread)
 
     def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
         image.randomize(self.scale, rng)
+        if self.needs_pixels:
+            amplitude = torch.randn(image.n, generator=rng, dtype=torch.float64)
+            colour = torch.randn(image.n, 3, generator=rng, dtype=torch.float64)
+            image.vary((self.amplitude_spread * amplitude).exp(), self.colour_spread * colour)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def make_plan(
     """Check the recipe against the models' cards, and resolve what is `auto` for this machine's devices.
 
     Raises ValueError for unknown models, label spaces that differ (of teachers and verifiers), targets that
-    are none of the classes or lack a mapping, and an initial image or a file of statistics that is not there.
+    are none of the classes or lack a mapping, an initial image, a file of statistics or a generator's weights that are
+    not there, and a size that the parameterization cannot have.
     """
     networks = networks or Networks()
     cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
@@ -98,6 +99,7 @@ def make_plan(
             raise ValueError(
                 f"stages: jitter {stage.jitter} must be smaller than the view's {stage.size or size} pixels"
             )
+    recipe.image.parameterization.check(size)
     recipe.image.start.check(size)
     files = [entry.statistics for entry in recipe.teachers]
     measurements = tuple(None if file is None else read_measurement(Path(file).expanduser()) for file in files)

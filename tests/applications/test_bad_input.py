@@ -85,6 +85,22 @@ MISTAKES = {
         [*ONE, "--set", "image.start={kind: folder, path: nowhere}"],
         ["initial image", "nowhere"],
     ),
+    "start of a generator": (
+        [*ONE, "--set", "image.parameterization.kind=generator", "--set", "image.start.kind=grey"],
+        ["image.start: kind 'grey' says", "kind 'generator' cannot be told", "use kind 'noise'"],
+    ),
+    "size of a generator": (
+        [*ONE, "--set", "image.parameterization.kind=generator", "--set", "image.size=10"],
+        ["4 divides, not 10", "image.size to 12"],
+    ),
+    "weights of a generator": (
+        [*ONE, "--set", "image.parameterization={kind: generator, weights: nowhere.safetensors}"],
+        ["image.parameterization.weights", "nowhere.safetensors", "cannot be read"],
+    ),
+    "dead leaves": (
+        [*ONE, "--set", "image.start={kind: dead_leaves, smallest: 0.5, largest: 0.25}"],
+        ["image.start", "smallest: 0.5 must be below largest"],
+    ),
     "jitter": ([*ONE, "--set", "stages[0].jitter=8"], ["jitter 8"]),
     "no weights file": ([*PLUGIN, "--models", "tiny_a@nowhere.pt"], ["nowhere.pt", "does not exist"]),
     "unmapped target": (

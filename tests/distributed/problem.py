@@ -20,6 +20,7 @@ from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Cell, place, slices
 from ensemble.engine.reduction import FixedPointSum
 from ensemble.image.fourier import FourierImage
+from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose, Flip, Jitter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
@@ -142,15 +143,19 @@ def inversion(
     recompute: bool = False,
     reduction: FixedPointSum | None = None,
     formulation: Formulation = FORMULATION,
+    image: ImageParameterization | None = None,
     **options: Any,
 ) -> Inversion:
-    """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns."""
+    """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns.
+
+    What is optimised is `image`, or Fourier coefficients.
+    """
     owned = {cell.teacher for cell in cells}
     members = []
     for t in range(teachers):
         full = teacher(t, dtype)
         members.append(EnsembleMember(full.profile(), 1.0 + t, TARGETS, full if t in owned else None))
-    image = FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
+    image = image or FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
     image.randomize(0.5, generator(1))
     stage = LiveStage(steps, Compose((Jitter(1, "wrap", False), Flip(0.5, False))), Adam(lr=0.05))
     loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)

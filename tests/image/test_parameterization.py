@@ -209,6 +209,21 @@ def test_project_leaves_unclipped_and_fourier_images_alone() -> None:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
+def test_vary_adds_red_green_and_blue(name: str) -> None:
+    images = build(name, 2, 6)
+    images.randomize(0.1, generator(10))
+    before = images().detach()
+    colour = torch.tensor([[0.1, 0.0, -0.1], [0.0, 0.05, 0.2]], dtype=torch.float64)
+    images.vary(torch.ones(2, dtype=torch.float64), colour)
+    after = images().detach()
+    if isinstance(images, FourierImage):
+        before, after = before.logit(), after.logit()
+    unit = torch.tensor(STD, dtype=torch.float64) if name == "normalised" else 1.0
+    expected = (colour * unit)[:, :, None, None].expand_as(before)
+    torch.testing.assert_close(after - before, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
 def test_constants_are_not_saved(name: str) -> None:
     assert len(build(name, 1, 4).state_dict()) == 1
 

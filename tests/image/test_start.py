@@ -47,11 +47,54 @@ def test_flat_colours(
     torch.testing.assert_close(images(), torch.full((2, 3, 5, 5), value), rtol=0, atol=tolerance)
 
 
-def test_noise_is_randomize() -> None:
-    first, second = fourier(2, 5), fourier(2, 5)
+@pytest.mark.parametrize("make", [fourier, pixels])
+def test_noise_is_randomize(make: Callable[[int, int], ImageParameterization]) -> None:
+    """To the bit, where nothing is spread."""
+    first, second = make(2, 5), make(2, 5)
     begin(first, Noise(scale=0.3))
     second.randomize(0.3, generator(1))
-    assert torch.equal(first.coefficients, second.coefficients)
+    assert torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+@pytest.mark.parametrize("make", [fourier, pixels])
+def test_colour_spread_is_the_deviation_of_the_images_means(
+    make: Callable[[int, int], ImageParameterization],
+) -> None:
+    images = make(400, 8)
+    begin(images, Noise(scale=0.0, colour_spread=0.2))
+    values = torch.logit(images().detach()) if isinstance(images, FourierImage) else images().detach() - 0.5
+    torch.testing.assert_close(values, values[:, :, :1, :1].expand_as(values), rtol=0, atol=1e-5)  # one colour each
+    colours = values[:, :, 0, 0]
+    assert colours.mean().item() == pytest.approx(0, abs=0.03)
+    assert colours.std().item() == pytest.approx(0.2, rel=0.08)
+    assert torch.corrcoef(colours.T).triu(1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("make", [fourier, pixels])
+def test_amplitude_spread_is_log_normal(make: Callable[[int, int], ImageParameterization]) -> None:
+    plain, varied = make(300, 16), make(300, 16)
+    begin(plain, Noise(scale=0.1))
+    begin(varied, Noise(scale=0.1, amplitude_spread=0.5))
+
+    def spectrum(images: ImageParameterization) -> torch.Tensor:
+        values = torch.logit(images().detach().double()) if isinstance(images, FourierImage) else images().double()
+        return torch.fft.fft2(values.detach()).abs()
+
+    factor = spectrum(varied) / spectrum(plain)
+    torch.testing.assert_close(factor[:, :, 8, 8], torch.ones(300, 3, dtype=torch.float64), rtol=0, atol=1e-2)
+    coarse = factor[:, 0, 1, 2].log()
+    torch.testing.assert_close(factor[:, 2, 0, 4].log(), coarse, rtol=0, atol=1e-2)  # 4 cycles an image
+    torch.testing.assert_close(factor[:, 2, 0, 5].log(), torch.zeros_like(coarse), rtol=0, atol=1e-2)
+    assert coarse.mean().item() == pytest.approx(0, abs=0.1)
+    assert coarse.std().item() == pytest.approx(0.5, rel=0.12)
+
+
+def test_spreads_are_drawn_apart() -> None:
+    """One left out does not change what the other draws."""
+    both, colour = fourier(2, 5), fourier(2, 5)
+    begin(both, Noise(scale=0.0, amplitude_spread=1.0, colour_spread=0.2))
+    begin(colour, Noise(scale=0.0, colour_spread=0.2))
+    torch.testing.assert_close(both(), colour())
 
 
 def test_one_file_fills_the_batch(tmp_path: Path) -> None:
@@ -95,6 +138,7 @@ def test_the_camera_orientation_is_applied(tmp_path: Path) -> None:
     ("start", "message"),
     [
         (lambda: Noise(scale=-1.0), "scale: must be at least 0"),
+        (lambda: Noise(colour_spread=-1.0), "colour_spread: must be at least 0"),
         (lambda: FromImage("missing.png"), "is not a file"),
         (lambda: FromFolder("missing"), "is not a folder"),
     ],

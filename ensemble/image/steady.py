@@ -1,0 +1,68 @@
+"""Layers whose gradients have the same bits on any number of CPU threads: ranks of one run may have different ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T: (N, I) and (O, I) to (N, O)."""
+    out: Tensor = _Linear.apply(x, weight)
+    return out
+
+
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of (N, I, H, W) with (O, I, 3, 3), padded with zeros: (N, O, H, W)."""
+    out: Tensor = _Convolution.apply(x, weight)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with _one_thread():
+            return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        with _one_thread():
+            of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+            return of_x, gradient.T @ x if ctx.needs_input_grad[1] else None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = conv2d_input(x.shape, weight, gradient, padding=1)
+        if not ctx.needs_input_grad[1]:
+            return of_x, None
+        with _one_thread():  # threads share out the images, and each sums its own
+            return of_x, conv2d_weight(x, weight.shape, gradient, padding=1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
