@@ -147,6 +147,7 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         plan.formulation,
         cells,
         recompute=micro_batch is not None,
+        threshold=recipe.ensemble.threshold if recipe.ensemble.aggregation == "agree" else None,
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
     )
@@ -162,6 +163,7 @@ def build_inversion(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContex
         seed=seed,
         acting=recipe.ensemble.acting,
         acting_count=recipe.ensemble.count,
+        acting_per=recipe.ensemble.per,
         best_every=recipe.best_every,
         save_every=recipe.checkpoint.every,
         poll_every=recipe.record_every if device.type == "cuda" and context.backend != "gloo" else 1,
