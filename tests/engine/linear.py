@@ -21,7 +21,9 @@ SIZE = 8
 CARD = ModelCard("raw", "test", SIZE, 2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 SCORE = Formulation((ClassScore(weight=1.0),))
 """-(1/N) sum_i z_i[y_i]: of a linear teacher, its gradient at image i is -row y_i / N."""
-FULL = Formulation((CrossEntropy(weight=0.7, temperature=2.0), BNMatching(weight=0.3, convention="paper"), L2Prior(0.1)))
+FULL = Formulation(
+    (CrossEntropy(weight=0.7, temperature=2.0), BNMatching(weight=0.3, convention="paper"), L2Prior(0.1))
+)
 
 
 class Rows(nn.Module):
