@@ -126,7 +126,7 @@ class EnsembleLoss:
             del sums, leaf, part
         total_gradient = self.reduction.result(gradient, self.reduce, view.dtype)
         if votes is not None:
-            total_gradient *= votes.mask(self.reduce, view.dtype)
+            total_gradient = votes.masked(total_gradient, self.reduce)
         prior, prior_gradient = self._prior(view)
         return _with_prior(record, prior), total_gradient + prior_gradient, exchanged
 

@@ -282,7 +282,7 @@ def test_teachers_are_drawn_once_a_batch() -> None:
     """Each batch, by its seed, has teachers of its own from the first step to the last."""
     members = [member(t, net(t), weight=1.0 + t) for t in range(3)]
     batches = []
-    for seed in range(12):
+    for seed in range(20):
         inversion = make(members, acting="random", acting_count=2, acting_per="batch")
         inversion.seed = seed
         drawn = {tuple(inversion.weights_at(s)) for s in range(20)}

@@ -38,9 +38,9 @@ def test_two_linear_teachers_by_hand() -> None:
 
 
 def test_the_bound_itself_is_enough() -> None:
-    """Weights that binary numbers cannot hold: 3 of 4 tenths against 1 are exactly half, all are exactly all."""
+    """Also of shares that binary numbers cannot hold; and all are enough where all are asked for."""
     signs = [image(1, 1), image(1, 1), image(1, 1), image(1, -1)]
-    for weights in ((0.1, 0.1, 0.1, 0.1), (0.1, 0.3, 0.2, 0.2)):
+    for weights in ((0.1, 0.1, 0.1, 0.1), (0.1, 0.2, 0.3, 0.1), (1.0, 3.0, 5.0, 2.0), (0.3, 0.1, 0.7, 0.2)):
         share = [weight / sum(weights) for weight in weights]
         networks = [rows(one) for one in signs]
         for threshold, kept in ((1 - 2 * share[3], 1 - 2 * share[3]), (1 - 2 * share[3] + 1e-4, 0.0), (1.0, 0.0)):
@@ -108,5 +108,5 @@ def test_what_is_not_a_number_is_not_masked() -> None:
     part = torch.tensor([float("nan"), float("inf"), 1.0]).view(1, 3, 1, 1)
     votes.add(Cell(0, 0, 1), part)
     votes.add(Cell(1, 0, 1), -part)
-    masked = (part - part) * votes.mask(lambda tensor: None, torch.float32)
+    masked = votes.masked(part - part, lambda tensor: None)
     assert masked.isnan().flatten().tolist() == [True, True, False]
