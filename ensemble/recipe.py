@@ -70,7 +70,7 @@ class EnsembleRule(Checked):
     def describe(self) -> str:
         """The rule in words, for a dry run."""
         text = f"{self.count} at random, drawn each {self.per}" if self.acting == "random" else self.acting
-        masked = f"; gradients masked where fewer than {self.threshold:g} agree in sign"
+        masked = f"; gradients masked where |sum_t w_t sign(g_t)| < {self.threshold:g}"
         return text + masked if self.aggregation == "agree" else text
 
 
