@@ -49,10 +49,32 @@ class TeacherEntry(Checked):
 
 @dataclass(frozen=True)
 class EnsembleRule(Checked):
-    """Which teachers act at a step: `all` of them summed, one in `turn`, or `count` drawn at `random`."""
+    """Which teachers act at a step, `all`, one in `turn`, or `count` drawn at `random`, and how they are added up."""
 
     acting: Literal["all", "turn", "random"] = "all"
     count: PositiveInt = 1
+    per: Literal["step", "batch"] = "step"
+    """How often `random` draws: anew at each step, or once for a batch (trial)."""
+    aggregation: Literal["sum", "agree"] = "sum"
+    """`agree`: their sum, but 0 where their gradients conflict in sign; priors are added afterwards, whole."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Under `agree`, a value of the gradient stays where |sum of weight x sign| is at least so much; 1: unanimous."""
+
+    def rules(self) -> Iterator[str]:
+        if self.per == "batch" and self.acting != "random":
+            yield f"per: `batch` is for `acting: random`, and it is `{self.acting}`"
+        if self.aggregation == "sum" and self.threshold != type(self).threshold:
+            yield "threshold: it is for `aggregation: agree`, and it is `sum`"
+
+    def acting_of(self, teachers: int) -> int:
+        """How many of so many teachers act at a step."""
+        return {"all": teachers, "turn": 1, "random": self.count}[self.acting]
+
+    def describe(self) -> str:
+        """The rule in words, for a dry run."""
+        text = f"{self.count} at random, drawn each {self.per}" if self.acting == "random" else self.acting
+        masked = f"; gradients masked where |sum_t w_t sign(g_t)| < {self.threshold:g}"
+        return text + masked if self.aggregation == "agree" else text
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,8 @@ class Recipe(Checked):
     """Measure the loss without augmentation every so many steps of the last stage and keep the best; 0: the last."""
     verifiers: tuple[str, ...] = ()
     """Networks that judge the images and are no teachers."""
+    agreement: bool = False
+    """Compare the teachers' gradients at the end, image by image and place by place: one more pass of each teacher."""
     record_every: PositiveInt = 10
     """Steps between two lines of metrics."""
     checkpoint: CheckpointRule = CheckpointRule()
@@ -161,6 +185,10 @@ class Recipe(Checked):
             yield "runtime.replicas: a warm start begins from the batch before, so batches are not made side by side"
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
+        if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(len(self.teachers)) == 1:
+            yield "ensemble.aggregation: `agree` needs several teachers that act at a step, and one does; use `sum`"
+        if self.agreement and len(self.teachers) == 1:
+            yield "agreement: it compares teachers, and there is one; name more, or leave it out"
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"

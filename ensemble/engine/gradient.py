@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ensemble.engine.exchange import Exchange, Exchanged
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
+from ensemble.engine.votes import Votes
 from ensemble.objectives.terms import Formulation, Slice, Totals, check_scalar, naming
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 
@@ -68,6 +69,9 @@ class EnsembleLoss:
 
     With `recompute`, cells run twice: without gradients for the sums, then one by one with them. Exact, and memory
     holds one cell at a time.
+
+    With `threshold`, the teachers' part of the gradient is 0 where they do not agree in sign (`Votes`); that takes one
+    more sum over ranks.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class EnsembleLoss:
         cells: Sequence[Cell],
         *,
         recompute: bool = False,
+        threshold: float | None = None,
         reduction: Reduction | None = None,
         reduce: SumAcrossRanks = lambda tensor: None,
         seed: int = 0,
@@ -86,6 +91,7 @@ class EnsembleLoss:
         self.formulation = formulation
         self.cells = tuple(cells)
         self.recompute = recompute
+        self.threshold = threshold
         self.reduction: Reduction = reduction or FloatSum()
         self.reduce = reduce
         self.seed = seed
@@ -111,12 +117,18 @@ class EnsembleLoss:
         exchanged = self._exchange.close(self.reduce)
         record, at_sums = self._losses(exchanged, weights, view.shape[2])
         gradient = self.reduction.zeros(view.shape, view.dtype, view.device)
+        votes = None if self.threshold is None else Votes(weights, self.threshold, view)
         while held:
             cell, leaf, sums = held.pop(0)
             sums = sums or self._sums(cell, self._observe(cell, leaf.requires_grad_()), leaf.shape[2])
-            self.reduction.add(gradient[cell.start : cell.stop], self._pull_back(cell, leaf, sums, at_sums))
-            del sums, leaf
+            part = self._pull_back(cell, leaf, sums, at_sums)
+            self.reduction.add(gradient[cell.start : cell.stop], part)
+            if votes is not None:
+                votes.add(cell, part)
+            del sums, leaf, part
         total_gradient = self.reduction.result(gradient, self.reduce, view.dtype)
+        if votes is not None:
+            total_gradient = votes.masked(total_gradient, self.reduce)
         prior, prior_gradient = self._prior(view)
         return _with_prior(record, prior), total_gradient + prior_gradient, exchanged
 
@@ -137,14 +149,40 @@ class EnsembleLoss:
         return Readings(record, logits, moments)
 
     @torch.no_grad()
-    def measure(self, view: torch.Tensor) -> Record:
-        """The losses at `view` with all teachers acting: no gradient, one sum over the ranks."""
+    def measure(self, view: torch.Tensor, weights: Mapping[int, float] | None = None) -> Record:
+        """The losses at `view`, with all teachers acting or those of `weights`: no gradient, one sum over the ranks."""
+        weights = weights or self._all_act()
+        record, _ = self._losses(self._exchanged(view, weights), weights, view.shape[2])
+        return _with_prior(record, self.formulation.prior_loss(view))
+
+    def parts(self, view: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Each teacher's part of the gradient with respect to `view`, (N, 3, H, W), one after the other.
+
+        All act. A part is what comes back through the teacher: w_t times the gradient of its terms where these read
+        nothing of the other teachers. Parts and the priors' gradient add to that of L. One sum over ranks for the
+        losses, one for each teacher; memory holds one cell and one part.
+        """
+        view = view.detach()
         weights = self._all_act()
+        with torch.no_grad():
+            exchanged = self._exchanged(view, weights)
+        _, at_sums = self._losses(exchanged, weights, view.shape[2])
+        for t in weights:
+            part = self.reduction.zeros(view.shape, view.dtype, view.device)
+            for cell in self.cells:
+                if cell.teacher == t:
+                    leaf = view[cell.start : cell.stop].clone().requires_grad_()
+                    sums = self._sums(cell, self._observe(cell, leaf), leaf.shape[2])
+                    self.reduction.add(part[cell.start : cell.stop], self._pull_back(cell, leaf, sums, at_sums))
+            yield self.reduction.result(part, self.reduce, view.dtype)
+
+    def _exchanged(self, view: torch.Tensor, weights: Mapping[int, float]) -> Exchanged:
+        """What is exchanged of these teachers, without a gradient."""
         self._exchange.open(self.reduction, {})
         for cell in self.cells:
-            self._run(cell, view[cell.start : cell.stop])
-        record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
-        return _with_prior(record, self.formulation.prior_loss(view))
+            if cell.teacher in weights:
+                self._run(cell, view[cell.start : cell.stop])
+        return self._exchange.close(self.reduce)
 
     def _all_act(self) -> dict[int, float]:
         total = sum(member.weight for member in self.members)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from ensemble.engine.acting import Acting, Per, acting_teachers
 from ensemble.engine.exchange import Exchanged
 from ensemble.engine.gradient import EnsembleLoss, Record
 from ensemble.engine.guard import Guard
@@ -16,8 +16,6 @@ from ensemble.engine.schedules import EarlyStopping, Enough, Plateau
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose
 from ensemble.machine.rng import generator
-
-Acting = Literal["all", "turn", "random"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Inversion:
         seed: int,
         acting: Acting = "all",
         acting_count: int = 1,
+        acting_per: Per = "step",
         best_every: int = 0,
         save_every: int = 0,
         poll_every: int = 1,
@@ -83,7 +82,7 @@ class Inversion:
         self.loss = loss
         self.stages = tuple(stages)
         self.seed = seed
-        self.acting, self.acting_count = acting, acting_count
+        self.acting, self.acting_count, self.acting_per = acting, acting_count, acting_per
         self.best_every, self.save_every, self.poll_every = best_every, save_every, poll_every
         self.from_owner = from_owner
         self.guard = Guard(image, [m.name for m in loss.members], loss.members[0].targets.device)
@@ -117,14 +116,9 @@ class Inversion:
     def weights_at(self, step: int) -> dict[int, float]:
         """The acting teachers of a step and their weights, which sum to 1."""
         members = self.loss.members
-        count = len(members)
-        if self.acting == "all":
-            acting = list(range(count))
-        elif self.acting == "turn":
-            acting = [step % count]
-        else:
-            drawn = torch.randperm(count, generator=generator(self.seed, "acting", step))
-            acting = sorted(drawn[: self.acting_count].tolist())
+        acting = acting_teachers(
+            self.acting, self.acting_count, self.acting_per, teachers=len(members), seed=self.seed, step=step
+        )
         total = sum(members[t].weight for t in acting)
         return {t: members[t].weight / total for t in acting}
 
@@ -190,8 +184,9 @@ class Inversion:
         if not self.best_every or index != len(self.stages) - 1:
             return
         if (local + 1) % self.best_every == 0 or self.step == self.iterations:
+            lasting = self.weights_at(self.step) if self.acting_per == "batch" else None
             with torch.no_grad():
-                record = self.loss.measure(self.image())
+                record = self.loss.measure(self.image(), lasting)
             self.guard.keep_best(self.step, record, self._agreed_total(record))
 
     # --- stages -----------------------------------------------------------------------------------------------

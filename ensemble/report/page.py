@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ensemble.report import tables
 from ensemble.report.reading import Layer, Picture, Reading, Run
-from ensemble.report.thumbnails import shown_width, side_of, thumbnails
+from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
 
 FIRST = 48
 """Pictures shown at once; a button shows more."""
@@ -33,6 +33,7 @@ def page(runs: Sequence[Run]) -> str:
         for picture, uri in zip(run.pictures, thumbnails(run.images), strict=True)
     ]
     values = {
+        "compared": any(card.picture.agreement is not None for card in cards),
         "runs": [_about(run) for run in runs],
         "chips": list(chips.values()),
         "classes": index.classes(),
@@ -112,6 +113,8 @@ class Card:
         said = "; ".join(
             f"{reading.network} reads {reading.name}, {percent(_sure(reading))}" for reading in self.picture.readings
         )
+        if self.picture.agreement is not None:
+            said += f"; mean cosine between the teachers' gradients {self.picture.agreement:.2f}"
         return f"Image {self.picture.index} of {self.run.label}, made as {self.picture.name}. {said}"
 
 
@@ -156,6 +159,7 @@ class _Index:
                 [{"trial": c.trial, "steps": c.steps, "series": c.series, "events": c.events} for c in run.curves]
                 for run in self.runs
             ],
+            "maps": [[] if run.maps is None else [*maps(run.maps)] for run in self.runs],
             "layers": [
                 {
                     name: [[x.name, x.mean, x.variance, x.mean_level, x.variance_level] for x in layers]
@@ -166,7 +170,7 @@ class _Index:
         }
 
     def _pictures(self) -> list[list[Any]]:
-        """[run, index, target, trial, [[network, reading, right, probability of the target, of the reading]]]."""
+        """[run, index, target, trial, agreement, readings], each [network, class, right, P(target), P(class)]."""
         place = {name: i for i, name in enumerate(self.names)}
         network = {name: i for i, name in enumerate(self.networks)}
         return [
@@ -175,6 +179,7 @@ class _Index:
                 picture.index,
                 place[picture.name],
                 picture.trial,
+                picture.agreement,
                 [
                     [network[r.network], place[r.name], int(r.right), round(r.of_target, 6), _rounded(_sure(r))]
                     for r in sorted(picture.readings, key=lambda r: network[r.network])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ensemble.image.pictures import checked_batch
-from ensemble.runs.folder import METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, ResultsFolder
+from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, ResultsFolder
 from ensemble.runs.plan import unique_names
 
 _POINTS, _ALL_POINTS = 400, 4000
@@ -53,6 +53,8 @@ class Picture:
     target: int
     name: str
     readings: tuple[Reading, ...]
+    agreement: float | None = None
+    """Mean cosine between the teachers' gradients, where the run compared them."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Run:
     """By teacher, in the order in which they run."""
     recipe: dict[str, Any]
     summary: dict[str, Any]
+    maps: torch.Tensor | None = None
+    """(N, H, W) local cosines between the teachers' gradients, where the run compared them."""
 
 
 def read_run(name: str) -> Run:
@@ -130,7 +134,9 @@ def read_run(name: str) -> Run:
         curves = _curves(folder.read_rows(METRICS))
     with _Damage(name, PER_LAYER):
         layers = _layers(folder.read_rows(PER_LAYER))
-    return Run(label, images, pictures, networks, curves, stages, layers, recipe, summary)
+    with _Damage(name, AGREEMENT):
+        maps = _maps(folder, images)
+    return Run(label, images, pictures, networks, curves, stages, layers, recipe, summary, maps)
 
 
 class _Damage:
@@ -218,8 +224,18 @@ def _pictures(
             right, of_target = bool(row[f"{network}/right"]), float(row[f"{network}/probability"])
             readings.append(Reading(network, name, right, of_target, sure))
         target = int(row["target"])
-        found.append(Picture(i, int(row.get("trial", 0)), target, _name(names, target), tuple(readings)))
+        trial, agreement = int(row.get("trial", 0)), _number(row.get("agreement"))
+        found.append(Picture(i, trial, target, _name(names, target), tuple(readings), agreement))
     return tuple(found)
+
+
+def _maps(folder: ResultsFolder, images: torch.Tensor) -> torch.Tensor | None:
+    agreement = folder.read_agreement()
+    if agreement is None:
+        return None
+    if agreement.maps.shape != (len(images), *images.shape[2:]):
+        raise ValueError("maps that are not the images'")
+    return agreement.maps.float()
 
 
 def _name(names: Sequence[str], index: int) -> str:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ensemble.image.pictures import to_bytes
@@ -15,6 +16,10 @@ EXACT = 96
 """Pixels up to which a picture travels without loss."""
 _LARGEST, _LARGEST_OF_MANY, _MANY = 256, 160, 200
 _TILE, _SMALL = 128, 80
+_MAP = 32
+"""Pixels of a map at most: its values are means over an eighth of the side, so more would show no more."""
+_CONFLICT, _NEITHER, _AGREEMENT = (0.78, 0.33, 0.0), (0.97, 0.97, 0.97), (0.0, 0.42, 0.70)
+"""RGB at cosines of -1, 0 and 1: orange and blue, which the colour-blind tell apart too."""
 
 
 def thumbnails(images: torch.Tensor) -> Iterator[str]:
@@ -31,6 +36,20 @@ def thumbnails(images: torch.Tensor) -> Iterator[str]:
             image.save(stream, format="WEBP", lossless=True, quality=60, method=3)
         else:
             image.save(stream, format="WEBP", quality=82, method=3)
+        yield "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def maps(cosines: torch.Tensor) -> Iterator[str]:
+    """A data URI an image, of maps (N, H, W) of cosines: orange where they are below 0, blue above."""
+    height, width = cosines.shape[1:]
+    factor = min(1.0, _MAP / max(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    small = F.interpolate(cosines[:, None].float(), size, mode="area").clamp(-1, 1)
+    conflict, neither, agreement = (torch.tensor(c)[:, None, None] for c in (_CONFLICT, _NEITHER, _AGREEMENT))
+    colours = neither + small.clamp_min(0) * (agreement - neither) - small.clamp_max(0) * (conflict - neither)
+    for pixels in to_bytes(colours):
+        stream = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(stream, format="WEBP", quality=82, method=3)
         yield "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ensemble.config.yaml_files import load_yaml
+from ensemble.engine.agreement import Agreement
 from ensemble.image.pictures import checked_batch, draw_grid, to_bytes
 from ensemble.machine.files import (
     JsonLines,
@@ -33,8 +34,9 @@ _CHECKPOINT_FILE = re.compile(r"\w+-\d{8}\.(json|safetensors)(\.tmp)?")
 
 RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json", "images.safetensors"
 LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
+AGREEMENT = "agreement.safetensors"
 PICTURES, CHECKPOINTS = "images", "checkpoints"
-_FILES = (RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID)
+_FILES = (RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT)
 _LOCKS = {LOCK, OWNER}
 """No content: a run that was killed leaves them."""
 _BEGUN = {RECIPE, METRICS, CHECKPOINTS, *_LOCKS}
@@ -186,6 +188,11 @@ class ResultsFolder:
         write_json_lines(self.path / PER_IMAGE, per_image)
         write_json_lines(self.path / PER_LAYER, per_layer)
 
+    def write_agreement(self, agreement: Agreement) -> None:
+        """`maps` (N, H, W) and the cosines (N,) of each pair of teachers."""
+        with replacing(self.path / AGREEMENT) as temporary:
+            save_file(agreement.tensors(), temporary)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, summary)
 
@@ -208,6 +215,10 @@ class ResultsFolder:
 
     def read_logits(self) -> dict[str, torch.Tensor]:
         return self._tensors(LOGITS) if (self.path / LOGITS).is_file() else {}
+
+    def read_agreement(self) -> Agreement | None:
+        """None where the recipe did not ask for it."""
+        return Agreement.from_tensors(self._tensors(AGREEMENT)) if (self.path / AGREEMENT).is_file() else None
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """PER_IMAGE, PER_LAYER or METRICS."""

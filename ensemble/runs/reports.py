@@ -105,7 +105,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
 
 def _print_steps(plan: Plan, ensemble: PlacedEnsemble, say: Any) -> None:
     recipe = plan.recipe
-    say(f"    acting: {recipe.ensemble.acting}")
+    say(f"    acting: {recipe.ensemble.describe()}")
     say(f"\nimages: {recipe.trials} x {ensemble.placement.images} of {plan.size} x {plan.size}, seed {recipe.seed}")
     for i, stage in enumerate(recipe.stages):
         size = stage.size or plan.size

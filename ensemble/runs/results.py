@@ -13,6 +13,7 @@ from PIL import Image
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml
+from ensemble.engine.agreement import Agreement
 from ensemble.image.pictures import draw_grid
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.folder import PER_IMAGE, PER_LAYER, ResultsFolder
@@ -29,7 +30,10 @@ class Results:
     logits: dict[str, torch.Tensor]
     """(N, classes) by name, of each teacher and each verifier."""
     per_image: list[dict[str, Any]]
-    """A row an image: target, and each network's reading, probability of the target, and loss, -log of it in nats."""
+    """A row an image: target, and each network's reading, probability of the target, and loss, -log of it in nats.
+
+    Where the recipe asks for it, `agreement`, the mean cosine between the teachers' gradients, and that of each pair.
+    """
     per_layer: list[dict[str, Any]]
     """A row a BN layer of each teacher: how far the images' mean and variance are from the running ones, and how far
     those of as many real images are."""
@@ -40,6 +44,8 @@ class Results:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What a recipe cannot hold: modules and terms that were handed over in memory."""
+    agreement: Agreement | None = None
+    """Cosines between the teachers' gradients, by pair and around each pixel; None without `agreement: true`."""
 
     def grid(self, columns: int = 10) -> Image.Image:
         """The images as one picture, at most ten in a row and twenty rows; a notebook shows it."""
@@ -59,6 +65,8 @@ class Results:
         """Images and readings, into a folder that a run has begun."""
         folder.write_images(self.images, self.targets, self.class_names)
         folder.write_readings(self.logits, self.per_image, self.per_layer)
+        if self.agreement is not None:
+            folder.write_agreement(self.agreement)
 
     @classmethod
     def open(cls, folder: str | Path) -> Results:
@@ -76,6 +84,7 @@ class Results:
             _parsed(source),
             tuple(summary.get("class_names", ())),
             tuple(summary.get("in_memory", ())),
+            source.read_agreement(),
         )
 
     def __repr__(self) -> str:
@@ -105,6 +114,7 @@ def image_rows(
     own_targets: Mapping[str, torch.Tensor],
     trials: Sequence[int],
     class_names: Sequence[str],
+    agreement: Agreement | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `Results.per_image`; `own_targets` are the targets as indices of each network's own classes."""
     rows: list[dict[str, Any]] = [
@@ -124,4 +134,12 @@ def image_rows(
                 f"{name}/probability": p,
                 f"{name}/loss": loss,
             }
+    if agreement is not None:
+        for key, values in {"agreement": agreement.mean, **_of_pairs(agreement)}.items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[key] = value
     return rows
+
+
+def _of_pairs(agreement: Agreement) -> dict[str, torch.Tensor]:
+    return {f"{pair}/cosine": cosines for pair, cosines in agreement.cosines.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ensemble.engine.agreement import Agreement
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion
 from ensemble.machine.checkpoint import CheckpointError
@@ -145,7 +146,9 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
     own |= dict.fromkeys(verifier_logits, targets)
     logits |= verifier_logits
     trials = [trial for trial, result in done.items() for _ in range(len(result.images))]
-    rows = image_rows(logits, targets, own, trials, plan.class_names)
+    compared = [result.agreement for result in done.values() if result.agreement is not None]
+    agreement = Agreement.joined(compared) if compared else None
+    rows = image_rows(logits, targets, own, trials, plan.class_names, agreement)
     summary["layers"] = {
         placed.profile.name: {
             "matched": placed.matched,
@@ -160,7 +163,9 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
         summary["stopped"] = True
     summary["wall_seconds"] = time.perf_counter() - began
     per_layer = layer_rows(here.ensemble, done)
-    return Results(images, targets, logits, rows, per_layer, summary, plan.recipe, plan.class_names, plan.in_memory)
+    return Results(
+        images, targets, logits, rows, per_layer, summary, plan.recipe, plan.class_names, plan.in_memory, agreement
+    )
 
 
 def _images_and_targets(plan: Plan, done: Mapping[int, TrialResults]) -> tuple[torch.Tensor, torch.Tensor]:

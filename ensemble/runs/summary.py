@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble.engine.acting import acting_teachers
 from ensemble.evaluation.classification import accuracy_of, logits_of
 from ensemble.machine.hardware import peak_memory
 from ensemble.machine.ranks import ProcessContext
@@ -110,23 +111,42 @@ def warnings_of(
 ) -> list[str]:
     """A line for each teacher that misses its targets, and for each loss that did not fall, with what to try."""
     found = []
-    losses = _mean_losses(done)
     aims = any(term.aims for term in plan.formulation.teacher_terms)
     for name in plan.names:
-        missed = 1 - losses.get(f"{name}/accuracy", 1.0)
-        if aims and missed > _MISSED:
-            found.append(f"{name} misses {missed:.0%} of its own targets; try more iterations{_levers(plan)}")
-    fell = [(first, done[trial].values) for trial, first in first_losses.items() if first and trial in done]
-    for key in fell[0][0] if fell else ():
-        if key == "prior" or key.endswith("/accuracy") or any(key not in last for _, last in fell):
-            continue
-        before, after = (sum(values[key] for values in side) / len(fell) for side in zip(*fell, strict=True))
+        missed = [
+            1 - result.values[f"{name}/accuracy"] for trial, result in done.items() if name in _acting(plan, trial)
+        ]
+        share = sum(missed) / len(missed) if missed else 0.0
+        if aims and share > _MISSED:
+            found.append(f"{name} misses {share:.0%} of its own targets; try more iterations{_levers(plan)}")
+    fell = [(_comparable(plan, first), done[trial].values) for trial, first in first_losses.items() if trial in done]
+    for key in dict.fromkeys(key for first, _ in fell for key in first):
+        pairs = [(first[key], last[key]) for first, last in fell if key in first]
+        before, after = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
         if not after < before:
             found.append(
                 f"{key} did not fall: {before:.4g} at the first step, {after:.4g} at the end; "
                 "try a lower learning rate (optimizer.lr), or more iterations"
             )
     return found
+
+
+def _acting(plan: Plan, trial: int) -> list[str]:
+    """The teachers that act at some step of a trial."""
+    rule, teachers = plan.recipe.ensemble, len(plan.names)
+    if rule.per == "step":
+        return list(plan.names)
+    seed = plan.recipe.seed + trial
+    drawn = acting_teachers(rule.acting, rule.count, rule.per, teachers=teachers, seed=seed, step=0)
+    return [plan.names[t] for t in drawn]
+
+
+def _comparable(plan: Plan, first: Mapping[str, float]) -> dict[str, float]:
+    """The losses of a first step that can be compared with those at the end, where all teachers are read."""
+    kept = {key: value for key, value in first.items() if key != "prior" and not key.endswith("/accuracy")}
+    if not all(f"{name}/accuracy" in first for name in plan.names):
+        kept.pop("loss", None)
+    return kept
 
 
 def _levers(plan: Plan) -> str:

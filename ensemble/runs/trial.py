@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ensemble.engine.agreement import agreement_of
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion, Step
 from ensemble.image.warm import Warm
@@ -113,7 +114,7 @@ def run_trial(here: Replica, trial: int) -> bool:
     except NotFiniteError:
         here.done[trial] = TrialResults(inversion.result().float().cpu(), {}, {}, {})
         raise
-    done = _read(inversion)
+    done = _read(inversion, plan.recipe.agreement)
     if not partial:
         checkpoints.save(inversion, done)
     here.done[trial] = done
@@ -156,9 +157,11 @@ def _show(here: Replica, trial: int, step: Step) -> None:
     here.steps_done += 1
 
 
-def _read(inversion: Inversion) -> TrialResults:
+def _read(inversion: Inversion, compare: bool) -> TrialResults:
     images = inversion.result()
     readings = inversion.loss.read(images)
     logits = {name: tensor.float().cpu() for name, tensor in readings.logits.items()}
     moments = {name: tensor.cpu() for name, tensor in readings.moments.items()}
-    return TrialResults(images.float().cpu(), readings.record.values(), logits, moments)
+    names = [member.name for member in inversion.loss.members]
+    agreement = agreement_of(names, inversion.loss.parts(images)) if compare else None
+    return TrialResults(images.float().cpu(), readings.record.values(), logits, moments, agreement)

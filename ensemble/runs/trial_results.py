@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-_LOGITS, _MOMENTS = "results.logits.", "results.moments."
+from ensemble.engine.agreement import Agreement
+
+_LOGITS, _MOMENTS, _AGREEMENT = "results.logits.", "results.moments.", "results.agreement."
 _IMAGES = "results.images"
 
 
@@ -23,11 +25,15 @@ class TrialResults:
     """(N, classes) by teacher."""
     moments: dict[str, torch.Tensor]
     """Packed BN moments (2, C) by teacher."""
+    agreement: Agreement | None = None
+    """Between the teachers' gradients, where the recipe asks for it."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, for a checkpoint."""
         named = {_IMAGES: self.images}
         named |= {_LOGITS + name: tensor for name, tensor in self.logits.items()}
+        if self.agreement is not None:
+            named |= {_AGREEMENT + name: tensor for name, tensor in self.agreement.tensors().items()}
         return named | {_MOMENTS + name: tensor for name, tensor in self.moments.items()}
 
     @classmethod
@@ -37,4 +43,5 @@ class TrialResults:
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        return cls(tensors.get(_IMAGES, torch.zeros(0, 3, 0, 0)), dict(values), part(_LOGITS), part(_MOMENTS))
+        images, agreement = tensors.get(_IMAGES, torch.zeros(0, 3, 0, 0)), Agreement.from_tensors(part(_AGREEMENT))
+        return cls(images, dict(values), part(_LOGITS), part(_MOMENTS), agreement)

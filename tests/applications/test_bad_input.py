@@ -72,6 +72,18 @@ MISTAKES = {
     "ranks that do not fit": ([*TWO, "--nproc", "2", "--set", "teachers[0].ranks=2"], ["start 3"]),
     "unknown device": ([*ONE, "--device", "tpu"], ["'tpu'"]),
     "no BatchNorm": ([*PLUGIN, "--models", "tiny_plain@random"], ["tiny_plain", "BatchNorm", "bn_matching"]),
+    "one teacher that agrees": ([*ONE, "--set", "ensemble.aggregation=agree"], ["ensemble.aggregation", "several"]),
+    "one teacher at a step that agrees": (
+        [*TWO, "--set", "ensemble={acting: turn, aggregation: agree}"],
+        ["ensemble.aggregation", "several teachers that act"],
+    ),
+    "threshold of a sum": ([*TWO, "--set", "ensemble.threshold=0.7"], ["ensemble.threshold", "aggregation: agree"]),
+    "threshold beyond all": (
+        [*TWO, "--set", "ensemble={aggregation: agree, threshold: 1.5}"],
+        ["ensemble.threshold", "1"],
+    ),
+    "a draw of all": ([*TWO, "--set", "ensemble.per=batch"], ["ensemble.per", "acting: random"]),
+    "agreement of one": ([*ONE, "--set", "agreement=true"], ["agreement", "there is one"]),
     "no recipe": ([*PLUGIN, "--recipe", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
     "no plugin": (["--plugin", "nowhere.py", "--models", "tiny_a"], ["nowhere.py", "does not exist"]),
     "override without value": ([*ONE, "--set", "seed"], ["'seed'", "path=value"]),

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from ensemble.engine.agreement import agreement_of
 from ensemble.engine.gradient import EnsembleLoss, EnsembleMember
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion, LiveStage
@@ -144,6 +145,7 @@ def inversion(
     reduction: FixedPointSum | None = None,
     formulation: Formulation = FORMULATION,
     image: ImageParameterization | None = None,
+    threshold: float | None = None,
     **options: Any,
 ) -> Inversion:
     """From a random start, under jitter and flips; a rank holds only the teachers whose cells it owns.
@@ -158,7 +160,15 @@ def inversion(
     image = image or FourierImage(IMAGES, 8, decay=1.0, decorrelate=False, dtype=dtype)
     image.randomize(0.5, generator(1))
     stage = LiveStage(steps, Compose((Jitter(1, "wrap", False), Flip(0.5, False))), Adam(lr=0.05))
-    loss = EnsembleLoss(members, formulation, cells, recompute=recompute, reduction=reduction, reduce=context.sum_)
+    loss = EnsembleLoss(
+        members,
+        formulation,
+        cells,
+        recompute=recompute,
+        threshold=threshold,
+        reduction=reduction,
+        reduce=context.sum_,
+    )
     return Inversion(image, loss, [stage], seed=5, **options)
 
 
@@ -277,3 +287,41 @@ def broken_on_one(context: ProcessContext) -> dict[str, Any]:
         untouched = torch.equal(run.image(), start)
         return {"broken/message": str(error), "broken/untouched": untouched}
     return {"broken/message": "", "broken/untouched": False}
+
+
+CONFLICT_CASES = ("2/None", "3/None", "3/3")
+CONFLICT_STEPS = 8
+
+
+def conflicts(context: ProcessContext) -> dict[str, Any]:
+    """Gradients that are masked where teachers conflict, and their agreement, as they are compared between ranks."""
+    results: dict[str, Any] = {}
+    view = torch.rand(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for case in CONFLICT_CASES:
+        teachers, micro_batch = int(case[0]), MICRO_BATCHES[1] if case.endswith("3") else None
+        cells = placed(context, teachers, micro_batch)
+        run = inversion(
+            context, teachers, cells, torch.float64, CONFLICT_STEPS, recompute=micro_batch is not None, threshold=0.5
+        )
+        results[f"gradient/{case}"] = gradient(run, torch.float64)[1]
+        results[f"parts/{case}"] = torch.stack([*run.loss.parts(view)])
+        for name, tensor in agreement_of([f"t{t}" for t in range(teachers)], run.loss.parts(view)).tensors().items():
+            results[f"{name}/{case}"] = tensor
+        with counted() as sizes:
+            finished(run)
+        results[f"images/{case}"], results[f"sums/{case}"] = run.result(), sizes
+    fixed = inversion(
+        context,
+        3,
+        scattered(context, 3),
+        torch.float32,
+        CONFLICT_STEPS,
+        reduction=FixedPointSum(),
+        threshold=0.5,
+        best_every=3,
+    )
+    finished(fixed)
+    results["fixed"] = fixed.result()
+    parts = fixed.loss.parts(view.float())
+    results |= {f"fixed/{name}": tensor for name, tensor in agreement_of("abc", parts).tensors().items()}
+    return results

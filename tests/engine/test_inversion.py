@@ -278,6 +278,30 @@ def test_teachers_are_drawn_by_seed_and_step() -> None:
     assert all(d[2] / d[1] == pytest.approx(3 / 2) for d in drawn if tuple(d) == (1, 2))
 
 
+def test_teachers_are_drawn_once_a_batch() -> None:
+    """Each batch, by its seed, has teachers of its own from the first step to the last."""
+    members = [member(t, net(t), weight=1.0 + t) for t in range(3)]
+    batches = []
+    for seed in range(20):
+        inversion = make(members, acting="random", acting_count=2, acting_per="batch")
+        inversion.seed = seed
+        drawn = {tuple(inversion.weights_at(s)) for s in range(20)}
+        assert len(drawn) == 1
+        batches += drawn
+    assert {*batches} == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_the_best_images_are_those_of_the_batchs_own_teachers() -> None:
+    members = [member(t, net(t)) for t in range(3)]
+    inversion = make(members, acting="random", acting_per="batch", best_every=1, iterations=2)
+    (own,) = inversion.weights_at(0)
+    finish(inversion)
+    best = inversion.guard.best
+    inversion.image.load_state_dict(best.tensors)
+    alone = make([members[own]]).loss.measure(inversion.image().detach())
+    assert best.loss == pytest.approx(float(alone.total), rel=1e-12)
+
+
 @pytest.mark.parametrize("acting", ["turn", "random"])
 def test_only_acting_teachers_count(acting: str) -> None:
     networks = [net(0), net(1)]

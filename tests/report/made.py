@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ensemble.engine.agreement import Agreement
 from ensemble.recipe import Recipe, Stage, TeacherEntry
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.results import image_rows, recipe_text
@@ -30,9 +31,13 @@ def make(
     made_by: Recipe | None = None,
     verifiers: Sequence[str] = ("judge",),
     seed: int = 0,
+    compared: bool = False,
     **summary: Any,
 ) -> Path:
     """A finished run of n images of the classes in turn.
+
+    Where gradients were `compared`, the first image's agree to -1, the last one's to 1; on all maps the upper half
+    conflicts.
 
     The first teacher reads all as their target; the second reads image 1 as class 0, the verifiers images 1 and 2.
     """
@@ -46,7 +51,9 @@ def make(
         read = targets.clone()
         read[1 : 1 + min(place, 2)] = 0
         logits[name] = 6 * torch.nn.functional.one_hot(read, len(names)) + torch.rand(n, len(names), generator=draws)
-    rows = image_rows(logits, targets, dict.fromkeys(logits, targets), [0] * n, names)
+    halves = torch.cat([-torch.ones(n, size // 2, size), torch.ones(n, size - size // 2, size)], 1).half()
+    agreement = Agreement({"~".join(teachers[:2]): torch.linspace(-1, 1, n)}, halves) if compared else None
+    rows = image_rows(logits, targets, dict.fromkeys(logits, targets), [0] * n, names, agreement)
     layers = [
         {
             "teacher": name,
@@ -72,6 +79,8 @@ def make(
             metrics.write({"loss": 5 / (1 + step), "prior": 0.1, **losses, **about, **event})
     there.write_images(images, targets, names)
     there.write_readings(logits, rows, layers)
+    if agreement is not None:
+        there.write_agreement(agreement)
     shares = {name: sum(row[f"{name}/right"] for row in rows) / n for name in logits}
     there.write_summary(
         {

@@ -83,6 +83,25 @@ def test_sorts(browser: Browser, one: Path) -> None:
     assert is_clean(browser)
 
 
+def test_shows_where_teachers_conflict(browser: Browser, tmp_path: Path) -> None:
+    folders = make(tmp_path / "a", n=4, compared=True), make(tmp_path / "b", n=4)
+    browser.open(write(tmp_path / "page.html", *folders))
+    choose(browser, sort="conflict")
+    browser.run("document.getElementById('beside').click()")
+    assert browser.run(SHOWN) == list(range(8))
+    browser.open(write(tmp_path / "one.html", folders[0]))
+    assert choose(browser, sort="conflict") == [0, 1, 2, 3]
+    browser.run("document.querySelector('#grid .open').click()")
+    browser.run("document.getElementById('d-map').decode()")
+    assert browser.run("document.getElementById('d-map').naturalWidth") == 8
+    assert "mean cosine -1" in browser.run("document.getElementById('d-agreement').textContent")
+    assert browser.run("document.getElementById('d-conflict').checkVisibility()")
+    browser.open(write(tmp_path / "other.html", folders[1]))
+    browser.run("document.querySelector('#grid .open').click()")
+    assert browser.run("document.getElementById('d-conflict').checkVisibility()") is False
+    assert is_clean(browser)
+
+
 def test_filters(browser: Browser, one: Path) -> None:
     browser.open(one)
     assert choose(browser, **{"class": "1"}) == [1, 5, 9]

@@ -23,7 +23,7 @@ from ensemble.machine.files import read_json, read_json_lines, write_json, write
 from ensemble.recipe import TeacherEntry
 from ensemble.report.page import page, percent
 from ensemble.report.reading import read_run
-from ensemble.report.thumbnails import shown_width, side_of, thumbnails
+from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
 
 VOID = {"meta", "img", "input", "br", "link"}
 EVIL = (
@@ -114,6 +114,24 @@ def test_a_card_tells_readings_and_probabilities(tmp_path: Path) -> None:
     assert (
         card.count("✓ bee") == 1 and card.count("✗ ant") == 2 and percent(said.of_reading).replace(">", "&gt;") in card
     )
+
+
+def test_agreement_is_a_number_on_the_card_and_a_map(tmp_path: Path) -> None:
+    """Orange above, where the teachers conflict, and blue below; a run that did not compare them has neither."""
+    compared, without = make(tmp_path / "a", n=3, compared=True), make(tmp_path / "b", n=3)
+    found = parsed(compared, without)
+    assert [row[4] for row in found.data["pictures"]] == [-1, 0, 1, None, None, None]
+    (first, *_), none = found.data["maps"]
+    above, below = (half.reshape(-1, 3).mean(0) for half in np.split(pixels(first).astype(float), 2))
+    assert none == [] and above[0] > above[2] + 50 and below[2] > below[0] + 50
+    text = page([read_run(str(compared))])
+    assert text.count("<small>-1.00</small>") == 1 and "between the teachers&#39; gradients -1.00" in text
+    assert 'value="conflict"' in text and 'value="conflict"' not in page([read_run(str(without))])
+
+
+def test_maps_are_small_and_keep_their_shape() -> None:
+    assert pixels(next(maps(torch.zeros(1, 224, 112)))).shape == (32, 16, 3)
+    assert pixels(next(maps(torch.zeros(1, 8, 8)))).shape == (8, 8, 3)
 
 
 def test_names_stay_names(tmp_path: Path) -> None:
@@ -277,6 +295,7 @@ DAMAGES = {
     "recipe that is no YAML": ("recipe.yaml", "a: [b"),
     "logits": ("logits.safetensors", "x"),
     "images": ("images.safetensors", "x"),
+    "agreement": ("agreement.safetensors", "x"),
 }
 
 
@@ -299,6 +318,13 @@ def test_images_that_are_none_are_refused(tmp_path: Path) -> None:
         folder / "images.safetensors",
     )
     with pytest.raises(ValueError, match="images are damaged"):
+        read_run(str(folder))
+
+
+def test_maps_of_other_images_are_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", compared=True)
+    save_file({"maps": torch.zeros(12, 4, 8), "a~b": torch.zeros(12)}, folder / "agreement.safetensors")
+    with pytest.raises(ValueError, match=r"its agreement.safetensors is damaged"):
         read_run(str(folder))
 
 

@@ -43,8 +43,8 @@
 
   // --- pictures ----------------------------------------------------------------------------------------------
 
-  const pictures = data.pictures.map(([run, index, target, trial, readings], position) => ({
-    run, index, target, trial, position,
+  const pictures = data.pictures.map(([run, index, target, trial, agreement, readings], position) => ({
+    run, index, target, trial, agreement, position,
     readings: readings.map(([network, reads, right, ofTarget, ofReading]) => ({ network, reads, right: !!right, ofTarget, ofReading })),
   }));
   for (const card of document.querySelectorAll(".card")) pictures[card.dataset.p].card = card;
@@ -86,6 +86,7 @@
       made: () => 0,
       class: (p) => p.target,
       spread: (p) => -p.spread,
+      conflict: (p) => p.agreement ?? 2,
       low: (p) => sureness(p, network),
       high: (p) => -sureness(p, network),
     };
@@ -155,6 +156,15 @@
     $("d-image").src = image.src;
     $("d-image").alt = image.alt;
     $("d-image").className = image.className;
+    const map = data.maps[p.run][p.index];
+    $("d-conflict").hidden = !map;
+    if (map) {
+      $("d-map").src = map;
+      $("d-map").width = image.width;
+      $("d-map").height = image.height;
+      $("d-map").alt = `Where the teachers' gradients agree, blue, and conflict, orange; mean cosine ${figure(p.agreement)}`;
+      $("d-agreement").textContent = `Gradients agree (blue), conflict (orange); mean cosine ${figure(p.agreement)}`;
+    }
     $("d-about").textContent = `${data.runs[p.run]}, image ${p.index}, trial ${p.trial}`;
     $("d-place").textContent = `${at + 1} of ${list.length}`;
     $("d-rows").replaceChildren(...p.readings.map((r) => {
