@@ -13,6 +13,7 @@ from ensemble.evaluation.classification import Accuracy, accuracy_of, logits_of
 from ensemble.evaluation.comparison import Found, Known, alone, as_many_of_each, beside, memorised
 from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.near_duplicates import near_duplicates, thumbnails
+from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from models import ModelCard
 
@@ -70,7 +71,7 @@ class Judge:
         classes: torch.Tensor | None = None,
         watch: Watch = lambda _, parts: parts,
     ) -> None:
-        self.net = net.to(memory_format=torch.channels_last)
+        self.net = channels_last(net)
         self.card = card
         self._watch = watch
         self._test = self._known("real test images", real, classes) if real is not None else None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -70,6 +71,12 @@ def resolve_compile(mode: str, devices: Sequence[torch.device], passes: int) -> 
     if mode == "off" or not all(can_compile(device) for device in devices):
         return False
     return mode == "on" or (all(device.type == "cuda" for device in devices) and passes >= 2000)
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """`net` itself, its weights of four dimensions stored with the channels last; torch's own `to` fails on five."""
+    net._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+    return net
 
 
 def set_up(precision: str, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ensemble.image.transforms import resize_bilinear
 from ensemble.machine.errors import is_out_of_memory
-from ensemble.machine.hardware import cpp_compiler
+from ensemble.machine.hardware import channels_last, cpp_compiler
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.features import FeatureHook, find_classifier
@@ -130,7 +130,7 @@ class Teacher:
         """Compute in `dtype` from now on, or where the network does not run in it, as before."""
         keep = self._kept()
         narrow = copied(self.net, {id(part): part for part in [self._sink, *self._replacements()]})
-        wide, self.net = self.net, _cast(narrow, self.dtype, keep).to(memory_format=torch.channels_last)
+        wide, self.net = self.net, channels_last(_cast(narrow, self.dtype, keep))
         self._activations = self.dtype
         try:
             self._forward(self._examples()[0])
@@ -139,7 +139,7 @@ class Teacher:
                 raise
             name = str(self.dtype).removeprefix("torch.")
             self.notes.append(f"{self.name} does not run in {name} ({error}); it computes in fp32")
-            self.net, self.dtype, self._activations = wide.to(memory_format=torch.channels_last), self.wide, self.wide
+            self.net, self.dtype, self._activations = channels_last(wide), self.wide, self.wide
             self.gradient_scale = 1.0
         self._find_measured()
 
@@ -276,7 +276,7 @@ class Teacher:
         if net is None:
             return
         keep |= {id(module) for module in net.modules() if isinstance(module, EmittingBatchNorm)}
-        net = _cast(net, self.dtype, keep).to(memory_format=torch.channels_last)
+        net = channels_last(_cast(net, self.dtype, keep))
         try:
             entry(net)(examples[0].to(self.dtype).contiguous(memory_format=torch.channels_last))
         except RuntimeError:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.config.checked import Checked
 from ensemble.data.labelled import LabelledImages
+from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.training.augment import MixedLabels, crop_and_flip, cutmix, cutout, mixup
 from models import ModelCard, network_input, network_logits
@@ -119,7 +120,7 @@ def train(
     Raises ValueError where there are fewer images than a batch has, `saved` does not fit the network, the network's
     output does not fit the card, or the loss is not finite.
     """
-    net = net.to(device).to(memory_format=torch.channels_last)
+    net = channels_last(net.to(device))
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.SGD(

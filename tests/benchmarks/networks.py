@@ -74,6 +74,10 @@ def as_teacher(name: str) -> dict[str, Any]:
     expected = network_logits(net(network_input(view, small)))
     found = teacher.observe(view).logits
     error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+    if error >= 1e-3:  # deep networks with random weights multiply rounding errors: in float64 they are small
+        exact = Teacher(name, net.double(), small, dtype=torch.float64).observe(view.double()).logits
+        wanted = network_logits(net(network_input(view.double(), small)))
+        error = float((exact - wanted).norm() / wanted.norm())
     result = "run" if error < 1e-3 or not expected.isfinite().all() else "partial"
     never = sum(why == "it never runs in eval mode" for why in teacher.left_out.values())
     if len(teacher.left_out) > never:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from models import create_model, network_input
 
@@ -30,7 +31,7 @@ def accuracy_of_student(
     """
     torch.manual_seed(seed)
     net, card = create_model(model)
-    net = net.train().requires_grad_().to(memory_format=torch.channels_last)
+    net = channels_last(net.train().requires_grad_())
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = generator(seed, "student")

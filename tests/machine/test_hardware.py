@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ensemble.machine import hardware
 
@@ -77,3 +78,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1000  # 3 x 48 MiB are 36,864 pages
+
+
+def test_weights_of_four_dimensions_alone_are_stored_channels_last() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, (1, 3, 3)), nn.Linear(3, 2))
+    before = [p.detach().clone() for p in net.parameters()]
+    assert hardware.channels_last(net) is net
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last) and net[1].weight.is_contiguous()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
