@@ -23,7 +23,7 @@ from ensemble.image.warm import Warm
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.classification import CrossEntropy
 from ensemble.objectives.image_priors import TotalVariation
-from ensemble.objectives.terms import Objective
+from ensemble.objectives.terms import Objective, TeacherTerm
 
 for _room in (ensemble.engine, ensemble.image, ensemble.objectives):  # a kind is known once its file is imported
     for _module in pkgutil.iter_modules(_room.__path__):
@@ -181,8 +181,10 @@ class Recipe(Checked):
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
                 f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
-        if self.runtime.replicas > 1 and isinstance(self.image.start, Warm):
-            yield "runtime.replicas: a warm start begins from the batch before, so batches are not made side by side"
+        remembers = any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives)
+        if self.runtime.replicas > 1 and (remembers or isinstance(self.image.start, Warm)):
+            what = "a term's memory" if remembers else "a warm start"
+            yield f"runtime.replicas: {what} goes back to the batches before, so batches are not made side by side"
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
         if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(len(self.teachers)) == 1:

@@ -11,7 +11,7 @@ from ensemble.engine.exchange import Exchange, Exchanged
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
 from ensemble.engine.votes import Votes
-from ensemble.objectives.terms import Formulation, Slice, Totals, check_scalar, naming
+from ensemble.objectives.terms import Features, Formulation, Slice, Totals, check_scalar, naming
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 
 
@@ -97,6 +97,7 @@ class EnsembleLoss:
         self.seed = seed
         self.images = len(self.members[0].targets)
         self._device = self.members[0].targets.device
+        self._earlier: dict[int, Features] = {}
         self._exchange = Exchange([self._shapes(t) for t in range(len(self.members))], self._device)
 
     def gradient(
@@ -184,6 +185,24 @@ class EnsembleLoss:
                 self._run(cell, view[cell.start : cell.stop])
         return self._exchange.close(self.reduce)
 
+    @torch.no_grad()
+    def remember(self, batches: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+        """Let terms read the features of earlier `batches` (N, 3, H, W); `targets[t]` (M,) are teacher t's of all.
+
+        All ranks must call it, with the same bits: each runs its own cells of every batch.
+        """
+        for t, member in enumerate(self.members):
+            parts = []
+            for batch in batches:
+                rows = torch.zeros(len(batch), member.profile.features, dtype=torch.float64, device=self._device)
+                for cell in self.cells:
+                    if cell.teacher == t:
+                        part = batch[cell.start : cell.stop].to(self._device)
+                        rows[cell.start : cell.stop] = self._observe(cell, part).features.double()
+                self.reduce(rows)
+                parts.append(rows)
+            self._earlier[t] = Features(torch.cat(parts), targets[t].to(self._device))
+
     def _all_act(self) -> dict[int, float]:
         total = sum(member.weight for member in self.members)
         return {t: member.weight / total for t, member in enumerate(self.members)}
@@ -220,7 +239,10 @@ class EnsembleLoss:
 
     def _slice(self, t: int, start: int, stop: int, view_size: int) -> Slice:
         member = self.members[t]
-        return Slice(start, stop, self.images, member.targets[start:stop], member.profile, view_size, self.seed)
+        earlier = self._earlier.get(t)
+        return Slice(
+            start, stop, self.images, member.targets[start:stop], member.profile, view_size, self.seed, earlier
+        )
 
     def _pull_back(
         self, cell: Cell, leaf: torch.Tensor, sums: Sequence[torch.Tensor], at_sums: torch.Tensor

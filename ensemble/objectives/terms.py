@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -31,6 +31,13 @@ class Objective(Kind):
         return self.name
 
 
+class Features(NamedTuple):
+    """What a teacher makes of images: `features` (M, D), and their `targets` (M,) as its own classes."""
+
+    features: torch.Tensor
+    targets: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Slice:
     """Images [start, stop) of the batch as one teacher sees them."""
@@ -45,6 +52,8 @@ class Slice:
     view_size: int
     seed: int = 0
     """Of this batch of images: what a term draws, it draws from `generator(seed, ...)`, alike on every rank."""
+    earlier: Features | None = None
+    """Of earlier batches of the run, the oldest first, where a term's `memory` asks for them."""
 
     @property
     def statistics(self) -> BNStatistics:
@@ -88,6 +97,8 @@ class TeacherTerm(Objective):
     """Whether it draws the images to their targets."""
     reads_features: ClassVar[bool] = False
     """Whether `sums` reads `seen.features`."""
+    memory: int = 0
+    """How many of the run's earlier images `loss` reads the features of (`Slice.earlier`)."""
 
     def needs(self, teacher: Profile) -> Sequence[str]:
         """Names of the layers to tap; ValueError where the teacher lacks what the term reads."""

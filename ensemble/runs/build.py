@@ -150,7 +150,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
 def build_inversion(
     plan: Plan, ensemble: PlacedEnsemble, context: ProcessContext, trial: int, earlier: Earlier | None = None
 ) -> Inversion:
-    """The inversion of one trial's batch, at its start; `earlier` is what a warm start begins from."""
+    """The inversion of one trial's batch, at its start; `earlier` is what warm starts and memories go back to."""
     recipe, device = plan.recipe, context.device
     micro_batch = recipe.runtime.micro_batch
     assert micro_batch != "auto", "resolved before"
@@ -176,6 +176,11 @@ def build_inversion(
         reduce=context.sum_,
         seed=seed,
     )
+    memory = _memory(plan)
+    if memory and earlier is not None:
+        images, of = (part[-memory:] for part in earlier)
+        own = [own_targets(of, entry, plan.cards[0]) for entry in recipe.teachers]
+        loss.remember(images.split(len(targets)), own)
     image = _image(plan, targets, device, seed, earlier)
     if trial == 0:  # a term may be anybody's: what fails in it is told before the run
         with torch.no_grad():
@@ -194,6 +199,16 @@ def build_inversion(
         poll_every=recipe.record_every if device.type == "cuda" and context.backend != "gloo" else 1,
         from_owner=context.from_owner_,
     )
+
+
+def looks_back(plan: Plan) -> bool:
+    """Whether a batch depends on the batches before it."""
+    return isinstance(plan.recipe.image.start, Warm) or _memory(plan) > 0
+
+
+def _memory(plan: Plan) -> int:
+    """How many earlier images terms remember."""
+    return max(term.memory for term in plan.formulation.teacher_terms)
 
 
 def _image(

@@ -10,13 +10,12 @@ import torch
 from ensemble.engine.agreement import agreement_of
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion, Step
-from ensemble.image.warm import Warm
 from ensemble.machine.errors import MachineFailure
 from ensemble.machine.files import JsonLines
 from ensemble.machine.launch import StopRequest
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion
+from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion, looks_back
 from ensemble.runs.checkpoints import Checkpoints, Restored
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan
@@ -123,7 +122,7 @@ def run_trial(here: Replica, trial: int) -> bool:
 
 def _earlier(here: Replica) -> Earlier | None:
     """The batches before, on every rank; of those from before a resume only the main one has the images."""
-    if not isinstance(here.plan.recipe.image.start, Warm) or not here.done:
+    if not looks_back(here.plan) or not here.done:
         return None
     images = torch.cat([result.images for result in here.done.values()]) if here.context.is_main else torch.empty(0)
     return here.context.broadcast(images), torch.cat([here.plan.targets(trial) for trial in here.done])

@@ -11,20 +11,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.objectives.repulsion import Repulsion
-from ensemble.objectives.terms import Slice, Totals
+from ensemble.objectives.terms import Features, Slice, Totals
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 from models import ModelCard
 
 CARD = ModelCard("tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
 
 
-def value(term: Repulsion, features: torch.Tensor, targets: torch.Tensor, cuts: tuple[int, ...] = ()) -> torch.Tensor:
+def value(
+    term: Repulsion,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    cuts: tuple[int, ...] = (),
+    earlier: Features | None = None,
+) -> torch.Tensor:
     """The loss of a batch, in slices that end at `cuts`."""
     n = len(targets)
     profile = Profile("t", CARD, None)
 
     def part(start: int, stop: int) -> Slice:
-        return Slice(start, stop, n, targets[start:stop], profile, 8)
+        return Slice(start, stop, n, targets[start:stop], profile, 8, earlier=earlier)
 
     edges = [0, *cuts, n]
     sums = [
@@ -46,6 +52,15 @@ def test_by_hand(cuts: tuple[int, ...]) -> None:
     # cosines within class 1: 1/2, 0, sqrt(3)/2; the last image is alone in its class
     expected = (0.1 + 0 + math.sqrt(3) / 2 - 0.4) / 3
     assert float(value(Repulsion(limit=0.4), features, targets, cuts)) == pytest.approx(expected)
+
+
+def test_earlier_images_repel_too() -> None:
+    features, targets = at(0, 60), torch.tensor([1, 0])
+    earlier = Features(at(5, 30, 60, 90), torch.tensor([1, 1, 0, 0]))
+    # of the last three: (0, 30) of class 1; (60, 60) and (60, 90) of class 0; no pair within the batch
+    expected = (math.sqrt(3) / 2 - 0.5 + 0.5 + math.sqrt(3) / 2 - 0.5) / 3
+    assert float(value(Repulsion(limit=0.5, memory=3), features, targets, earlier=earlier)) == pytest.approx(expected)
+    assert float(value(Repulsion(limit=0.5), features, targets, earlier=earlier)) == 0
 
 
 def test_without_pairs_there_is_nothing() -> None:
@@ -95,11 +110,11 @@ def test_it_falls() -> None:
     features = torch.rand(6, 5, dtype=torch.float64).requires_grad_()
     targets = torch.tensor([0, 0, 0, 1, 1, 1])
     term = Repulsion(limit=0.3)
-    first = float(value(term, features, targets))
+    first = value(term, features, targets).item()
     optimizer = torch.optim.Adam([features], 0.05)
     for _ in range(100):
         optimizer.zero_grad()
         value(term, features, targets).backward()
         optimizer.step()
-    assert float(value(term, features, targets)) < 0.1 * first
+    assert value(term, features, targets).item() < 0.1 * first
     assert F.normalize(features, dim=1).isfinite().all()
