@@ -3,9 +3,10 @@
     python -m tests.benchmarks.one_weight --data cifar10.tar.xz --model A --model B ... --output DIR [--steps 150]
 
 Each network alone inverts one batch of 100 images of its own classes with one recipe (saturating class term, BN
-matching of weight 1, a little total variation), once with `convention: calibrated` and once with `paper`. Shown is how far mean
-and variance of each layer are at the end, in units of what batches of 100 real images of the training split have: the
-median over layers, and the middle half. Finished runs are not made again. Writes figures.json and one_weight.png.
+matching of weight 1, a little total variation), once with `convention: calibrated` and once with `paper`. Shown is
+how far mean and variance of each layer are at the end, in units of what batches of 100 real images of the training
+split have: the median over layers, and the middle half. Finished runs are not made again. Writes figures.json and
+one_weight.png.
 """
 
 from __future__ import annotations
