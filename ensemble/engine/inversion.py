@@ -145,12 +145,12 @@ class Inversion:
         self.step += 1
         if polled:
             self.guard.check(before)
-        self._keep_best(index, local)
         if index == len(self.stages) - 1 and self.early_stopping is not None:
             last |= self.early_stopping.update(self._agreed_total(record))
         met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
         if met and index == len(self.stages) - 1 and not last:
             last, event = True, "nothing is left to pull: the run ends here"
+        self._keep_best(index, local, last)
         save = due or (polled and exchanged.flag("save"))
         return Step(number, record, index, lr, event, last, save, polled and exchanged.flag("stop"))
 
@@ -180,10 +180,10 @@ class Inversion:
         self.from_owner(value)
         return float(value)
 
-    def _keep_best(self, index: int, local: int) -> None:
+    def _keep_best(self, index: int, local: int, last: bool) -> None:
         if not self.best_every or index != len(self.stages) - 1:
             return
-        if (local + 1) % self.best_every == 0 or self.step == self.iterations:
+        if (local + 1) % self.best_every == 0 or last:
             lasting = self.weights_at(self.step) if self.acting_per == "batch" else None
             with torch.no_grad():
                 record = self.loss.measure(self.image(), lasting)

@@ -412,6 +412,9 @@ def test_a_run_ends_where_nothing_is_left_to_pull() -> None:
     asked = [float(step.record.total - step.record.prior) for step in steps]
     assert 10 < len(steps) < 200 and steps[-1].last and "nothing is left to pull" in steps[-1].event
     assert all(value <= 0.93 * asked[0] for value in asked[-10:]) and asked[-11] > 0.93 * asked[0]
+    measured = make(stages=[plan], best_every=1000)
+    finish(measured)
+    assert measured.guard.best.step == len(steps), "the images at an early end are measured, too"
     first = make(stages=[plan])
     for step in first:
         if step.number == len(steps) - 5:
