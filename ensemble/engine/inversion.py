@@ -75,8 +75,8 @@ class Inversion:
         """`from_owner` replaces a tensor by the owner's, where ranks do not compute the same bits. `best_every` = 0
         returns the last images; `save_every` = 0 saves where it is asked for alone.
 
-        Flags and finiteness are read from the device every `poll_every` steps; the loss is where a plateau or early
-        stopping follows it.
+        Flags and finiteness are read from the device every `poll_every` steps; the loss is where a
+        plateau, early stopping or `enough` follows it.
         """
         self.image = image
         self.loss = loss
