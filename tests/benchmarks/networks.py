@@ -75,7 +75,7 @@ def as_teacher(name: str) -> dict[str, Any]:
     x = network_input(view, small).contiguous(memory_format=torch.channels_last)
     expected = network_logits(
         channels_last(net)(x)
-    )  # laid out as a teacher is: random weights multiply rounding errors
+    )  # as a teacher is laid out: roundings multiply
     found = teacher.observe(view).logits
     error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     result = "run" if error < 1e-3 or not expected.isfinite().all() else "partial"
