@@ -182,9 +182,11 @@ class Recipe(Checked):
                 f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
         remembers = any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives)
+        what = "a term's memory" if remembers else "a warm start"
         if self.runtime.replicas > 1 and (remembers or isinstance(self.image.start, Warm)):
-            what = "a term's memory" if remembers else "a warm start"
             yield f"runtime.replicas: {what} goes back to the batches before, so batches are not made side by side"
+        if self.trials == 1 and (remembers or isinstance(self.image.start, Warm)):
+            yield f"trials: {what} goes back to the batches before, and there is one; ask for more (--trials 10)"
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
         if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(len(self.teachers)) == 1:

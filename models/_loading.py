@@ -107,7 +107,10 @@ def _read_torch(path: Path) -> Any:
         reason = str(error).partition("WeightsUnpickler error")[2]
         code = re.search(r"(?:GLOBAL|global:?|class)\s+([\w.]+\.\w+)", reason)
         if code is None:
-            raise ValueError(f"{path} is not a weights file that can be read without running pickled code") from None
+            raise ValueError(
+                f"{path} is not a weights file that can be read without running pickled code; give a .safetensors file, "
+                "or what torch.save wrote of a state dict"
+            ) from None
         raise ValueError(
             f"{path} needs pickled code to be read ({code[1]}), which is refused; save only its state dict, where you"
             f" trust it: torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), 'state.pth')"

@@ -256,7 +256,9 @@ def _find(spec: ModelSpec) -> Entry:
         raise ValueError(f"unknown network {name!r}; {library}, which may know it, cannot be used ({error})") from None
     found: Entry | None = zoo.find(name, spec.weights)
     if found is None:
-        near = difflib.get_close_matches(name, [*TABLE, *zoo.names()], n=3)
+        names = [*TABLE, *zoo.names()]
+        longer = sorted((known for known in names if known.startswith(name)), key=len)
+        near = (longer + difflib.get_close_matches(name, names, n=3))[:3]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
             f"unknown network {name!r}; {hint}list_models() (--list-models) shows all names, load_plugin(FILE) "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -102,9 +104,24 @@ def _build(arch: str, tag: str | None, num_classes: int) -> nn.Module:
     return timm.create_model(f"{arch}.{tag}" if tag else arch, pretrained=False, num_classes=num_classes)
 
 
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's warnings about each of its retries are not shown; the failure at the end is."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "urllib3", "timm.models", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _fetch(name: str, arch: str, tag: str) -> nn.Module:
     try:
-        return timm.create_model(f"{arch}.{tag}", pretrained=True)
+        with _quiet_hub():
+            return timm.create_model(f"{arch}.{tag}", pretrained=True)
     except Exception as error:  # the network, the hub's own errors, a damaged cache: all the same to the user
         hub = _config(arch, tag).hf_hub_id or "its source"
         reason = " ".join(str(error).split())

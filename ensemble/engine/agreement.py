@@ -26,6 +26,10 @@ class Agreement:
         """(N,) the mean over pairs."""
         return torch.stack([*self.cosines.values()]).mean(0)
 
+    def __repr__(self) -> str:
+        means = ", ".join(f"{pair} {float(cosine.mean()):.2f}" for pair, cosine in self.cosines.items())
+        return f"Agreement({len(self.maps)} images; mean cosine {means})"
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it by name, for a file."""
         return {_MAPS: self.maps, **self.cosines}

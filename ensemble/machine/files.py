@@ -20,9 +20,17 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
+        _as_others(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _as_others(file: Path) -> None:
+    """The mode that a new file has; libraries make some readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

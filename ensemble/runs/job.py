@@ -55,7 +55,7 @@ class Job:
             self.folder.check(self.overwrite or self.resume)
             _check_writable(self.folder.path)
         if self.tensorboard is not None:
-            check_board(self.tensorboard)
+            check_board(self.tensorboard, goes_on=self.resume)
             _check_writable(self.tensorboard, "tensorboard")
         check_placement(self.plan, ranks)
 

@@ -136,7 +136,12 @@ def _card_of(
         if said is None and channels == 1:
             about[key] = Assumed((assumed,))
         elif said is not None:
-            about[key] = tuple(said) if len(set(said)) > 1 or len(said) == channels else (said[0],) * channels
+            about[key] = tuple(said) if len(said) == channels or len(set(said)) > 1 else (said[0],) * channels
+            if len(about[key]) != channels:
+                raise ValueError(
+                    f"{name} takes {channels} channel{'s' * (channels > 1)}, and {key} has {len(said)} numbers; give "
+                    "one number, or (module, ModelCard(...)) for each network"
+                )
     return ModelCard(name, OWN, input_size, classes, class_names=tuple(class_names), **about)  # type: ignore[arg-type]
 
 

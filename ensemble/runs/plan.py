@@ -11,6 +11,7 @@ import torch
 
 from ensemble.engine.placement import place
 from ensemble.machine.hardware import resolve_compile, resolve_precision
+from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
@@ -110,11 +111,24 @@ def make_plan(
     names = unique_names(models)
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
+    notes += _idle_levels(files, measurements, formulation)
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
     live = tuple(live_terms)
     return Plan(resolved, cards, names, judges, size, classes, formulation, measurements, networks, live, tuple(notes))
+
+
+def _idle_levels(
+    files: Sequence[str | None], measurements: Sequence[Measurement | None], formulation: Formulation
+) -> list[str]:
+    """A line for each file of statistics of which nothing would be used."""
+    calibrated = any(isinstance(t, BNMatching) and t.convention == "calibrated" for t in formulation.teacher_terms)
+    return [
+        f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated uses"
+        for file, found in zip(files, measurements, strict=True)
+        if found is not None and not found.layers and not calibrated
+    ]
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard, networks: Networks) -> None:
@@ -143,7 +157,7 @@ def _check_label_spaces(recipe: Recipe, cards: Sequence[ModelCard]) -> None:
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
                 "map the names of the first to the indices of the other, as the override (--set) "
-                f"'teachers[{i}].classes={{cat: 0}}'"
+                f"'teachers[{i}].classes={{{(*first.class_names, 'cat')[0]}: 0}}'"
             )
 
 

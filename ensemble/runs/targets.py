@@ -49,6 +49,8 @@ def parse_targets(
         else:
             near = difflib.get_close_matches(text.lower(), names, n=1)
             hint = f"; did you mean {class_names[names[near[0]][0]]!r}?" if near else ""
+            if not names:
+                hint = f"; the first teacher names none, give indices 0..{num_classes - 1}, or its class names"
             problems.append(f"no class is called {text!r}{hint}")
             continue
         ends = (found[0], found[-1]) if found else ()

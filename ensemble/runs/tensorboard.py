@@ -19,10 +19,12 @@ _GRIDS = 10
 """Grids of images in a trial, besides the last."""
 
 
-def check_board(folder: Path) -> None:
-    """ValueError where the package is missing."""
+def check_board(folder: Path, goes_on: bool) -> None:
+    """ValueError where the package is missing, or the folder has another run's events, beside which nothing is read."""
     if find_spec("tensorboard") is None:
         raise ValueError("tensorboard: the package is not installed; pip install 'ensemble-inversion[tensorboard]'")
+    if not goes_on and any(folder.glob("trial*/events.out.tfevents.*")):
+        raise ValueError(f"tensorboard: {folder} holds another run's curves; give another folder, or remove it")
 
 
 class Board:

@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "teachers of other class names": (
         [*PLUGIN, "--models", "tiny_a@random", "tiny_renamed@random"],
-        ["different classes", "3 of shapes and 3, star to circle", "(--set) 'teachers[1].classes={cat: 0}'"],
+        ["different classes", "3 of shapes and 3, star to circle", "(--set) 'teachers[1].classes={circle: 0}'"],
     ),
     "more logits than classes": (
         [*PLUGIN, "--models", "tiny_wide@random"],

@@ -44,6 +44,12 @@ def test_a_killed_run_goes_on_with_the_same_pool(tmp_path, ranks, looks_back):
 
 
 @pytest.mark.parametrize(("options", "what"), [(WARM, "a warm start"), (KEPT_AWAY, "a term's memory")])
+def test_one_batch_has_nothing_to_look_back_at(run, tmp_path, options, what):
+    ended = run(*ONE, *options, "--trials", "1", "--output", tmp_path / "out")
+    assert ended.code == 2 and f"trials: {what} goes back to the batches before, and there is one" in ended.errors[-1]
+
+
+@pytest.mark.parametrize(("options", "what"), [(WARM, "a warm start"), (KEPT_AWAY, "a term's memory")])
 def test_batches_side_by_side_are_refused(run, tmp_path, options, what):
     ended = run(*ONE, *options, "--replicas", "2", "--output", tmp_path / "out")
     assert ended.code == 2 and f"{what} goes back to the batches before" in ended.errors[-1]

@@ -34,6 +34,7 @@ def test_everything_is_written(run, tmp_path):
         "per_layer.jsonl",
         "checkpoints",
     }
+    assert len({file.stat().st_mode for file in out.iterdir() if file.is_file()}) == 1
     batch = load_file(out / "images.safetensors")
     assert set(batch) == {"images", "targets"}
     assert batch["images"].shape == (6, 3, 8, 8) and batch["images"].dtype == torch.float32

@@ -59,6 +59,15 @@ def test_a_board_that_fails_costs_nothing(run, tmp_path, monkeypatch):
     assert len(images(tmp_path / "out")) == 3
 
 
+def test_another_runs_curves_are_left_alone(run, tmp_path):
+    board = ["--tensorboard", tmp_path / "board"]
+    assert run(*ONE, "--iterations", "3", "--output", tmp_path / "a", *board).code == 0
+    ended = run(*ONE, "--iterations", "3", "--output", tmp_path / "b", *board)
+    assert ended.code == 2 and "holds another run's curves" in ended.errors[-1] and not (tmp_path / "b").exists()
+    assert run(*ONE, "--iterations", "6", "--output", tmp_path / "a", "--resume", *board).code == 0
+    assert [event.step for event in read(tmp_path / "board/trial0").Scalars("loss")][-1] == 5
+
+
 def test_mistakes_are_one_line_before_the_run(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     ended = run(*ONE, "--output", tmp_path / "out", "--tensorboard", tmp_path / "file")

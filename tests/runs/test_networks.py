@@ -65,6 +65,8 @@ def test_bare_modules_are_taken_by_the_rules_of_cards() -> None:
     assert (card.num_classes, len(card.mean), len(card.std)) == (5, 1, 1) and set(card.assumed) == {"mean", "std"}
     (name,), known = named_networks([Odd()], {}, **{**own, "mean": [0.4] * 3, "std": [0.2] * 3})
     assert known[name][1].mean == (0.4,) and known[name][1].std == (0.2,)
+    with pytest.raises(ValueError, match="takes 1 channel, and mean has 3 numbers"):
+        named_networks([Odd()], {}, **{**own, "mean": [0.2, 0.5, 0.8], "std": [0.2] * 3})
     sigmoid = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
     (name,), known = named_networks([sigmoid], {}, **own)
     assert known[name][1].num_classes == 2
