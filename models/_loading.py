@@ -108,7 +108,7 @@ def _read_torch(path: Path) -> Any:
         code = re.search(r"(?:GLOBAL|global:?|class)\s+([\w.]+\.\w+)", reason)
         if code is None:
             raise ValueError(
-                f"{path} is not a weights file that can be read without running pickled code; give a .safetensors file, "
+                f"{path} is not a weights file that can be read without running pickled code; give a .safetensors file "
                 "or what torch.save wrote of a state dict"
             ) from None
         raise ValueError(
