@@ -114,6 +114,7 @@ class PlainProgress:
         self._total = self._done = self._shown = 0
         self._shown_at = 0.0
         self._values: Mapping[str, float] = {}
+        self._values_of = 0
 
     def start(self, total: int, resumed_at: int = 0) -> None:
         self._total, self._done, self._shown = total, resumed_at, resumed_at
@@ -124,7 +125,7 @@ class PlainProgress:
     def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
         self._done = step + 1
         if values:
-            self._values = dict(values)
+            self._values, self._values_of = dict(values), step + 1
         if time.monotonic() - self._shown_at >= self._interval:
             self._show()
 
@@ -142,6 +143,8 @@ class PlainProgress:
         if rate > 0 and self._done < self._total:
             parts.append(f"{_duration((self._total - self._done) / rate)} left")
         self._shown, self._shown_at = self._done, now
+        if self._values and self._values_of < self._done:
+            parts.append(f"at step {self._values_of}:")
         self.message("  ".join([*parts, _losses(self._values)]).rstrip())
 
 

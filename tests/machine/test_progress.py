@@ -124,3 +124,14 @@ def test_a_notebook_sees_a_bar(monkeypatch):
     reporter.step(3, {"loss": 0.5})
     reporter.close()
     assert "a &lt; b" in handle.shown and "value='4' max='10'" in handle.shown and "loss 0.5" in handle.shown
+
+
+def test_values_of_an_earlier_step_are_told_as_such() -> None:
+    stream = io.StringIO()
+    reporter = PlainProgress(stream, interval=0.0)
+    reporter.start(3)
+    reporter.step(0, {"loss": 0.5})
+    reporter.step(1)
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("loss 0.5") and "at step" not in first
+    assert second.endswith("at step 1:  loss 0.5")
