@@ -36,7 +36,10 @@ def _made(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
-_kept = lru_cache(maxsize=64)(_made)
+@lru_cache(maxsize=64)
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # what is made inside that mode cannot take part in a gradient later
+        return _made(values, dtype, device)
 
 
 def network_logits(output: Any) -> torch.Tensor:

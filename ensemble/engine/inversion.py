@@ -87,6 +87,8 @@ class Inversion:
         self.from_owner = from_owner
         self.guard = Guard(image, [m.name for m in loss.members], loss.members[0].targets.device)
         self.step = 0
+        self.ended = False
+        """Whether it came to an end before its last step."""
         self.plateau: Plateau | None = None
         patience = self.stages[-1].optimizer.early_stopping
         self.early_stopping = EarlyStopping(patience) if patience else None
@@ -106,7 +108,7 @@ class Inversion:
 
     def __iter__(self) -> Iterator[Step]:
         self.guard.begin()
-        while self.step < self.iterations:
+        while self.step < self.iterations and not self.ended:
             step = self._take_step()
             yield step
             if step.last:
@@ -150,6 +152,7 @@ class Inversion:
         met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
         if met and index == len(self.stages) - 1 and not last:
             last, event = True, "nothing is left to pull: the run ends here"
+        self.ended = last and self.step < self.iterations
         self._keep_best(index, local, last)
         save = due or (polled and exchanged.flag("save"))
         return Step(number, record, index, lr, event, last, save, polled and exchanged.flag("stop"))
@@ -222,6 +225,7 @@ class Inversion:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in best.tensors.items()}
         numbers = {"step": self.step, "stage": self._stage_index, "best_loss": best.loss, "best_step": best.step}
+        numbers["ended"] = float(self.ended)
         for name, machine in self._machines():
             if machine is not None:
                 numbers |= {f"{name}.{k}": v for k, v in machine.state().items()}
@@ -235,6 +239,7 @@ class Inversion:
 
         self.image.load_state_dict(part("image."))
         self.step = int(numbers["step"])
+        self.ended = bool(numbers["ended"])
         self._stage_index = -1
         self._enter_stage(int(numbers["stage"]))
         assert self._optimizer is not None

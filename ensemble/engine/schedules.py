@@ -124,7 +124,7 @@ class Enough:
         """True once there is nothing left to pull."""
         if math.isnan(self.first):
             self.first = asked
-        self.met = self.met + 1 if asked <= self.share * self.first else 0
+        self.met = self.met + 1 if asked <= self.share * self.first and self.first > 0 else 0
         return self.met >= self.steps
 
     def state(self) -> dict[str, float]:

@@ -52,6 +52,7 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     def describe(self) -> str:
         factors = "".join(f", {pattern} x {factor:g}" for pattern, factor in self.layers.items())
         slack = f", slack {self.slack:g}" if self.convention == "calibrated" else ""
+        slack += ", drawn" if self.drawn else ""
         return f"{self.name}[{self.convention}{slack}, first x {self.first:g}{factors}]"
 
     def needs(self, teacher: Profile) -> Sequence[str]:

@@ -12,7 +12,7 @@ import torch
 from ensemble.engine.placement import place
 from ensemble.machine.hardware import resolve_compile, resolve_precision
 from ensemble.objectives.bn_matching import BNMatching
-from ensemble.objectives.terms import Formulation, Objective
+from ensemble.objectives.terms import Formulation, Objective, TeacherTerm
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
 from ensemble.runs.targets import batch_targets, parse_targets
@@ -111,6 +111,9 @@ def make_plan(
     names = unique_names(models)
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
+    remembers = next((term.name for term in live_terms if isinstance(term, TeacherTerm) and term.memory), None)
+    if remembers and (recipe.trials == 1 or recipe.runtime.replicas > 1):
+        raise ValueError(f"{remembers}: it remembers the batches before; ask for several trials and one replica")
     notes += _idle_levels(files, measurements, formulation)
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
@@ -123,11 +126,12 @@ def _idle_levels(
     files: Sequence[str | None], measurements: Sequence[Measurement | None], formulation: Formulation
 ) -> list[str]:
     """A line for each file of statistics of which nothing would be used."""
-    calibrated = any(isinstance(t, BNMatching) and t.convention == "calibrated" for t in formulation.teacher_terms)
+    matching = [term for term in formulation.teacher_terms if isinstance(term, BNMatching)]
+    used = any(term.convention == "calibrated" or term.drawn for term in matching)
     return [
-        f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated uses"
+        f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated, or drawn: true, uses"
         for file, found in zip(files, measurements, strict=True)
-        if found is not None and not found.layers and not calibrated
+        if found is not None and not found.layers and not used
     ]
 
 

@@ -123,7 +123,7 @@ def warnings_of(
     for key in dict.fromkeys(key for first, _ in fell for key in first):
         pairs = [(first[key], last[key]) for first, last in fell if key in first]
         before, after = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-        if not after < before:
+        if not after < before and before:
             found.append(
                 f"{key} did not fall: {before:.4g} at the first step, {after:.4g} at the end; "
                 "try a lower learning rate (optimizer.lr), or more iterations"

@@ -45,10 +45,10 @@ class Board:
             for name, value in values.items():
                 self._writer(trial, step).add_scalar(name, value, step)
 
-    def images(self, trial: int, inversion: Inversion) -> None:
+    def images(self, trial: int, inversion: Inversion, last: bool) -> None:
         """The images as they stand, at some of the steps and at the last."""
         step = inversion.step
-        if self._failed or (step % self._every and step < inversion.iterations):
+        if self._failed or (step % self._every and not last):
             return
         with self._guarded(), torch.no_grad():
             images = inversion.image().float().clamp(0, 1).cpu()

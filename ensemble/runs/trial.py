@@ -98,7 +98,7 @@ def run_trial(here: Replica, trial: int) -> bool:
             _count(here, step)
             _show(here, trial, step)
             if here.board is not None:
-                here.board.images(trial, inversion)
+                here.board.images(trial, inversion, step.last)
             stopped = step.stop and not step.last
             if step.save or stopped:
                 checkpoints.save(inversion)

@@ -85,14 +85,23 @@ class BNStatistics:
     def add(self, view_size: int, statistics: BNStatistics) -> None:
         """From now on `statistics` hold for views of that size: the same layers, only their positions differ."""
         statistics._membership = self._membership  # large for deep networks, and the same
-        statistics.levels, statistics.levels_measured = self.levels, self.levels_measured
+        if self.levels_measured:  # sampling errors grow as positions become fewer
+            scale = _from_sampling(statistics.layers).to(self.mean) / _from_sampling(self.layers).to(self.mean)
+            statistics.levels = torch.stack([self.levels[0], *(self.levels[1:] * scale[1:])])
+            statistics.levels[2] = self.levels[2]
+            statistics.levels_measured = True
         self._resized[view_size] = statistics
 
     def units(self, images: int) -> torch.Tensor:
-        """(2, C): in these, packed moments of a batch of so many images are of order 1."""
+        """(2, C): in these, packed moments of a batch of so many images are of order 1.
+
+        A channel that was nearly dead counts with a hundredth of its layer's variance: images may wake it.
+        """
 
         def make() -> torch.Tensor:
-            count, var = self.positions * images, self.var + 1e-12
+            sizes = self._membership.sum(1)
+            typical = self._membership.T @ ((self._membership @ self.var) / sizes)
+            count, var = self.positions * images, torch.maximum(self.var, typical / 100) + 1e-12
             return torch.stack([count * var.sqrt(), count * var])
 
         return self.once(("units", images), make)

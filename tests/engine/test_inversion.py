@@ -415,6 +415,9 @@ def test_a_run_ends_where_nothing_is_left_to_pull() -> None:
     measured = make(stages=[plan], best_every=1000)
     finish(measured)
     assert measured.guard.best.step == len(steps), "the images at an early end are measured, too"
+    again = make(stages=[plan])
+    again.load_state(*inversion.state())
+    assert not finish(again), "what has ended does not go on"
     first = make(stages=[plan])
     for step in first:
         if step.number == len(steps) - 5:

@@ -65,11 +65,13 @@ def test_a_card_brings_levels_and_stages_of_other_sizes_keep_them() -> None:
     teacher = small(Weights("file", levels=levels))
     teacher.admit(24, 24 * 2)
     assert teacher.statistics is not None
-    for statistics in (teacher.statistics, teacher.statistics.at(24)):
+    # positions 36 and 16, at half the size 9 and 1: as many independent values as p / (4 + p / 12)
+    fewer = [math.sqrt((36 / 7) / (9 / 4.75)), math.sqrt((16 / (4 + 4 / 3)) / (1 / (4 + 1 / 12)))]
+    for statistics, (a, b) in ((teacher.statistics, (1.0, 1.0)), (teacher.statistics.at(24), fewer)):
         mean, var = statistics.level(4)
         assert statistics.levels_measured
-        assert mean.tolist() == pytest.approx([math.sqrt(0.01 + 0.04 / 4), 0.5])
-        assert var.tolist() == pytest.approx([math.sqrt(0.09 + 0.16 / 4), 1.0])
+        assert mean.tolist() == pytest.approx([math.sqrt(0.01 + 0.04 / 4 * a * a), 0.5 * b])
+        assert var.tolist() == pytest.approx([math.sqrt(0.09 + 0.16 / 4 * a * a), 1.0 * b])
 
 
 def test_levels_of_another_network_are_refused() -> None:

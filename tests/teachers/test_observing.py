@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ensemble.teachers.observing import EmittingBatchNorm
 from ensemble.teachers.teacher import Teacher
-from models import ModelCard
+from models import ModelCard, network_input
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)
 CARD = ModelCard("tiny", "test", 12, 4, mean=MEAN, std=STD)
@@ -254,3 +254,13 @@ def test_what_holds_no_logits_is_one_line(make: object) -> None:
     with pytest.raises(ValueError, match=r"t: its forward pass fails on .*: the network returns") as caught:
         Teacher("t", settled(Returning(make)), CARD)
     assert "\n" not in str(caught.value)
+
+
+def test_a_look_in_inference_mode_leaves_nothing_behind() -> None:
+    """What is made once and kept must take part in gradients later."""
+    card = ModelCard("plain", "test", 8, 4, mean=(0.123, 0.4, 0.3), std=(0.2,) * 3)
+    with torch.inference_mode():
+        network_input(torch.rand(1, 3, 8, 8), card)
+    view = torch.rand(1, 3, 8, 8, requires_grad=True)
+    network_input(view, card).sum().backward()
+    assert view.grad is not None and torch.allclose(view.grad, torch.full_like(view, 5.0))

@@ -207,3 +207,14 @@ def test_layer_norms() -> None:
     torch.testing.assert_close(norms, torch.tensor([5.0, 2.0, 0.0], dtype=torch.float64))
     norms.sum().backward()
     torch.testing.assert_close(gap.grad, torch.tensor([0.6, 0.8, -1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_a_dead_channel_that_wakes_stays_of_order_one() -> None:
+    """Fixed-point sums hold values up to 256."""
+    layers = (BNLayer("a", 0, 2, 4), BNLayer("b", 2, 1, 4))
+    var = torch.tensor([1.0, 1e-9, 5.0], dtype=torch.float64)
+    statistics = BNStatistics(layers, torch.zeros(3).double(), var)
+    awake = 10 * 4 * torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 5.0]], dtype=torch.float64)
+    found = awake / statistics.units(10)
+    assert float(found.max()) < 200
+    assert torch.allclose(found[1, [0, 2]], torch.ones(2).double())
