@@ -181,12 +181,10 @@ class Recipe(Checked):
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
                 f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
-        remembers = any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives)
-        what = "a term's memory" if remembers else "a warm start"
-        if self.runtime.replicas > 1 and (remembers or isinstance(self.image.start, Warm)):
-            yield f"runtime.replicas: {what} goes back to the batches before, so batches are not made side by side"
-        if self.trials == 1 and (remembers or isinstance(self.image.start, Warm)):
-            yield f"trials: {what} goes back to the batches before, and there is one; ask for more (--trials 10)"
+        if isinstance(self.image.start, Warm):
+            yield from self.looking_back("a warm start")
+        if any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives):
+            yield from self.looking_back("a term's memory")
         if self.ensemble.count > len(self.teachers):
             yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
         if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(len(self.teachers)) == 1:
@@ -196,6 +194,13 @@ class Recipe(Checked):
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"
+
+    def looking_back(self, what: str) -> Iterator[str]:
+        """What is wrong where a batch depends on those before it, by `what`."""
+        if self.runtime.replicas > 1:
+            yield f"runtime.replicas: {what} goes back to the batches before, so batches are not made side by side"
+        if self.trials == 1:
+            yield f"trials: {what} goes back to the batches before, and there is one; ask for more (--trials 10)"
 
     @property
     def iterations(self) -> int:

@@ -72,6 +72,11 @@ class ModelCard:
             raise ValueError(f"{self.name}: default weights {self.default_weights!r} are not on the card")
 
     @property
+    def loaded(self) -> Weights | None:
+        """What is known of the default weights: of a network that was created, of its own; None of random ones."""
+        return self.weights.get(self.default_weights or "")
+
+    @property
     def assumed(self) -> dict[str, tuple[float, ...]]:
         """Those of `mean` and `std` that nobody said, by name."""
         return {key: value for key, value in (("mean", self.mean), ("std", self.std)) if isinstance(value, Assumed)}

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ensemble.machine.environment import launched_ranks
+from ensemble.machine.files import why_unwritable
+
 
 class Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print its usage and exit."""
@@ -49,6 +52,12 @@ class Parser(argparse.ArgumentParser):
         self.description = "\n".join([self.description or "", "", f"commands ({self.prog} COMMAND --help):", *lines])
 
 
+def check_alone(command: str) -> None:
+    """ValueError where a launcher started several ranks of a command that is one process."""
+    if launched_ranks() > 1:
+        raise ValueError(f"{command} is one process; start it without torchrun")
+
+
 def add_output(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """--output, and what becomes of an earlier run there."""
     group = parser.add_argument_group("results")
@@ -76,9 +85,8 @@ def file_of(options: argparse.Namespace, *endings: str) -> Path:
         raise ValueError(f"output: {file} is a folder; give a file's name")
     if (file.exists() or file.is_symlink()) and not options.overwrite:
         raise ValueError(f"output: {file} exists; pass --overwrite to replace it, or give another name")
-    above = next(folder for folder in file.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise ValueError(f"output: {above} is a file, so nothing can be written below it; give another name")
+    if why := why_unwritable(file.absolute().parent):
+        raise ValueError(f"output: {file} cannot be written, {why}; give another name")
     return file
 
 

@@ -15,11 +15,10 @@ examples:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ensemble.applications._options import Parser, add_device, add_file, file_of
+from ensemble.applications._options import Parser, add_device, add_file, check_alone, file_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +40,7 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """What can be refused is refused before the images are read."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("calibrate is one process; start it without torchrun")
+    check_alone("calibrate")
     file = file_of(options, ".safetensors")
     if options.images < 2:
         raise ValueError(f"--images {options.images}: give at least two, a thousand are plenty")

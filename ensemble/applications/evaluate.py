@@ -21,13 +21,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.applications._options import Parser, add_device
+from ensemble.applications._options import Parser, add_device, check_alone
+from ensemble.machine.files import why_unwritable
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from models import create_model, model_card
 
     load_entry_points()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("evaluate is one process; start it without torchrun")
+    check_alone("evaluate")
     file = options.json and options.json.expanduser()
     if file:
         _check_writable(file)
@@ -152,7 +151,5 @@ def _check_writable(file: Path) -> None:
     """ValueError where `file` cannot be written."""
     if file.is_dir():
         raise ValueError(f"--json: {file} is a folder; give a file")
-    there = next(folder for folder in file.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "may not be written" if there.is_dir() else "is a file"
-        raise ValueError(f"--json: {file} cannot be written, {there} {why}; give another file")
+    if why := why_unwritable(file.absolute().parent):
+        raise ValueError(f"--json: {file} cannot be written, {why}; give another file")

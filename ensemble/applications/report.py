@@ -12,9 +12,8 @@ examples:
 from __future__ import annotations
 
 import argparse
-import os
 
-from ensemble.applications._options import Parser, add_file, file_of
+from ensemble.applications._options import Parser, add_file, check_alone, file_of
 
 
 def arguments(p: Parser) -> None:
@@ -25,8 +24,7 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads all folders before it writes anything."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("report is one process; start it without torchrun")
+    check_alone("report")
     file = file_of(options, ".html", ".htm")
 
     from ensemble.machine.files import write_bytes

@@ -98,6 +98,7 @@ class EnsembleLoss:
         self.images = len(self.members[0].targets)
         self._device = self.members[0].targets.device
         self._earlier: dict[int, Features] = {}
+        self._constants: dict[object, torch.Tensor] = {}
         self._exchange = Exchange([self._shapes(t) for t in range(len(self.members))], self._device)
 
     def gradient(
@@ -145,7 +146,8 @@ class EnsembleLoss:
         record = _with_prior(record, self.formulation.prior_loss(view))
         logits, moments = {}, {}
         for t, member in enumerate(self.members):
-            logits[member.name] = self._gathered(t, seen[t])
+            said = [(cell, observation.logits) for cell, observation in seen[t]]
+            logits[member.name] = self._gathered(said, self.images, member.profile.card.num_classes, torch.float32)
             moments[member.name] = self._moments(t, seen[t], view.shape[2])
         return Readings(record, logits, moments)
 
@@ -194,13 +196,12 @@ class EnsembleLoss:
         for t, member in enumerate(self.members):
             parts = []
             for batch in batches:
-                rows = torch.zeros(len(batch), member.profile.features, dtype=torch.float64, device=self._device)
-                for cell in self.cells:
-                    if cell.teacher == t:
-                        part = batch[cell.start : cell.stop].to(self._device)
-                        rows[cell.start : cell.stop] = self._observe(cell, part).features.double()
-                self.reduce(rows)
-                parts.append(rows)
+                seen = [
+                    (cell, self._observe(cell, batch[cell.start : cell.stop].to(self._device)).features)
+                    for cell in self.cells
+                    if cell.teacher == t
+                ]
+                parts.append(self._gathered(seen, len(batch), member.profile.features, torch.float64))
             self._earlier[t] = Features(torch.cat(parts), targets[t].to(self._device))
 
     def _all_act(self) -> dict[int, float]:
@@ -239,9 +240,16 @@ class EnsembleLoss:
 
     def _slice(self, t: int, start: int, stop: int, view_size: int) -> Slice:
         member = self.members[t]
-        earlier = self._earlier.get(t)
         return Slice(
-            start, stop, self.images, member.targets[start:stop], member.profile, view_size, self.seed, earlier
+            start,
+            stop,
+            self.images,
+            member.targets[start:stop],
+            member.profile,
+            view_size,
+            self.seed,
+            self._earlier.get(t),
+            self._constants,
         )
 
     def _pull_back(
@@ -318,11 +326,13 @@ class EnsembleLoss:
 
     # --- readings ---------------------------------------------------------------------------------------------
 
-    def _gathered(self, t: int, seen: Sequence[tuple[Cell, Observation]]) -> torch.Tensor:
-        """Teacher t's logits of the whole batch: each cell has rows of its own, so a sum puts them together."""
-        rows = torch.zeros(self.images, self.members[t].profile.card.num_classes, device=self._device)
-        for cell, observation in seen:
-            rows[cell.start : cell.stop] = observation.logits
+    def _gathered(
+        self, seen: Sequence[tuple[Cell, torch.Tensor]], images: int, width: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What is seen of a batch, (images, width): each cell has rows of its own, so a sum puts them together."""
+        rows = torch.zeros(images, width, dtype=dtype, device=self._device)
+        for cell, part in seen:
+            rows[cell.start : cell.stop] = part
         self.reduce(rows)
         return rows
 

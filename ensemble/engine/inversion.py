@@ -142,13 +142,13 @@ class Inversion:
         record, exchanged = self._descend(stage, lr)
         if self.plateau is not None:
             multiplier = self.plateau.multiplier
-            if self.plateau.update(self._agreed_total(record)) < multiplier:
+            if self.plateau.update(self._agreed(record.total)) < multiplier:
                 event = f"no progress: the learning rate falls to {stage.optimizer.lr * self.plateau.multiplier:g}"
         self.step += 1
         if polled:
             self.guard.check(before)
         if index == len(self.stages) - 1 and self.early_stopping is not None:
-            last |= self.early_stopping.update(self._agreed_total(record))
+            last |= self.early_stopping.update(self._agreed(record.total))
         met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
         if met and index == len(self.stages) - 1 and not last:
             last, event = True, "nothing is left to pull: the run ends here"
@@ -174,9 +174,6 @@ class Inversion:
             self.from_owner(parameter.detach())
         return record, exchanged
 
-    def _agreed_total(self, record: Record) -> float:
-        return self._agreed(record.total)
-
     def _agreed(self, value: torch.Tensor) -> float:
         """A scalar as the owner has it: devices of different kinds round differently, and all must decide alike."""
         value = value.clone()
@@ -190,7 +187,7 @@ class Inversion:
             lasting = self.weights_at(self.step) if self.acting_per == "batch" else None
             with torch.no_grad():
                 record = self.loss.measure(self.image(), lasting)
-            self.guard.keep_best(self.step, record, self._agreed_total(record))
+            self.guard.keep_best(self.step, record, self._agreed(record.total))
 
     # --- stages -----------------------------------------------------------------------------------------------
 

@@ -26,6 +26,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def why_unwritable(folder: Path) -> str:
+    """What keeps files from being made in the folder, or the folder itself; empty where nothing does."""
+    there = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not there.is_dir():
+        return f"{there} is a file"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written"
+
+
 def _as_others(file: Path) -> None:
     """The mode that a new file has; libraries make some readable by their owner alone."""
     mask = os.umask(0)

@@ -101,11 +101,16 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         statistics = batch.statistics
         if not self.drawn:
             return 0.0, statistics.var
-        rng = generator(batch.seed, "drawn", batch.teacher.name)
-        normal = torch.randn(2, len(statistics.var), generator=rng, dtype=torch.float64).to(statistics.var)
-        mean_spread, var_spread = statistics.sampling_errors(batch.images)
-        factor = (1 + var_spread * normal[1]).clamp_min(_LEAST_VARIANCE)
-        return mean_spread * statistics.var.sqrt() * normal[0], factor * statistics.var
+
+        def drawn() -> torch.Tensor:
+            rng = generator(batch.seed, "drawn", batch.teacher.name)
+            normal = torch.randn(2, len(statistics.var), generator=rng, dtype=torch.float64).to(statistics.var)
+            mean_spread, var_spread = statistics.sampling_errors(batch.images)
+            factor = (1 + var_spread * normal[1]).clamp_min(_LEAST_VARIANCE)
+            return torch.stack([mean_spread * statistics.var.sqrt() * normal[0], factor * statistics.var])
+
+        offset, var = batch.once(("drawn", batch.teacher.name, batch.view_size), drawn)
+        return offset, var
 
 
 def _layer_weights(statistics: BNStatistics, first: float, patterns: tuple[tuple[str, float], ...]) -> torch.Tensor:

@@ -72,12 +72,17 @@ class SoftTargets(TeacherTerm, kind="soft_targets"):
 
     def distributions(self, batch: Slice, classes: int) -> torch.Tensor:
         """q of the slice's images, (n, classes), float64."""
-        rng = generator(batch.seed, "soft targets")
-        own = self.least + (self.most - self.least) * torch.rand(batch.images, generator=rng, dtype=torch.float64)
-        shape = torch.full((batch.images, classes), self.concentration, dtype=torch.float64)
-        others = torch._standard_gamma(shape, generator=rng)
-        own, others = own[batch.start : batch.stop, None], others[batch.start : batch.stop]
-        target = batch.targets.cpu()[:, None]
+
+        def drawn() -> torch.Tensor:
+            """Of the whole batch: of each image its class's probability, then the others' shares, not yet scaled."""
+            rng = generator(batch.seed, "soft targets")
+            own = self.least + (self.most - self.least) * torch.rand(batch.images, generator=rng, dtype=torch.float64)
+            shape = torch.full((batch.images, classes), self.concentration, dtype=torch.float64)
+            others = torch._standard_gamma(shape, generator=rng)
+            return torch.cat([own[:, None], others], 1).to(batch.targets.device)
+
+        rows = batch.once((self, classes), drawn)[batch.start : batch.stop]
+        own, others, target = rows[:, :1], rows[:, 1:], batch.targets[:, None]
         others = others.scatter(1, target, 0.0)
         others = others / others.sum(1, keepdim=True).clamp_min(1e-300)
         return (others * (1 - own)).scatter(1, target, own)

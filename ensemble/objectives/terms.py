@@ -54,6 +54,15 @@ class Slice:
     """Of this batch of images: what a term draws, it draws from `generator(seed, ...)`, alike on every rank."""
     earlier: Features | None = None
     """Of earlier batches of the run, the oldest first, where a term's `memory` asks for them."""
+    constants: dict[object, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """What `once` keeps, of all slices of this batch."""
+
+    def once(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` returned when it was first asked for under this key, for this batch: what a term draws."""
+        key = self.seed, key
+        if key not in self.constants:
+            self.constants[key] = make()
+        return self.constants[key]
 
     @property
     def statistics(self) -> BNStatistics:
@@ -184,6 +193,11 @@ class Formulation:
         names = [term.name for term in teacher_terms]
         numbered = [n if names.count(n) == 1 else f"{n}#{names[:i].count(n) + 1}" for i, n in enumerate(names)]
         object.__setattr__(self, "names", tuple(numbered))
+
+    @property
+    def memory(self) -> int:
+        """How many of a run's earlier images terms remember."""
+        return max(term.memory for term in self.teacher_terms)
 
     def prior_loss(self, view: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the priors, a scalar."""

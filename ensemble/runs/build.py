@@ -82,8 +82,8 @@ class PlacedEnsemble:
         """SHA-256 of the teachers' weights, where it is known, and a digest of measured statistics, by name."""
         found: dict[str, str | None] = {}
         for teacher in self.teachers:
-            card = teacher.profile.card
-            found[teacher.profile.name] = card.weights[card.default_weights].sha256 if card.default_weights else None
+            record = teacher.profile.card.loaded
+            found[teacher.profile.name] = record.sha256 if record else None
             if teacher.measurement is not None:
                 found[teacher.profile.name] = f"{found[teacher.profile.name]}, {teacher.measurement.digest}"
         return found
@@ -176,7 +176,7 @@ def build_inversion(
         reduce=context.sum_,
         seed=seed,
     )
-    memory = _memory(plan)
+    memory = plan.formulation.memory
     if memory and earlier is not None:
         images, of = (part[-memory:] for part in earlier)
         own = [own_targets(of, entry, plan.cards[0]) for entry in recipe.teachers]
@@ -203,12 +203,7 @@ def build_inversion(
 
 def looks_back(plan: Plan) -> bool:
     """Whether a batch depends on the batches before it."""
-    return isinstance(plan.recipe.image.start, Warm) or _memory(plan) > 0
-
-
-def _memory(plan: Plan) -> int:
-    """How many earlier images terms remember."""
-    return max(term.memory for term in plan.formulation.teacher_terms)
+    return isinstance(plan.recipe.image.start, Warm) or plan.formulation.memory > 0
 
 
 def _image(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 
 from ensemble.config.yaml_files import load_yaml
 from ensemble.machine.environment import is_restarted
+from ensemble.machine.files import why_unwritable
 from ensemble.machine.hardware import choose_devices
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext, process_context
@@ -148,7 +148,5 @@ def _saved(output: str | Path | None) -> dict[str, Any] | None:
 
 
 def _check_writable(output: Path, what: str = "output") -> None:
-    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "may not be written" if there.is_dir() else "is a file"
-        raise ValueError(f"{what}: {output} cannot be made, {there} {why}; give another folder")
+    if why := why_unwritable(output):
+        raise ValueError(f"{what}: {output} cannot be made, {why}; give another folder")

@@ -12,7 +12,7 @@ import torch
 from ensemble.engine.placement import place
 from ensemble.machine.hardware import resolve_compile, resolve_precision
 from ensemble.objectives.bn_matching import BNMatching
-from ensemble.objectives.terms import Formulation, Objective, TeacherTerm
+from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
 from ensemble.runs.targets import batch_targets, parse_targets
@@ -111,9 +111,8 @@ def make_plan(
     names = unique_names(models)
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
-    remembers = next((term.name for term in live_terms if isinstance(term, TeacherTerm) and term.memory), None)
-    if remembers and (recipe.trials == 1 or recipe.runtime.replicas > 1):
-        raise ValueError(f"{remembers}: it remembers the batches before; ask for several trials and one replica")
+    if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):
+        raise ValueError("; ".join(wrong))
     notes += _idle_levels(files, measurements, formulation)
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")

@@ -78,7 +78,6 @@ def measure(
         _check_count(0)
     plain = Teacher(model or card.name, net, card, device=device)
     pilots, left_out = _pilots(plain, _chosen(plain, layers), first[:_PILOTS])
-    record = card.weights.get(card.default_weights or "")
     rough = Measurement(
         model=plain.name,
         identity=identity_of(net, card),
@@ -87,7 +86,7 @@ def measure(
         data=data,
         layers=pilots,
         levels={},
-        weights=record.sha256 if record else None,
+        weights=card.loaded.sha256 if card.loaded else None,
     )
     teacher = Teacher(plain.name, net, card, device=device, measured=rough)
     found = rough if teacher.statistics is None else _measured(teacher, rough, chain([first], parts))

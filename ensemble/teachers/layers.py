@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ensemble.teachers.copying import copied
+from ensemble.teachers.observing import has_statistics
 from models import ModelCard
 
 
@@ -32,7 +33,7 @@ def executed_layers(net: nn.Module, card: ModelCard) -> tuple[list[Layer], list[
     statistics that it does not call. The network is left as it was. ValueError where its forward pass fails."""
     net = copied(net).eval()
     calls: list[Layer] = []
-    with_statistics = {name for name, module in net.named_modules() if _has_statistics(module)}
+    with_statistics = {name for name, module in net.named_modules() if has_statistics(module)}
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -52,10 +53,6 @@ def executed_layers(net: nn.Module, card: ModelCard) -> tuple[list[Layer], list[
     except Exception as error:  # a network may be anybody's
         raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {error}") from error
     return calls, sorted(with_statistics - {layer.name for layer in calls})
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "running_mean", None), torch.Tensor)
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -74,9 +74,8 @@ class BNStatistics:
 
     def sampling_errors(self, images: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(C,) each: the part of `level` that falls with the batch, of each channel in units of sigma and of var."""
-        channels = torch.tensor([layer.channels for layer in self.layers], device=self.mean.device)
-        spreads = self.levels[[1, 3]] / images**0.5
-        return spreads[0].repeat_interleave(channels), spreads[1].repeat_interleave(channels)
+        mean, var = self.levels[[1, 3]] / images**0.5 @ self._membership
+        return mean, var
 
     def at(self, view_size: int) -> BNStatistics:
         """What holds for views of that size."""
@@ -86,9 +85,9 @@ class BNStatistics:
         """From now on `statistics` hold for views of that size: the same layers, only their positions differ."""
         statistics._membership = self._membership  # large for deep networks, and the same
         if self.levels_measured:  # sampling errors grow as positions become fewer
-            scale = _from_sampling(statistics.layers).to(self.mean) / _from_sampling(self.layers).to(self.mean)
-            statistics.levels = torch.stack([self.levels[0], *(self.levels[1:] * scale[1:])])
-            statistics.levels[2] = self.levels[2]
+            ours, theirs = (_from_sampling(layers)[[1, 3]].to(self.mean) for layers in (self.layers, statistics.layers))
+            statistics.levels = self.levels.clone()
+            statistics.levels[[1, 3]] *= theirs / ours
             statistics.levels_measured = True
         self._resized[view_size] = statistics
 

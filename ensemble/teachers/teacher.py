@@ -106,8 +106,7 @@ class Teacher:
             self._narrow()
             blank = torch.full((1, 3, card.input_size, card.input_size), 0.5, dtype=self.wide, device=self.device)
             self.statistics = probe(lambda: self._checked_run(blank), self.layers)
-        weights = card.weights.get(card.default_weights or "")
-        levels = measured.levels if measured is not None else weights.levels if weights is not None else {}
+        levels = measured.levels if measured is not None else card.loaded.levels if card.loaded else {}
         if self.statistics is not None and levels:
             self.statistics.calibrate(levels)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
