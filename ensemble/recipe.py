@@ -114,6 +114,8 @@ class Stage(Checked):
     flip_per_image: bool = False
     lr: PositiveFloat | None = None
     """Overrides the optimiser's."""
+    moving: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the batch's images, the first ones, that the stage moves; the others wait, and are seen."""
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,21 @@ def test_learning_rates_follow_the_schedule() -> None:
         assert moved.median().item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_stage_moves_its_share_of_the_images_alone_and_the_others_are_seen() -> None:
+    """The first images take the step that they take where all move, as the loss sees the others; these wait."""
+    step = Adam(lr=0.05, schedule="constant")
+    rounds = make(stages=[LiveStage(1, NO_CHANGE, step, moving=2), LiveStage(1, NO_CHANGE, step)])
+    whole_batch = make(stages=[LiveStage(1, NO_CHANGE, step)])
+    start = rounds.image().detach().clone()
+    next(iter(rounds))
+    next(iter(whole_batch))
+    first = rounds.image().detach().clone()
+    assert torch.equal(first[2:], start[2:])
+    assert torch.equal(first[:2], whole_batch.image().detach()[:2])
+    next(iter(rounds))
+    assert not (rounds.image().detach() == start).flatten(1).all(1).any()
+
+
 def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> None:
     stages = [
         LiveStage(3, NO_CHANGE, Adam(lr=0.05)),
