@@ -112,6 +112,8 @@ class Stage(Checked):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of mirroring left and right."""
     flip_per_image: bool = False
+    zoom: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Views show a square part of each image, of `zoom` to 1 times its side, at the view's size; 1: the whole."""
     lr: PositiveFloat | None = None
     """Overrides the optimiser's."""
     moving: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -73,6 +73,46 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Zoom:
+    """A square part of each image, at its full size again: the side uniform between `smallest` and 1 times the whole.
+
+    The part lies anywhere within the image. A x B^T for each image and channel, with matrices of linear interpolation
+    between pixel centres: a product, whose gradient is deterministic on CUDA. With `smallest` 1 images pass unchanged.
+
+    Source: the random resized crops of SRe2L (Yin et al., NeurIPS 2023). Departures: by the side, not by the area; no
+    change of proportions.
+
+    Raises ValueError if `smallest` is outside (0, 1].
+    """
+
+    smallest: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"zoom: the smallest part must lie in (0, 1], not {self.smallest}")
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        drawn = torch.rand(len(images), 3, generator=rng, dtype=torch.float64)
+        if self.smallest == 1:
+            return images
+        side = self.smallest + (1 - self.smallest) * drawn[:, 0]
+        rows, columns = (
+            _magnifying(length, side, drawn[:, k]).to(images) for k, length in enumerate(images.shape[2:], 1)
+        )
+        return rows[:, None] @ images @ columns[:, None].mT
+
+
+def _magnifying(length: int, side: Tensor, place: Tensor) -> Tensor:
+    """(N, length, length): how much of each old position a new one takes, of parts of `side` times the length.
+
+    `place` 0 is the first such part, 1 the last. Beyond the first and last centre the image goes on as it is there.
+    """
+    centres = side[:, None] * (torch.arange(length) + 0.5) + ((1 - side) * place)[:, None] * length - 0.5
+    centres = centres.clamp(0, length - 1)
+    return (1 - (centres[:, :, None] - torch.arange(length)).abs()).clamp_min(0)
+
+
+@dataclass(frozen=True)
 class Resize:
     """Resize to size x size: the mean over blocks where the size shrinks by an integer factor, else bilinear.
 

@@ -113,10 +113,12 @@ def _print_steps(plan: Plan, ensemble: PlacedEnsemble, say: Any) -> None:
     say(f"\nimages: {recipe.trials} x {ensemble.placement.images} of {plan.size} x {plan.size}, seed {recipe.seed}")
     for i, stage in enumerate(recipe.stages):
         size = stage.size or plan.size
+        zoom = f"zoom {stage.zoom:g} to 1, " if stage.zoom < 1 else ""
+        moving = f", moves {stage.moving:.0%} of the batch" if stage.moving < 1 else ""
         say(
             f"stage {i + 1}: {stage.iterations} steps at {size} x {size}, jitter {stage.jitter} "
-            f"({stage.jitter_mode}), flip {stage.flip:g}, "
-            f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}"
+            f"({stage.jitter_mode}), flip {stage.flip:g}, {zoom}"
+            f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}{moving}"
         )
 
 

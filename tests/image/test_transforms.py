@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ensemble.image.transforms import Compose, Flip, Jitter, Resize, resize_bilinear
+from ensemble.image.transforms import Compose, Flip, Jitter, Resize, Zoom, resize_bilinear
 from ensemble.machine.rng import generator
 
 ROW = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)  # every row is 0 1 2 3
@@ -84,6 +84,7 @@ def test_jitter_equals_numpy_in_value_and_gradient(mode: Any, per_image: bool) -
         Flip(0.5, True),
         Resize(2),
         Resize(3),
+        Zoom(0.3),
         Compose((Jitter(1, "wrap", False), Flip(1.0, False), Resize(2))),
     ],
     ids=str,
@@ -121,6 +122,25 @@ def test_flip_of_the_batch_happens_as_often_as_asked() -> None:
     assert flips / 2000 == pytest.approx(0.3, abs=0.04)
 
 
+def test_zoom_shows_a_square_part_of_each_image() -> None:
+    """Against torch's own bilinear sampling of that part."""
+    images = torch.rand(5, 3, 8, 8, generator=generator(14), dtype=torch.float64)
+    drawn = torch.rand(5, 3, generator=generator(15), dtype=torch.float64).numpy()
+    zoomed = Zoom(0.4)(images, generator(15))
+    for i, (share, down, right) in enumerate(drawn):
+        side = 0.4 + 0.6 * share
+        steps = side * (2 * np.arange(8) + 1) / 8
+        y, x = (2 * (1 - side) * place + steps - 1 for place in (down, right))
+        grid = torch.from_numpy(np.stack(np.meshgrid(x, y), -1))[None]
+        expected = F.grid_sample(images[i : i + 1], grid, padding_mode="border", align_corners=False)
+        assert torch.allclose(zoomed[i : i + 1], expected, atol=1e-12)
+
+
+def test_zoom_of_the_whole_is_nothing() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=generator(16))
+    assert Zoom(1.0)(images, generator(17)) is images
+
+
 @pytest.mark.parametrize("per_image", [False, True])
 def test_the_number_of_draws_does_not_depend_on_settings(per_image: bool) -> None:
     images = torch.rand(5, 3, 8, 8, generator=generator(9))
@@ -128,7 +148,7 @@ def test_the_number_of_draws_does_not_depend_on_settings(per_image: bool) -> Non
     for pixels, mode, probability in ((0, "wrap", 0.0), (3, "reflect", 0.5), (7, "wrap", 1.0)):
         rng = generator(10)
         jitter = Jitter(pixels, mode, per_image)  # type: ignore[arg-type]
-        Compose((jitter, Flip(probability, per_image), Resize(4)))(images, rng)
+        Compose((jitter, Flip(probability, per_image), Zoom(1 - probability / 2), Resize(4)))(images, rng)
         following.add(torch.rand(1, generator=rng).item())
     assert len(following) == 1
 
@@ -188,6 +208,7 @@ def test_other_sizes_are_pil_s_antialiased_bilinear(size: int) -> None:
         (lambda: Jitter(1, "zeros", False), "unknown mode 'zeros'"),  # type: ignore[arg-type]
         (lambda: Jitter(4, "reflect", False)(ROW, generator(0)), "reflecting 4 pixels needs larger images"),
         (lambda: Flip(1.5, False), "probability must lie in"),
+        (lambda: Zoom(0.0), "the smallest part must lie in"),
         (lambda: Resize(0), "size must be at least 1"),
     ],
 )
