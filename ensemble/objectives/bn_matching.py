@@ -37,6 +37,10 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
 
     With `drawn`, mu and var are replaced, batch by batch, by N(mu, sigma^2 s^2) and var N(1, r^2), each channel by
     itself, where s and r are a layer's sampling errors in a batch of that size (`BNStatistics.sampling_errors`).
+
+    With `emphasis`, each batch and teacher stress other layers: a_l is multiplied by exp(N(0, emphasis^2)), scaled so
+    that these factors have mean 1. After the layerwise enhancement of DSG (Zhang et al., CVPR 2021); departure: by
+    batch, not by image, as the statistics are a batch's.
     """
 
     weight: float = 10.0
@@ -46,6 +50,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     first: float = 1.0
     drawn: bool = False
     """Match statistics drawn for each batch, those of a random batch of real images, instead of mu and var for all."""
+    emphasis: NonNegativeFloat = 0.0
+    """How much the layers' weights vary from batch to batch: the deviation of their logarithm."""
     layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors by shell patterns of whole layer names (`layer1.*.bn1`, `*`)."""
 
@@ -53,6 +59,7 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         factors = "".join(f", {pattern} x {factor:g}" for pattern, factor in self.layers.items())
         slack = f", slack {self.slack:g}" if self.convention == "calibrated" else ""
         slack += ", drawn" if self.drawn else ""
+        slack += f", emphasis {self.emphasis:g}" if self.emphasis else ""
         return f"{self.name}[{self.convention}{slack}, first x {self.first:g}{factors}]"
 
     def needs(self, teacher: Profile) -> Sequence[str]:
@@ -81,6 +88,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         weights = statistics.once(
             ("layer weights", self.first, patterns), lambda: _layer_weights(statistics, self.first, patterns)
         )
+        if self.emphasis:
+            weights = weights * self._stress(batch)
         offset, var = statistics.batch_statistics(total[t] * statistics.units(batch.images), batch.images)
         wanted_offset, wanted_var = self._wanted(batch)
         mean_gap = statistics.layer_norms(offset - wanted_offset)
@@ -95,6 +104,17 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
                 for gap, level in ((mean_gap, mean_level), (var_gap, var_level))
             )
         return (weights * (mean_gap + var_gap)).mean()
+
+    def _stress(self, batch: Slice) -> torch.Tensor:
+        """The factors of this batch's layers, (L,), mean 1."""
+
+        def drawn() -> torch.Tensor:
+            rng = generator(batch.seed, "emphasis", batch.teacher.name)
+            normal = torch.randn(len(batch.statistics.layers), generator=rng, dtype=torch.float64)
+            factors = (self.emphasis * normal).exp()
+            return (factors / factors.mean()).to(batch.statistics.var)
+
+        return batch.once(("emphasis", self.emphasis, batch.teacher.name), drawn)
 
     def _wanted(self, batch: Slice) -> tuple[torch.Tensor | float, torch.Tensor]:
         """The offset from mu and the variance (C,) that this batch should have."""
