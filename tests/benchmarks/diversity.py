@@ -3,7 +3,7 @@
     python -m tests.benchmarks.diversity --data cifar10.tar.xz --judge mobilenetv2_slim_cifar --judge MODEL
         --arms tests/benchmarks/diversity.yaml --output results/diversity [--images 1000] [--seeds 0 1 2 3 4] [--tune]
 
-Each arm is a name with the fields that differ from the first. A run that is there is not made again. For each arm and
+Each arm is a name with a recipe's fields, on top of the quickstart's, or of those of the arm that `base` names. A run that is there is not made again. For each arm and
 seed: teacher passes (images x steps x teachers), seconds, each judge's readings and distances, and the accuracy on real
 images of a small student trained on the set, by hard labels and by one soft label an image (mean of the teachers'
 probabilities). `real` images of the training split are the scale. With --tune all figures are against training images
@@ -38,6 +38,14 @@ HELD_OUT = 10000
 
 def subset(data: LabelledImages, index: torch.Tensor) -> LabelledImages:
     return LabelledImages(data.images[index], data.labels[index], data.class_names)
+
+
+def load_arms(path: Path) -> dict[str, dict[str, Any]]:
+    """The fields of each arm, a base's among them."""
+    arms: dict[str, dict[str, Any]] = {}
+    for name, fields in load_yaml(path).items():
+        arms[name] = {**arms.get(fields.pop("base", ""), {}), **fields}
+    return arms
 
 
 def made(folder: Path, fields: dict[str, Any], seed: int, images: int) -> tuple[Results, float]:
@@ -87,7 +95,7 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=2)
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
-    arms: dict[str, dict[str, Any]] = load_yaml(options.arms)
+    arms = load_arms(options.arms)
     if options.only:
         arms = {name: arms[name] for name in options.only if name != "real"}
     train = load_images(options.data, "train", 32)
