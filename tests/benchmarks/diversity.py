@@ -6,9 +6,8 @@
 Each arm is a name with a recipe's fields, on top of the quickstart's, or of those of the arm that `base` names. A run
 that is there is not made again. For each arm and seed: teacher passes (images x steps x teachers), seconds, each
 judge's readings and distances, and the accuracy on real images of a small student trained on the set, by hard labels
-and by one soft label an image (mean of the teachers'
-probabilities). `real` images of the training split are the scale. With --tune all figures are against training images
-that no student saw, and the test split is not read.
+and by one soft label an image (mean of the teachers' probabilities). `real` images of the training split are the scale.
+With --tune all figures are against training images that no student saw, and the test split is not read.
 """
 
 from __future__ import annotations
