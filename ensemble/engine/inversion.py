@@ -25,8 +25,8 @@ class LiveStage:
     iterations: int
     transform: Compose
     optimizer: Optimizer
-    moving: int | None = None
-    """How many images of the batch, the first ones, it moves; the others wait, and are seen. None: all."""
+    moving: float = 1.0
+    """The share of the batch's images, the first ones, that it moves; the others wait, and are seen."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,7 @@ class Inversion:
         weights = self.weights_at(self.step)
         record, gradient, exchanged = self.loss.gradient(view, weights, self._asked)
         self.guard.note(self.step, exchanged, weights, record.total)
-        if stage.moving is not None:
-            gradient[stage.moving :] = 0
+        gradient[max(1, round(stage.moving * len(gradient))) :] = 0
         self._optimizer.zero_grad(set_to_none=True)
         view.backward(gradient)
         self._optimizer.step()

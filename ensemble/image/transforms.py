@@ -95,6 +95,7 @@ class Zoom:
         drawn = torch.rand(len(images), 3, generator=rng, dtype=torch.float64)
         if self.smallest == 1:
             return images
+        drawn = drawn.to(images.device)  # the matrices, much larger than the draws, are made there
         side = self.smallest + (1 - self.smallest) * drawn[:, 0]
         rows, columns = (
             _magnifying(length, side, drawn[:, k]).to(images) for k, length in enumerate(images.shape[2:], 1)
@@ -107,9 +108,10 @@ def _magnifying(length: int, side: Tensor, place: Tensor) -> Tensor:
 
     `place` 0 is the first such part, 1 the last. Beyond the first and last centre the image goes on as it is there.
     """
-    centres = side[:, None] * (torch.arange(length) + 0.5) + ((1 - side) * place)[:, None] * length - 0.5
+    positions = torch.arange(length, device=side.device)
+    centres = side[:, None] * (positions + 0.5) + ((1 - side) * place)[:, None] * length - 0.5
     centres = centres.clamp(0, length - 1)
-    return (1 - (centres[:, :, None] - torch.arange(length)).abs()).clamp_min(0)
+    return (1 - (centres[:, :, None] - positions).abs()).clamp_min(0)
 
 
 @dataclass(frozen=True)

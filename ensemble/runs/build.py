@@ -189,7 +189,7 @@ def build_inversion(
     return Inversion(
         image,
         loss,
-        [_stage(recipe, stage, plan.size, len(targets)) for stage in recipe.stages],
+        [_stage(recipe, stage, plan.size) for stage in recipe.stages],
         seed=seed,
         acting=recipe.ensemble.acting,
         acting_count=recipe.ensemble.count,
@@ -220,7 +220,7 @@ def _image(
     return image
 
 
-def _stage(recipe: Recipe, stage: Stage, size: int, images: int) -> LiveStage:
+def _stage(recipe: Recipe, stage: Stage, size: int) -> LiveStage:
     transform = Compose(
         (
             Resize(stage.size or size),
@@ -230,4 +230,4 @@ def _stage(recipe: Recipe, stage: Stage, size: int, images: int) -> LiveStage:
         )
     )
     optimizer = recipe.optimizer if stage.lr is None else replace(recipe.optimizer, lr=stage.lr)
-    return LiveStage(stage.iterations, transform, optimizer, max(1, round(stage.moving * images)))
+    return LiveStage(stage.iterations, transform, optimizer, stage.moving)

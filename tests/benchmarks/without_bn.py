@@ -25,22 +25,23 @@ from torch import nn
 
 from ensemble import Results, invert
 from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.evaluation.classification import accuracy_of, logits_of
 from ensemble.image.pictures import draw_grid
 from ensemble.image.transforms import Compose, Flip, Zoom
 from ensemble.machine.rng import generator
 from ensemble.teachers.calibration import measure
 from ensemble.teachers.measured import write_measurement
-from models import ModelCard
+from models import ModelCard, network_input
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SIZE, BATCH = 64, 64
-CLASSES = {
-    "n01440764": "tench", "n02102040": "springer", "n02979186": "cassette player", "n03000684": "chain saw",
-    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
-    "n03445777": "golf ball", "n03888257": "parachute",
-}  # fmt: skip
+CLASSES = (
+    "tench", "springer", "cassette player", "chain saw", "church",
+    "French horn", "garbage truck", "gas pump", "golf ball", "parachute",
+)  # fmt: skip
+"""Imagenette's, in the order of its folders."""
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: timm.create_model(
         "vit_tiny_patch16_224", img_size=SIZE, patch_size=8, embed_dim=128, depth=6, num_heads=4, num_classes=10
@@ -53,14 +54,10 @@ VIEWS = Compose((Flip(0.5, True), Zoom(0.6)))
 
 
 def card_of(name: str) -> ModelCard:
-    return ModelCard(name, name, SIZE, 10, (0.5,) * 3, (0.5,) * 3, tuple(CLASSES.values()))
+    return ModelCard(name, name, SIZE, 10, (0.5,) * 3, (0.5,) * 3, CLASSES)
 
 
-def as_input(images: torch.Tensor) -> torch.Tensor:
-    return (images.float() / 255 if images.dtype == torch.uint8 else images).sub(0.5).div(0.5)
-
-
-def train(net: nn.Module, data: LabelledImages, epochs: int) -> None:
+def train(net: nn.Module, card: ModelCard, data: LabelledImages, epochs: int) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05)
     rng = generator(0, "without bn")
     steps = epochs * (len(data) // BATCH)
@@ -71,7 +68,7 @@ def train(net: nn.Module, data: LabelledImages, epochs: int) -> None:
         for index in torch.randperm(len(data), generator=rng).split(BATCH)[: len(data) // BATCH]:
             view = VIEWS(data.images[index].float() / 255, rng)
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                logits = net(as_input(view))
+                logits = net(network_input(view, card))
             loss = F.cross_entropy(logits.float(), data.labels[index], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -81,10 +78,8 @@ def train(net: nn.Module, data: LabelledImages, epochs: int) -> None:
         print(f"epoch {epoch + 1} of {epochs}: loss {sum(losses) / len(losses):.3f}", flush=True)
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, data: LabelledImages) -> float:
-    read = torch.cat([net(as_input(part)).argmax(1) for part in data.images.split(250)])
-    return float((read == data.labels).double().mean())
+def accuracy(net: nn.Module, card: ModelCard, data: LabelledImages) -> float:
+    return accuracy_of(logits_of(net, card, data.images.float() / 255), data.labels, card).top1
 
 
 def recipe(measured: bool) -> dict[str, Any]:
@@ -113,19 +108,19 @@ def main() -> None:
     rows, shown = [], {}
     for name in options.network or NETWORKS:
         torch.manual_seed(0)
-        net, weights = NETWORKS[name](), options.output / f"{name}.safetensors"
+        net, card, weights = NETWORKS[name](), card_of(name), options.output / f"{name}.safetensors"
         if not weights.is_file():
-            train(net, training, options.epochs)
+            train(net, card, training, options.epochs)
             save_file(net.state_dict(), weights)
         net.load_state_dict(load_file(weights))
         net.eval()
-        row: dict[str, Any] = {"network": name, "accuracy": accuracy(net, held_out)}
+        row: dict[str, Any] = {"network": name, "accuracy": accuracy(net, card, held_out)}
         row["parameters"] = sum(parameter.numel() for parameter in net.parameters())
         index = torch.randperm(len(training), generator=generator(0, "measured"))[:1000]
         file = options.output / f"{name}_statistics.safetensors"
-        write_measurement(file, measure(net, card_of(name), (training.images[index].float() / 255).split(100)))
+        write_measurement(file, measure(net, card, (training.images[index].float() / 255).split(100)))
         for measured in (False, True):
-            teacher: dict[str, Any] = {"model": (net, card_of(name))}
+            teacher: dict[str, Any] = {"model": (net, card)}
             if measured:
                 teacher["statistics"] = str(file)
             folder = options.output / f"{name}_{'measured' if measured else 'class'}"
@@ -146,7 +141,7 @@ def draw(shown: dict[tuple[str, bool], Results], rows: list[dict[str, Any]], fil
     for line, row in zip(axes, rows, strict=True):
         for axis, measured in zip(line, (False, True), strict=True):
             results = shown[row["network"], measured]
-            axis.imshow(draw_grid(results.images, results.targets, tuple(CLASSES.values())))
+            axis.imshow(draw_grid(results.images, results.targets, CLASSES))
             axis.set_title(f"{row['network']}: {'class term and measured statistics' if measured else 'class term'}")
             axis.set_axis_off()
     figure.savefig(file, dpi=90)

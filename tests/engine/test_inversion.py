@@ -391,7 +391,7 @@ def test_learning_rates_follow_the_schedule() -> None:
 def test_a_stage_moves_its_share_of_the_images_alone_and_the_others_are_seen() -> None:
     """The first images take the step that they take where all move, as the loss sees the others; these wait."""
     step = Adam(lr=0.05, schedule="constant")
-    rounds = make(stages=[LiveStage(1, NO_CHANGE, step, moving=2), LiveStage(1, NO_CHANGE, step)])
+    rounds = make(stages=[LiveStage(1, NO_CHANGE, step, moving=2 / IMAGES), LiveStage(1, NO_CHANGE, step)])
     whole_batch = make(stages=[LiveStage(1, NO_CHANGE, step)])
     start = rounds.image().detach().clone()
     next(iter(rounds))
