@@ -3,10 +3,11 @@
     python -m tests.benchmarks.diversity --data cifar10.tar.xz --judge mobilenetv2_slim_cifar --judge MODEL
         --arms tests/benchmarks/diversity.yaml --output results/diversity [--images 1000] [--seeds 0 1 2 3 4] [--tune]
 
-Each arm is a name with a recipe's fields, on top of the quickstart's, or of those of the arm that `base` names. A run
-that is there is not made again. For each arm and seed: teacher passes (images x steps x teachers), seconds, each
-judge's readings and distances, and the accuracy on real images of a small student trained on the set, by hard labels
-and by one soft label an image (mean of the teachers' probabilities). `real` images of the training split are the scale.
+Each arm is a name with a recipe's fields, on top of the quickstart's, or of those of the arm that `base` names; or
+`pool: [ARM, ARM]`, which takes a batch from each in turn. A run that is there is not made again. For each arm and seed:
+seconds, each judge's readings and distances, and the accuracy on real images of a small student trained on the set, by
+hard labels and by one soft label an image: the mean of the quickstart's teachers' probabilities, whichever of them made
+the image. `real` images of the training split are the scale.
 With --tune all figures are against training images that no student saw, and the test split is not read.
 """
 
@@ -21,9 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ensemble import Results, invert
+from ensemble import Results, invert, load_recipe
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.evaluation.classification import logits_of
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.files import JsonLines, read_json_lines
@@ -44,7 +46,7 @@ def load_arms(path: Path) -> dict[str, dict[str, Any]]:
     """The fields of each arm, a base's among them."""
     arms: dict[str, dict[str, Any]] = {}
     for name, fields in load_yaml(path).items():
-        arms[name] = {**arms.get(fields.pop("base", ""), {}), **fields}
+        arms[name] = {**(arms[fields.pop("base")] if "base" in fields else {}), **fields}
     return arms
 
 
@@ -56,9 +58,21 @@ def made(folder: Path, fields: dict[str, Any], seed: int, images: int) -> tuple[
     return results, results.summary["wall_seconds"]
 
 
-def labels_of(results: Results) -> torch.Tensor:
-    """One soft label an image: the mean of the teachers' probabilities."""
-    return torch.stack([results.logits[name].softmax(1) for name in results.summary["teachers"]]).mean(0)
+def pooled(results: list[Results]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and targets, a batch of each in turn."""
+    take = torch.arange(len(results[0].images)) // BATCH % len(results)
+    images, targets = (torch.stack([getattr(one, name) for one in results]) for name in ("images", "targets"))
+    return images[take, torch.arange(len(take))], targets[take, torch.arange(len(take))]
+
+
+class SoftLabels:
+    """One soft label an image: the mean of the quickstart's teachers' probabilities."""
+
+    def __init__(self) -> None:
+        self.nets = [create_model(teacher.model) for teacher in load_recipe("quickstart").teachers]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([logits_of(net, card, images).softmax(1) for net, card in self.nets]).mean(0)
 
 
 def figures(
@@ -96,8 +110,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
     arms = load_arms(options.arms)
-    if options.only:
-        arms = {name: arms[name] for name in options.only if name != "real"}
+    asked = [name for name in options.only or arms if name != "real"]
+    soft = SoftLabels()
     train = load_images(options.data, "train", 32)
     order = torch.randperm(len(train), generator=generator(0, "held out"))
     real = subset(train, order[:HELD_OUT]) if options.tune else load_images(options.data, "test", 32)
@@ -110,17 +124,21 @@ def main() -> None:
     done = {(row["arm"], row["seed"]) for row in read_json_lines(file)}
     with JsonLines(file) as lines:
         for seed in options.seeds:
-            for arm, fields in arms.items():
+            for arm in asked:
                 if (arm, seed) in done:
                     continue
                 began = time.perf_counter()
-                results, seconds = made(
-                    options.output / f"{arm}_{options.images}_{seed}", dict(fields), seed, options.images
-                )
-                teachers = list(results.summary["teachers"])
-                row = {"arm": arm, "seed": seed, "seconds": seconds, "steps": results.recipe.iterations}
-                row |= {f"{name}/own": results.summary["teachers"][name]["accuracy"] for name in teachers}
-                row |= figures(judges, results.images, results.targets, labels_of(results), real, options.students)
+                runs = [
+                    made(options.output / f"{one}_{options.images}_{seed}", dict(arms[one]), seed, options.images)
+                    for one in arms[arm].get("pool", [arm])
+                ]
+                images, targets = pooled([results for results, _ in runs])
+                row: dict[str, Any] = {"arm": arm, "seed": seed}
+                if len(runs) == 1:
+                    row["seconds"] = runs[0][1]
+                for results, _ in runs:
+                    row |= {f"{name}/own": said["accuracy"] for name, said in results.summary["teachers"].items()}
+                row |= figures(judges, images, targets, soft(images), real, options.students)
                 lines.write(row)
                 print(f"{arm} {seed}: {time.perf_counter() - began:.0f} s", flush=True)
             if ("real", seed) not in done and (not options.only or "real" in options.only):
@@ -148,9 +166,9 @@ def print_tables(rows: list[dict[str, Any]], judges: list[str]) -> None:
             count = str(sum(row["arm"] == arm for row in rows))
             table.add_row(arm, count, *(cell(arm, f"{name}/{key}") for key in ("read", *FIGURES)))
         Console(width=180).print(table)
-    table = Table("arm", "student, hard labels", "student, soft labels", "seconds", "steps", box=None)
+    table = Table("arm", "student, hard labels", "student, soft labels", "seconds", box=None)
     for arm in arms:
-        table.add_row(arm, *(cell(arm, key) for key in ("student/hard", "student/soft", "seconds", "steps")))
+        table.add_row(arm, *(cell(arm, key) for key in ("student/hard", "student/soft", "seconds")))
     Console(width=140).print(table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ensemble.machine.hardware import channels_last
+from ensemble.machine.hardware import channels_last, computes_in_bf16
 from ensemble.machine.rng import generator
 from models import create_model, network_input
 
@@ -28,7 +28,7 @@ def accuracy_of_student(
     SGD with Nesterov momentum 0.9, weight decay 5e-4, a cosine from 0.05 (from 0.1 its accuracy differs five times as
     much from seed to seed); batches of 50; crops of the image padded by 4 mirrored pixels, and flips. Labels are the
     targets, or `soft` (N, classes) probabilities, one an image. The last step's network is judged; BN statistics are
-    those of its training.
+    those of its training. Convolutions are in bf16 where the processor computes in it.
     """
     torch.manual_seed(seed)
     net, card = create_model(model)
@@ -42,16 +42,21 @@ def accuracy_of_student(
             order = torch.cat([order, torch.randperm(len(images), generator=rng)])
         index, order = order[:BATCH], order[BATCH:]
         x = _augmented(images[index], rng)
-        logits = net(network_input(x, card).contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, targets[index] if soft is None else soft[index])
+        with _precision():
+            logits = net(network_input(x, card).contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), targets[index] if soft is None else soft[index])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     net.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _precision():
         read = torch.cat([net(network_input(_floats(part), card)).argmax(1) for part in real.split(500)])
     return float((read == labels).double().mean())
+
+
+def _precision() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bf16(torch.device("cpu")), cache_enabled=False)
 
 
 def _floats(images: torch.Tensor) -> torch.Tensor:
