@@ -86,7 +86,7 @@ def make_plan(
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
-    passes = recipe.iterations * recipe.trials * len(cards)
+    passes = recipe.iterations * recipe.trials * recipe.ensemble.acting_of(len(cards))
     precision = resolve_precision(recipe.runtime.precision, devices)
     compiled = resolve_compile(recipe.runtime.compile, devices, passes)
     runtime = replace(

@@ -91,7 +91,8 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
     runtime = plan.recipe.runtime
     if runtime.replicas > 1:
         say(f"{runtime.replicas} replicas of these ranks make their trials side by side")
-    flops = sum(loads) * plan.recipe.iterations * plan.recipe.trials
+    acting = plan.recipe.ensemble.acting_of(len(ensemble.teachers)) / len(ensemble.teachers)
+    flops = sum(loads) * acting * plan.recipe.iterations * plan.recipe.trials
     say(
         f"balance {sum(loads) / len(loads) / max(loads):.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, "
         f"{', '.join(map(str, devices))}, {runtime.precision}, compile {runtime.compile}"

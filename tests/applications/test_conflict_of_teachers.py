@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_a_dry_run_tells_the_rule(run, tmp_path):
     ended = run(*THREE, *SHORT, *SCORES, "--set", rule, "--dry-run", "--output", tmp_path / "none")
     told = "acting: 2 at random, drawn each batch; gradients masked where |sum_t w_t sign(g_t)| < 0.9"
     assert ended.code == 0 and told in ended.output
+
+
+def test_a_dry_run_counts_the_teachers_that_act(run, tmp_path):
+    """Three teachers alike: one in turn does a third of the work, and the printed figure says so."""
+    work = {}
+    for acting in ("all", "turn"):
+        rule = f"ensemble={{acting: {acting}}}"
+        ended = run(
+            *THREE, *SCORES, "--iterations", "90000000", "--set", rule, "--dry-run", "--output", tmp_path / "none"
+        )
+        assert ended.code == 0
+        work[acting] = float(re.search(r"([\d.]+) TFLOP in all", ended.output)[1])
+    assert work["turn"] > 1 and work["all"] == pytest.approx(3 * work["turn"], abs=0.2)
