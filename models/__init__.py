@@ -8,6 +8,7 @@ from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
+from models._wordnet import wordnet_numbers
 
 __all__ = [
     "Assumed",
@@ -28,4 +29,5 @@ __all__ = [
     "register_model",
     "sha256",
     "untrained_model",
+    "wordnet_numbers",
 ]

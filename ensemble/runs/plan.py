@@ -17,7 +17,7 @@ from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
 from ensemble.runs.targets import batch_targets, parse_targets
 from ensemble.teachers.measured import Measurement, read_measurement
-from models import ModelCard
+from models import ModelCard, wordnet_numbers
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def make_plan(
     cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
     _check_label_spaces(recipe, cards)
     _check_verifiers(recipe.verifiers, cards[0], networks)
-    classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names)
+    numbers = wordnet_numbers(cards[0], str(recipe.targets))
+    classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names, numbers)
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)

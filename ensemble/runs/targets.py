@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,10 +14,14 @@ _RANGE = re.compile(r"(-?\d+)-(-?\d+)")
 
 
 def parse_targets(
-    spec: str | Sequence[int | str], num_classes: int, class_names: Sequence[str]
+    spec: str | Sequence[int | str],
+    num_classes: int,
+    class_names: Sequence[str],
+    numbers: Mapping[str, int] | None = None,
 ) -> tuple[int, ...] | None:
     """Class indices in the order given, or None for `random`. A text may list several, separated by commas.
 
+    `numbers` are further names of classes, such as WordNet's.
     Raises ValueError with every item that is out of range or no class's name.
     """
     if spec == "all":
@@ -28,6 +32,7 @@ def parse_targets(
     names: dict[str, list[int]] = {}
     for i, name in enumerate(class_names):
         names.setdefault(name.lower(), []).append(i)
+    names |= {name: [i] for name, i in (numbers or {}).items()}
     indices: list[int] = []
     problems: list[str] = []
     for item in items:

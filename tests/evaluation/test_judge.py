@@ -11,8 +11,8 @@ from torch import nn
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.frechet import frechet_distance
-from ensemble.evaluation.judge import Judge
-from models import ModelCard
+from ensemble.evaluation.judge import Judge, _own_labels
+from models import ModelCard, model_card
 
 NAMES = ("red", "green", "blue")
 CARD = ModelCard("net", "test", 8, 3, mean=(0.0,) * 3, std=(1.0,) * 3, class_names=NAMES)
@@ -168,3 +168,12 @@ def test_parts_are_halved_where_memory_runs_out() -> None:
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         Judge(Large(), CARD)(images, targets)
+
+
+def test_folders_called_by_wordnet_numbers_are_imagenets_classes() -> None:
+    """Two of a thousand: in their own order they would be classes 0 and 1."""
+    card = model_card("efficientnet_lite0")
+    data = LabelledImages(
+        torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 1]), ("n02102040", "n03888257")
+    )
+    assert _own_labels(card, data).tolist() == [701, 217, 701]

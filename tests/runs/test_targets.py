@@ -24,3 +24,9 @@ def test_what_is_no_class_is_told_with_the_nearest() -> None:
         ValueError, match=r"no class is called 'cranes'; did you mean 'crane'\?.*class 7 is out of range"
     ):
         parse_targets(["cranes", 7], 4, NAMES)
+
+
+def test_further_names_such_as_wordnets() -> None:
+    assert parse_targets(["n02", "bee", "n01"], 4, NAMES, {"n01": 0, "n02": 1}) == (1, 2, 0)
+    with pytest.raises(ValueError, match=r"no class is called 'n03'"):
+        parse_targets(["n03"], 4, NAMES, {"n01": 0, "n02": 1})
