@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ensemble.teachers.kernels import Form, affine_with_moments
+from ensemble.teachers.kernels import Activation, Form, activation_of, affine_with_moments
 from ensemble.teachers.measured import MeasuredLayer
 from ensemble.teachers.statistics import BNLayer, BNStatistics
 
@@ -55,15 +55,18 @@ class EmittingBatchNorm(nn.Module):
         self.shift: torch.Tensor
         for key, value in (("running_mean", mean), ("running_var", var), ("scale", scale), ("shift", shift)):
             self.register_buffer(key, value.to(wide))
-        self.form = Form.RELU if type(activation) is nn.ReLU else Form.AFFINE
-        self.activation = activation if self.form == Form.AFFINE else nn.Identity()
+        known = activation_of(activation)
+        self.form, self.parameter = known or Activation(Form.AFFINE)
+        self.activation = activation if known is None else nn.Identity()
         self.sink = sink
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         shape = x.shape
         if len(shape) != 4:
             x = x.reshape(shape[0], shape[1], -1, 1)
-        y, moments = affine_with_moments(x, self.scale, self.shift, self.running_mean, self.form, residual)
+        y, moments = affine_with_moments(
+            x, self.scale, self.shift, self.running_mean, self.form, residual, self.parameter
+        )
         self.sink.append(moments)
         return self.activation(y if len(shape) == 4 else y.reshape(shape))
 

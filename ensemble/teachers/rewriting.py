@@ -18,22 +18,32 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
-from ensemble.teachers.kernels import Form
+from ensemble.teachers.kernels import Activation, Form, activation_of
 from ensemble.teachers.observing import Beside, EmittingBatchNorm
 from models import network_logits
 
-_RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_)
+_FUNCTIONS: dict[Any, Form] = {
+    F.relu: Form.RELU,
+    torch.relu: Form.RELU,
+    torch.relu_: Form.RELU,
+    F.relu6: Form.RELU6,
+    F.hardswish: Form.HARDSWISH,
+    F.silu: Form.SILU,
+    F.gelu: Form.GELU,
+}
+"""Called with their input alone; LeakyReLU as a function has a slope that is no part of the call."""
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
 def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch.Tensor]) -> nn.Module | None:
     """A network that says what `net` says, faster; None where there is nothing to gain or it cannot be had.
 
-    `relu(bn(x))` and `relu(bn(x) + residual)` become one call of the EmittingBatchNorm each, found by torch.fx, and
-    strided stems become `SpaceToDepthConv`. Layers keep their names and their order of execution. `net` stays as it
-    is and shares its parameters with the result. None is also the answer where the network cannot be traced (control
-    flow that depends on values) or the result differs from it: on each batch of `examples` (n, 3, H, H), logits,
-    moments (in `sink`) and their gradients at the batch are compared. `examples` and weights are at least fp32.
+    `f(bn(x))`, f an activation that the kernel knows, and `relu(bn(x) + residual)` become one call of the
+    EmittingBatchNorm each, found by torch.fx, and strided stems become `SpaceToDepthConv`. Layers keep their names and
+    their order of execution. `net` stays as it is and shares its parameters with the result. None is also the answer
+    where the network cannot be traced (control flow that depends on values) or the result differs from it: on each
+    batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are compared.
+    `examples` and weights are at least fp32.
     """
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:
@@ -121,14 +131,15 @@ def _fuse(traced: torch.fx.GraphModule, node: torch.fx.Node, norm: EmittingBatch
     follower = _only_user(node)
     if follower is None:
         return False
-    if _is_relu(traced, follower):
-        norm.form = Form.RELU
+    activation = _activation(traced, follower)
+    if activation is not None:
+        norm.form, norm.parameter = activation
         follower.replace_all_uses_with(node)
         traced.graph.erase_node(follower)
         return True
     residual = _other_summand(follower, node)
     relu = _only_user(follower)
-    if residual is None or relu is None or not _is_relu(traced, relu):
+    if residual is None or relu is None or _activation(traced, relu) != Activation(Form.RELU):
         return False
     # The call moves down to the sum; the order in which the layers run is that of the packed moments.
     between = [other.target for other in _between(node, follower) if other.op == "call_module"]
@@ -148,12 +159,17 @@ def _only_user(node: object) -> torch.fx.Node | None:
     return next(iter(node.users)) if isinstance(node, torch.fx.Node) and len(node.users) == 1 else None
 
 
-def _is_relu(traced: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+def _activation(traced: torch.fx.GraphModule, node: torch.fx.Node) -> Activation | None:
+    """What the node is to the kernel: an activation as a module without hooks, a method, or a function."""
     if node.op == "call_module":
-        return _is_plain(traced.get_submodule(str(node.target)), nn.ReLU)
+        module = traced.get_submodule(str(node.target))
+        return activation_of(module) if _is_plain(module, type(module)) else None
+    if len(node.args) != 1 or not node.kwargs.keys() <= {"inplace"}:
+        return None
     if node.op == "call_method":
-        return node.target in ("relu", "relu_")
-    return node.op == "call_function" and node.target in _RELU_FUNCTIONS
+        return Activation(Form.RELU) if node.target in ("relu", "relu_") else None
+    form = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+    return None if form is None else Activation(form)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

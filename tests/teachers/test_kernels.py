@@ -45,6 +45,18 @@ def draw(channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> tupl
     return x, residual, scale, shift, mean, dy, dmoments
 
 
+ACTIVATIONS = {
+    Form.AFFINE: nn.Identity(),
+    Form.RELU: nn.ReLU(),
+    Form.ADD_RELU: nn.ReLU(),
+    Form.RELU6: nn.ReLU6(),
+    Form.LEAKY_RELU: nn.LeakyReLU(0.2),
+    Form.HARDSWISH: nn.Hardswish(),
+    Form.SILU: nn.SiLU(),
+    Form.GELU: nn.GELU(),
+}
+
+
 def run(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -61,7 +73,7 @@ def run(
     if form == Form.ADD_RELU:
         residual = residual.detach().requires_grad_()
         leaves.append(residual)
-    y, moments = affine_with_moments(x, scale, shift, mean, form, *leaves[1:])
+    y, moments = affine_with_moments(x, scale, shift, mean, form, *leaves[1:], parameter=0.2)
     return [y.detach(), moments.detach(), *torch.autograd.grad((y, moments), leaves, (dy, dm))]
 
 
@@ -76,22 +88,19 @@ def test_matches_the_definition(
     assert kernel_applies(x, scale, shift, mean)
     y, moments, dx, *dresidual = run(x, residual, scale, shift, mean, dy, dm, form)
     wide = [v.double() for v in (x, residual, scale[:, None, None], shift[:, None, None], mean[:, None, None], dy)]
-    centred, expected_y, gate = wide[0] - wide[4], wide[0] * wide[2] + wide[3], torch.ones_like(wide[0])
-    if form == Form.ADD_RELU:
-        expected_y = expected_y + wide[1]
-    if form != Form.AFFINE:
-        gate = (expected_y > 0).double()
-        expected_y = expected_y.clamp_min(0)
+    centred, a = wide[0] - wide[4], (wide[0] * wide[2] + wide[3]).requires_grad_()
+    expected_y = ACTIVATIONS[form](a + wide[1] if form == Form.ADD_RELU else a)
+    (g,) = torch.autograd.grad(expected_y, a, wide[5])
     d0, d1 = dm.double()[:, :, None, None]
-    expected_dx = wide[5] * gate * wide[2] + d0 + 2 * d1 * centred
+    expected_dx = g * wide[2] + d0 + 2 * d1 * centred
     assert y.dtype == dx.dtype == dtype
     assert moments.dtype == torch.float32
     # bf16 has 8 significant bits: rounding to nearest errs by at most 2^-8, truncation by twice that.
     rtol = 2.0**-8 * 1.01 if dtype == torch.bfloat16 else 1e-6
-    torch.testing.assert_close(y.double(), expected_y, rtol=rtol, atol=2e-6)
+    torch.testing.assert_close(y.double(), expected_y.detach(), rtol=rtol, atol=2e-6)
     torch.testing.assert_close(dx.double(), expected_dx, rtol=rtol, atol=5e-6)
     if form == Form.ADD_RELU:
-        assert torch.equal(dresidual[0].double(), wide[5] * gate)
+        assert torch.equal(dresidual[0].double(), g)
     sums, squares = centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3))
     # A thousand additions in fp32, one after the other, before fp64 takes over; on bf16 inputs errors align.
     assert ((moments[0] - sums).abs() <= 3e-5 * centred.abs().sum((0, 2, 3))).all()
@@ -153,8 +162,22 @@ def test_nan_and_inf_propagate(built: None, dtype: torch.dtype, channels: int) -
     assert torch.equal(moments_bad[:, healthy], moments[:, healthy])
     untouched = torch.isfinite(x)
     assert torch.equal(y_bad[untouched], y[untouched]) and torch.equal(dx_bad[untouched], dx[untouched])
-    for form in (Form.RELU, Form.ADD_RELU):
+    for form in Form:
         assert run(x, residual, scale, shift, mean, dy, dm, form)[0][1, 2, 3, 4].isnan()
+
+
+@pytest.mark.parametrize("form", [f for f in Form if f not in (Form.AFFINE, Form.ADD_RELU)])
+def test_far_from_zero_as_torch(built: None, form: Form) -> None:
+    """Where an exponential leaves fp32's range, and around the kinks."""
+    a = torch.cat([torch.linspace(-120, 120, 481), torch.linspace(-7, 7, 1401), torch.tensor([-3.0, 0.0, 3.0, 6.0])])
+    x = a[:, None, None, None].contiguous(memory_format=torch.channels_last)
+    one, zero = torch.ones(1), torch.zeros(1)
+    y, _, dx = run(x, x, one, zero, zero, torch.ones_like(x), torch.zeros(2, 1), form)
+    wide = a.double().requires_grad_()
+    expected = ACTIVATIONS[form](wide)
+    torch.testing.assert_close(y.flatten().double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(dx.flatten().double(), slope, rtol=1e-6, atol=1e-6)
 
 
 def test_every_nan_survives_rounding_to_bf16(built: None) -> None:
@@ -182,7 +205,9 @@ def test_gradcheck(channels: int, form: Form) -> None:
     leaves = torch.randn(2, 2, channels, 3, 4, generator=rng, dtype=torch.float64).requires_grad_().unbind()
     frozen = torch.randn(3, channels, generator=rng, dtype=torch.float64)
     used = leaves if form == Form.ADD_RELU else leaves[:1]
-    assert torch.autograd.gradcheck(lambda x, *residual: affine_with_moments(x, *frozen, form, *residual), used)
+    assert torch.autograd.gradcheck(
+        lambda x, *residual: affine_with_moments(x, *frozen, form, *residual, parameter=0.2), used
+    )
 
 
 def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -248,6 +249,51 @@ def test_a_relu_of_another_kind_is_left_alone() -> None:
     assert isinstance(teacher.layers["bn"].module.activation, Clipped)
 
 
+@pytest.mark.parametrize(
+    "activation, form, parameter",
+    [
+        (nn.ReLU6(inplace=True), Form.RELU6, 0.0),
+        (nn.Hardtanh(0, 6), Form.RELU6, 0.0),
+        (nn.LeakyReLU(0.1), Form.LEAKY_RELU, 0.1),
+        (nn.Hardswish(), Form.HARDSWISH, 0.0),
+        (nn.SiLU(), Form.SILU, 0.0),
+        (nn.GELU(), Form.GELU, 0.0),
+        (nn.GELU("tanh"), Form.AFFINE, 0.0),
+        (nn.Hardtanh(-1, 6), Form.AFFINE, 0.0),
+        (nn.ELU(), Form.AFFINE, 0.0),
+    ],
+)
+@pytest.mark.parametrize("where", ["after", "in the layer"])
+def test_activations(activation: nn.Module, form: Form, parameter: float, where: str) -> None:
+    net = Plain()
+    net.relu = activation
+    if where == "in the layer":
+        net.bn, net.relu = BatchNormAct2d(net.bn.num_features), nn.Identity()
+        net.bn.act = activation
+    teacher = check(seeded(net), torch.float32, 2e-6)
+    module = teacher.layers["bn"].module
+    assert (module.form, module.parameter) == (form, parameter)
+
+
+@pytest.mark.parametrize(
+    "function, form",
+    [
+        (F.relu6, Form.RELU6),
+        (F.hardswish, Form.HARDSWISH),
+        (partial(F.silu, inplace=True), Form.SILU),
+        (F.gelu, Form.GELU),
+        (partial(F.gelu, approximate="tanh"), Form.AFFINE),
+        (partial(F.leaky_relu, negative_slope=0.1), Form.AFFINE),
+    ],
+)
+def test_activations_as_functions(function: Callable[..., torch.Tensor], form: Form) -> None:
+    class Net(Plain):
+        def forward(self, x):
+            return self.linear(function(self.bn(self.conv(x))).mean((2, 3)))
+
+    assert forms(check(seeded(Net()), torch.float32, 2e-6)) == {"bn": form}
+
+
 @pytest.mark.parametrize("dtype, rtol", [(torch.float32, 2e-6), (torch.bfloat16, 0.05)])
 def test_compiled(dtype: torch.dtype, rtol: float) -> None:
     function, shortcut, _ = ENDS["sum"]
@@ -270,6 +316,9 @@ def test_known_networks_are_fused() -> None:
         ("wrn16_2_cifar@random", 32, {Form.RELU: 13}),
         ("resnet18@random", 224, {Form.RELU: 9, Form.ADD_RELU: 8, Form.AFFINE: 3}),
         ("timm/resnet18@random", 224, {Form.RELU: 9, Form.ADD_RELU: 8, Form.AFFINE: 3}),
+        ("mobilenet_v2@random", 224, {Form.RELU6: 35, Form.AFFINE: 17}),
+        ("efficientnet_lite0@random", 224, {Form.RELU6: 33, Form.AFFINE: 16}),
+        ("efficientnet_b0@random", 224, {Form.SILU: 33, Form.AFFINE: 16}),
     ):
         teacher = Teacher(name, *create_model(name))
         assert teacher.card.input_size == size

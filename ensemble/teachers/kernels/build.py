@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from ensemble.machine.hardware import cpp_compiler
 
@@ -60,8 +61,9 @@ def _built(compiler: str, cache: Path) -> Path:
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     sizes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]  # rows, channels, threads
-    loaded.forward.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 7, *sizes]
-    loaded.gradient.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 9, *sizes]
+    kind: list[Any] = [ctypes.c_int, ctypes.c_float, ctypes.c_int]  # form, its parameter, whether bf16
+    loaded.forward.argtypes = [*kind, *[ctypes.c_void_p] * 7, *sizes]
+    loaded.gradient.argtypes = [*kind, *[ctypes.c_void_p] * 9, *sizes]
     loaded.forward.restype = loaded.gradient.restype = None
     return loaded
 

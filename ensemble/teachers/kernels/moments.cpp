@@ -1,7 +1,6 @@
 // Two passes over rows x channels values, each reading and writing every value once:
-//   forward   per-channel sums of (x - mean) and (x - mean)^2, and y = scale x + shift, or what the network does next
-//             with that: relu(scale x + shift), relu(scale x + shift + z)
-//   gradient  dx = scale g + slope x + offset, where g is dy behind the relu's gate; dz = g
+//   forward   per-channel sums of (x - mean) and (x - mean)^2, and y = f(a) with a = scale x + shift, or relu(a + z)
+//   gradient  dx = scale g + slope x + offset, where g = f'(a) dy; dz = g
 //
 // Rows are cut into blocks whose size depends on the shape alone. A block accumulates in fp32, blocks are added
 // in fp64 in their order, so the result does not depend on the number of threads.
@@ -13,7 +12,14 @@
 #include <immintrin.h>
 #endif
 
+// Vectors as wide as the registers, and as many side by side as there are registers for.
+#ifdef __AVX512F__
 #define LANES 16
+#define MANY 4
+#else
+#define LANES 8
+#define MANY 2
+#endif
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half __attribute__((vector_size(2 * LANES)));
@@ -74,8 +80,87 @@ static inline void store_some(T* p, vec v, int64_t count) {
   std::memcpy(p, padded, count * sizeof(T));
 }
 
-// What becomes of scale x + shift.
-enum Form { AFFINE, RELU, ADD_RELU };
+// What becomes of a = scale x + shift.
+enum Form { AFFINE, RELU, ADD_RELU, RELU6, LEAKY_RELU, HARDSWISH, SILU, GELU };
+
+static inline vec choose(wide condition, vec yes, vec no) { return where(condition, yes) + where(~condition, no); }
+
+static inline vec splat(float v) { return v - vec{}; }
+
+// e^v to 2 units in the last place, for |v| <= 87; beyond it as at 87. NaN stays NaN.
+static inline vec exponential(vec v) {
+  v = choose((wide)(v > 87.0f), splat(87.0f), v);
+  v = choose((wide)(v < -87.0f), splat(-87.0f), v);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which its low bits then hold
+  const vec shifted = v * 1.44269504f + magic;
+  const vec n = shifted - magic;
+  const vec r = (v - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
+  vec p = r * (1.0f / 5040) + 1.0f / 720;  // Taylor's series: |r| <= ln 2 / 2
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  wide bits, power;
+  std::memcpy(&power, &shifted, sizeof power);
+  std::memcpy(&bits, &p, sizeof bits);
+  bits += power << 23;  // times 2^n
+  vec out;
+  std::memcpy(&out, &bits, sizeof out);
+  return choose((wide)(v == v), out, v);
+}
+
+static inline vec sigmoid(vec a) { return 1.0f / (1.0f + exponential(-a)); }
+
+// The normal distribution function: 1 - (t polynomial of t) e^(-a^2 / 2) / 2 for a > 0, to 1.5e-7 (Abramowitz & Stegun
+// 7.1.26); `density` is e^(-a^2 / 2).
+static inline vec normal(vec a, vec density) {
+  const vec z = choose((wide)(a < 0), -a, a) * 0.70710678f;
+  const vec t = 1.0f / (1.0f + 0.3275911f * z);
+  vec p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const vec tail = 0.5f * p * t * density;
+  return choose((wide)(a < 0), tail, 1.0f - tail);
+}
+
+// f(a); ADD_RELU's a has the residual in it. `parameter` is the slope of LEAKY_RELU for a < 0.
+template <Form FORM>
+static inline vec value(vec a, float parameter) {
+  if (FORM == RELU || FORM == ADD_RELU) return where(~(wide)(a < 0), a);  // NaN stays NaN
+  if (FORM == RELU6) return choose((wide)(a > 6.0f), splat(6.0f), where(~(wide)(a < 0), a));
+  if (FORM == LEAKY_RELU) return choose((wide)(a < 0), a * parameter, a);
+  if (FORM == HARDSWISH) {
+    const vec gate = (a + 3.0f) * (1.0f / 6);
+    return choose((wide)(a >= 3.0f), a, where(~(wide)(a <= -3.0f), a * gate));
+  }
+  if (FORM == SILU) return a * sigmoid(a);
+  if (FORM == GELU) return a * normal(a, exponential(a * a * -0.5f));
+  return a;
+}
+
+// f'(a) times dy, for the forms whose gate is computed again from x.
+template <Form FORM>
+static inline vec through(vec a, vec dy, float parameter) {
+  if (FORM == RELU) return where((wide)(a > 0), dy);
+  if (FORM == RELU6) return where((wide)(a > 0) & (wide)(a < 6.0f), dy);
+  if (FORM == LEAKY_RELU) return choose((wide)(a > 0), dy, dy * parameter);
+  if (FORM == HARDSWISH) {
+    const vec inside = dy * (a * (1.0f / 3) + 0.5f);
+    return choose((wide)(a >= 3.0f), dy, where((wide)(a > -3.0f), inside));
+  }
+  if (FORM == SILU) {
+    const vec s = sigmoid(a);
+    return dy * s * (1.0f + a * (1.0f - s));
+  }
+  if (FORM == GELU) {
+    const vec density = exponential(a * a * -0.5f);
+    return dy * (normal(a, density) + a * density * 0.39894228f);
+  }
+  return dy;
+}
 
 // Per-channel values: whole vectors, or `some` < LANES of them.
 template <bool SOME, typename T>
@@ -91,13 +176,14 @@ static inline void put(T* p, vec v, int64_t some) {
     store(p, v);
 }
 
-struct Channels {  // (channels,) each
+struct Frozen {  // (channels,) each, and the form's parameter
   const float *mean, *scale, *shift, *slope, *offset;
+  float parameter;
 };
 
 // CHUNKS * LANES channels (or `some` < LANES of them) from `c` on, of `rows` rows that begin at x, y and z.
 template <int CHUNKS, bool SOME, Form FORM, typename T>
-static inline void chunk(const T* x, const T* z, T* y, const Channels& f, int64_t rows, int64_t channels, int64_t c,
+static inline void chunk(const T* x, const T* z, T* y, const Frozen& f, int64_t rows, int64_t channels, int64_t c,
                          int64_t some, float* sum, float* square) {
   vec m[CHUNKS], a[CHUNKS], b[CHUNKS], s[2][CHUNKS] = {}, q[2][CHUNKS] = {};
   for (int k = 0; k < CHUNKS; ++k) {
@@ -111,8 +197,7 @@ static inline void chunk(const T* x, const T* z, T* y, const Channels& f, int64_
       const vec v = get<SOME>(x + at, some);
       vec out = v * a[k] + b[k];
       if (FORM == ADD_RELU) out += get<SOME>(z + at, some);
-      if (FORM != AFFINE) out = where(~(wide)(out < 0), out);  // NaN stays NaN
-      put<SOME>(y + at, out, some);
+      put<SOME>(y + at, value<FORM>(out, f.parameter), some);
       const vec d = v - m[k];
       s[u][k] += d;
       q[u][k] += d * d;
@@ -136,7 +221,7 @@ static inline int64_t rows_per_block(int64_t channels) {
 }
 
 template <Form FORM, typename T>
-static void forward(const void* x_, const void* z_, void* y_, const Channels& f, int64_t rows, int64_t channels,
+static void forward(const void* x_, const void* z_, void* y_, const Frozen& f, int64_t rows, int64_t channels,
                     float* out, int threads) {
   const int64_t per_block = rows_per_block(channels);
   const int64_t blocks = (rows + per_block - 1) / per_block;
@@ -150,8 +235,8 @@ static void forward(const void* x_, const void* z_, void* y_, const Channels& f,
     T* y = static_cast<T*>(y_) + first * channels;
     float *sum = partial.data() + b * 2 * channels, *square = sum + channels;
     int64_t c = 0;
-    for (; c + 4 * LANES <= channels; c += 4 * LANES)
-      chunk<4, false, FORM>(x, z, y, f, count, channels, c, 0, sum, square);
+    for (; c + MANY * LANES <= channels; c += MANY * LANES)
+      chunk<MANY, false, FORM>(x, z, y, f, count, channels, c, 0, sum, square);
     for (; c + LANES <= channels; c += LANES) chunk<1, false, FORM>(x, z, y, f, count, channels, c, 0, sum, square);
     if (c < channels) chunk<1, true, FORM>(x, z, y, f, count, channels, c, channels - c, sum, square);
   }
@@ -161,14 +246,14 @@ static void forward(const void* x_, const void* z_, void* y_, const Channels& f,
   for (int64_t c = 0; c < 2 * channels; ++c) out[c] = float(total[c]);
 }
 
-// dx, and for ADD_RELU dz = g. The gate of RELU is computed again from x, that of ADD_RELU is read off y.
+// dx, and for ADD_RELU dz = g, whose gate is read off y; the others' is computed again from x.
 template <int CHUNKS, bool SOME, Form FORM, typename T>
-static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T* dz, const Channels& f, int64_t rows,
+static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T* dz, const Frozen& f, int64_t rows,
                                   int64_t channels, int64_t c, int64_t some) {
   vec a[CHUNKS], b[CHUNKS] = {}, p[CHUNKS], o[CHUNKS];
   for (int k = 0; k < CHUNKS; ++k) {
     a[k] = get<SOME>(f.scale + c + k * LANES, some);
-    if (FORM == RELU) b[k] = get<SOME>(f.shift + c + k * LANES, some);
+    if (FORM != AFFINE && FORM != ADD_RELU) b[k] = get<SOME>(f.shift + c + k * LANES, some);
     p[k] = get<SOME>(f.slope + c + k * LANES, some);
     o[k] = get<SOME>(f.offset + c + k * LANES, some);
   }
@@ -177,7 +262,7 @@ static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T*
       const int64_t at = r * channels + c + k * LANES;
       const vec v = get<SOME>(x + at, some);
       vec g = get<SOME>(dy + at, some);
-      if (FORM == RELU) g = where((wide)(v * a[k] + b[k] > 0), g);
+      if (FORM != ADD_RELU) g = through<FORM>(v * a[k] + b[k], g, f.parameter);
       if (FORM == ADD_RELU) {
         g = where((wide)(get<SOME>(y + at, some) > 0), g);
         put<SOME>(dz + at, g, some);
@@ -187,7 +272,7 @@ static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T*
 }
 
 template <Form FORM, typename T>
-static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_, void* dz_, const Channels& f,
+static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_, void* dz_, const Frozen& f,
                      int64_t rows, int64_t channels, int threads) {
   const int64_t per_block = rows_per_block(channels);
   const int64_t blocks = (rows + per_block - 1) / per_block;
@@ -201,31 +286,32 @@ static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_,
     T* dx = static_cast<T*>(dx_) + first * channels;
     T* dz = FORM == ADD_RELU ? static_cast<T*>(dz_) + first * channels : nullptr;
     int64_t c = 0;
-    for (; c + 4 * LANES <= channels; c += 4 * LANES)
-      gradient_chunk<4, false, FORM>(dy, x, y, dx, dz, f, count, channels, c, 0);
+    for (; c + MANY * LANES <= channels; c += MANY * LANES)
+      gradient_chunk<MANY, false, FORM>(dy, x, y, dx, dz, f, count, channels, c, 0);
     for (; c + LANES <= channels; c += LANES)
       gradient_chunk<1, false, FORM>(dy, x, y, dx, dz, f, count, channels, c, 0);
     if (c < channels) gradient_chunk<1, true, FORM>(dy, x, y, dx, dz, f, count, channels, c, channels - c);
   }
 }
 
+#define BOTH(function, form) {function<form, float>, function<form, uint16_t>}
+#define TABLE(function)                                                                                    \
+  {                                                                                                        \
+    BOTH(function, AFFINE), BOTH(function, RELU), BOTH(function, ADD_RELU), BOTH(function, RELU6),         \
+        BOTH(function, LEAKY_RELU), BOTH(function, HARDSWISH), BOTH(function, SILU), BOTH(function, GELU), \
+  }
+
 // Arrays that a form does not use are null. `half`: bf16, else fp32.
-extern "C" void forward(int form, int half, const void* x, const void* z, void* y, const float* mean,
+extern "C" void forward(int form, float parameter, int half, const void* x, const void* z, void* y, const float* mean,
                         const float* scale, const float* shift, float* out, int64_t rows, int64_t channels,
                         int threads) {
-  static constexpr decltype(&forward<AFFINE, float>) functions[][2] = {
-      {forward<AFFINE, float>, forward<AFFINE, uint16_t>},
-      {forward<RELU, float>, forward<RELU, uint16_t>},
-      {forward<ADD_RELU, float>, forward<ADD_RELU, uint16_t>}};
-  functions[form][half](x, z, y, {mean, scale, shift, nullptr, nullptr}, rows, channels, out, threads);
+  static constexpr decltype(&forward<AFFINE, float>) functions[][2] = TABLE(forward);
+  functions[form][half](x, z, y, {mean, scale, shift, nullptr, nullptr, parameter}, rows, channels, out, threads);
 }
 
-extern "C" void gradient(int form, int half, const void* dy, const void* x, const void* y, void* dx, void* dz,
-                         const float* scale, const float* shift, const float* slope, const float* offset,
+extern "C" void gradient(int form, float parameter, int half, const void* dy, const void* x, const void* y, void* dx,
+                         void* dz, const float* scale, const float* shift, const float* slope, const float* offset,
                          int64_t rows, int64_t channels, int threads) {
-  static constexpr decltype(&gradient<AFFINE, float>) functions[][2] = {
-      {gradient<AFFINE, float>, gradient<AFFINE, uint16_t>},
-      {gradient<RELU, float>, gradient<RELU, uint16_t>},
-      {gradient<ADD_RELU, float>, gradient<ADD_RELU, uint16_t>}};
-  functions[form][half](dy, x, y, dx, dz, {nullptr, scale, shift, slope, offset}, rows, channels, threads);
+  static constexpr decltype(&gradient<AFFINE, float>) functions[][2] = TABLE(gradient);
+  functions[form][half](dy, x, y, dx, dz, {nullptr, scale, shift, slope, offset, parameter}, rows, channels, threads);
 }
