@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,22 +27,41 @@ PRECISIONS = {
 """The dtype of activations and convolution weights under each name."""
 
 
+def restricted_to_avx2() -> bool:
+    """Whether oneDNN is told to use no more than AVX2, by its own variable; our kernel and `auto` follow it."""
+    asked = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    return asked.upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+
+
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic: CUDA capability >= 8.0, or a CPU with AMX-BF16 or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return _processor_has("amx_bf16", "avx512_bf16")
+
+
+def _processor_has(*flags: str) -> bool:
+    """Whether Linux says that the processor has one of these; none of them is AVX2's."""
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        known = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return any(flag in known for flag in flags) and not restricted_to_avx2()
 
 
 def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
-    """`auto` is bf16 where all devices compute in it, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
+    """`auto` is bf16 where all devices compute in it, else fp32. What a processor only emulates warns."""
+    if precision == "auto":
+        return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
+    on_cpu = any(device.type == "cpu" for device in devices)
+    native = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
+    if on_cpu and precision in native and not _processor_has(*native[precision]):
+        warnings.warn(
+            f"this processor only emulates {precision}, which can take twenty times as long as fp32: "
+            "--precision auto takes what it computes in",
+            stacklevel=2,
+        )
+    return precision
 
 
 def cpp_compiler() -> str | None:

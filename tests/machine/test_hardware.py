@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,37 @@ def test_weights_of_four_dimensions_alone_are_stored_channels_last() -> None:
     assert hardware.channels_last(net) is net
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last) and net[1].weight.is_contiguous()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_what_a_processor_only_emulates_warns(restricted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux's flags with and without bf16, and oneDNN told to leave it alone."""
+    monkeypatch.setattr(Path, "read_text", lambda _: "flags : avx2 avx512_bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2" if restricted else "default")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert hardware.resolve_precision("auto", CPU) == ("fp32" if restricted else "bf16")
+        assert hardware.resolve_precision("fp64", CPU) == "fp64"
+        assert not told
+        assert hardware.resolve_precision("bf16", CPU) == "bf16"
+        assert hardware.resolve_precision("fp16", CUDA) == "fp16"
+        assert len(told) == restricted
+        hardware.resolve_precision("fp16", CPU)
+    assert "emulates fp16" in str(told[-1].message) and "--precision auto" in str(told[-1].message)
+
+
+def test_the_kernel_is_built_for_what_onednn_may_use(tmp_path: Path) -> None:
+    """A compiler that writes down its arguments, and knows no -march=native."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncase "$*" in *native*) exit 1;; esac\nexec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    code = "from ensemble.teachers.kernels.build import library; assert library() is not None"
+    for asked, expected in (("AVX2", ["-march=x86-64-v3"]), ("", ["-march=native", "-std"])):
+        environment = {**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / f"cache{asked}")}
+        environment["ONEDNN_MAX_CPU_ISA"] = asked
+        (tmp_path / "calls").write_text("")
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "-c " in line]
+        assert len(calls) == len(expected) and all(map(str.__contains__, calls, expected))

@@ -14,10 +14,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ensemble.machine.hardware import cpp_compiler
+from ensemble.machine.hardware import cpp_compiler, restricted_to_avx2
 
 _SOURCE = Path(__file__).with_name("moments.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
 
 
 @functools.cache
@@ -42,7 +42,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str, cache: Path) -> Path:
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((compiler, _FLAGS, _processor())).encode()).hexdigest()[:16]
+    """The library, built for this processor; without its own instructions where the compiler cannot tell it."""
+    own = "-march=x86-64-v3" if restricted_to_avx2() else "-march=native"
+    try:
+        return _built_with(compiler, (*_FLAGS, own), cache)
+    except subprocess.CalledProcessError:
+        return _built_with(compiler, _FLAGS, cache)
+
+
+def _built_with(compiler: str, flags: tuple[str, ...], cache: Path) -> Path:
+    key = hashlib.sha256(_SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
     target = cache / f"moments-{key}.so"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -50,7 +59,7 @@ def _built(compiler: str, cache: Path) -> Path:
             objects, shared = str(Path(folder) / "moments.o"), str(Path(folder) / "moments.so")
             # Linked without -fopenmp: the symbols resolve to the OpenMP runtime that torch has loaded.
             for command in (
-                [*shlex.split(compiler), *_FLAGS, "-c", str(_SOURCE), "-o", objects],
+                [*shlex.split(compiler), *flags, "-c", str(_SOURCE), "-o", objects],
                 [*shlex.split(compiler), "-shared", objects, "-o", shared],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
