@@ -1,4 +1,4 @@
-"""Equivalent, faster forms of a frozen network: what follows a BatchNorm becomes part of it, stems lose their stride.
+"""Equivalent, faster forms of a frozen network: what follows a BatchNorm becomes part of it, strides become cheap.
 
 Exact up to the order of roundings, and compared with the original before they are used. Measured on CPUs only.
 """
@@ -20,6 +20,7 @@ from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Activation, Form, activation_of
 from ensemble.teachers.observing import Beside, EmittingBatchNorm
+from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, replace_strided
 from models import network_logits
 
 _FUNCTIONS: dict[Any, Form] = {
@@ -39,19 +40,19 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
     """A network that says what `net` says, faster; None where there is nothing to gain or it cannot be had.
 
     `f(bn(x))`, f an activation that the kernel knows, and `relu(bn(x) + residual)` become one call of the
-    EmittingBatchNorm each, found by torch.fx, and strided stems become `SpaceToDepthConv`. Layers keep their names and
-    their order of execution. `net` stays as it is and shares its parameters with the result. None is also the answer
-    where the network cannot be traced (control flow that depends on values) or the result differs from it: on each
-    batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are compared.
-    `examples` and weights are at least fp32.
+    EmittingBatchNorm each, where torch.fx can trace the network, and strided convolutions are replaced
+    (`ensemble.teachers.strided`). Layers keep their names and their order of execution. `net` stays as it is and shares
+    its parameters with the result. None is also the answer where the result differs from it: on each batch of
+    `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are compared. `examples` and
+    weights are at least fp32.
     """
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:
         expected = [_observed(net, example, sink) for example in examples]
         candidate = copied(net, {id(sink): sink, **shared})
-        stems = unstride_stems(candidate)
+        strided = replace_strided(candidate)
         fused = _fuse_all(candidate, examples[0])
-        if not stems and fused is None:
+        if not strided and fused is None:
             return None
         candidate = candidate if fused is None else fused
         found = [_observed(candidate, example, sink) for example in examples]
@@ -59,7 +60,7 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
         # A relu's gate that flips by rounding moves a gradient more than rounding does.
         tolerance = 1e-9 if examples[0].dtype == torch.float64 else 1e-2
         return candidate if all((x - y).norm() <= tolerance * y.norm() for y, x in pairs) else None
-    except Exception:  # fx runs the network's own code on proxies, which may fail in any way
+    except Exception:  # fx's own forward, and the shapes in it, may fail in any way
         return None
     finally:
         sink.clear()
@@ -89,7 +90,8 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return _emits(module) or isinstance(module, SpaceToDepthConv) or super().is_leaf_module(module, qualified_name)
+        whole = isinstance(module, nn.Conv2d | SpaceToDepthConv | StridedDepthwise)
+        return _emits(module) or whole or super().is_leaf_module(module, qualified_name)
 
 
 def _emits(module: nn.Module) -> bool:
@@ -98,10 +100,16 @@ def _emits(module: nn.Module) -> bool:
 
 
 def _fuse_all(net: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule | None:
-    """`net`, traced, its relus and residual sums fused; None where there are none to fuse. Changes `net`'s modules."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of hooks, about proxies
-        traced = torch.fx.GraphModule(net, _Tracer().trace(net))
+    """`net`, traced, its activations and residual sums fused; None where there are none. Changes `net`'s modules.
+
+    None, too, where it cannot be traced, as with control flow that depends on values.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hooks, about proxies
+            traced = torch.fx.GraphModule(net, _Tracer().trace(net))
+    except Exception:  # fx runs the network's own code on proxies, which may fail in any way
+        return None
     for node in traced.graph.nodes:
         if node.op == "call_module" and _is_plain(traced.get_submodule(str(node.target)), nn.Identity):
             node.replace_all_uses_with(node.args[0])
@@ -205,61 +213,3 @@ def _between(first: torch.fx.Node, last: torch.fx.Node) -> Sequence[torch.fx.Nod
         found.append(node)
         node = node.next
     return found
-
-
-# --- the stem -------------------------------------------------------------------------------------------------
-
-
-class SpaceToDepthConv(nn.Module):
-    """A strided convolution of few channels as an equal one without stride.
-
-    With stride s, blocks of s x s pixels become channels: (N, C, H, W) -> (N, s s C, H / s, W / s), and a k x k kernel
-    becomes ceil(k / s) x ceil(k / s). The sums are the same, with zeros where k is no multiple of s. CPU convolutions
-    compute 16 channels at a time, and 3 take them as long: the stem of a ResNet is 2.4 times faster this way.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.stride, self.padding = conv.stride[0], int(conv.padding[0])
-        out, channels, k, _ = conv.weight.shape
-        self.taps = -(-k // self.stride)
-        short = self.taps * self.stride - k
-        weight = F.pad(conv.weight.detach(), (0, short, 0, short))
-        weight = weight.reshape(out, channels, self.taps, self.stride, self.taps, self.stride)
-        weight = weight.permute(0, 3, 5, 1, 2, 4).reshape(out, -1, self.taps, self.taps)
-        self.kernel_size = k
-        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, height, width = x.shape
-        s, p = self.stride, self.padding
-        rows, columns = ((size + 2 * p - self.kernel_size) // s + self.taps for size in (height, width))
-        x = F.pad(x, (p, columns * s - width - p, p, rows * s - height - p))  # crops what no output sees
-        x = x.permute(0, 2, 3, 1).reshape(n, rows, s, columns, s, c)
-        x = x.permute(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, s * s * c)
-        return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias)
-
-
-def _is_stem(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d)
-        and _is_plain(module, nn.Conv2d)
-        and "weight" in module._parameters  # else it is computed from others
-        and module.in_channels <= 4
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and module.dilation == (1, 1)
-        and module.stride in ((2, 2), (4, 4))
-        and module.kernel_size[0] == module.kernel_size[1] > module.stride[0]
-        and not isinstance(module.padding, str)
-        and module.padding[0] == module.padding[1]
-    )
-
-
-def unstride_stems(net: nn.Module) -> int:
-    """Replace, in place, strided convolutions of at most 4 input channels; how many there were."""
-    stems = [(name, module) for name, module in net.named_modules(remove_duplicate=False) if name and _is_stem(module)]
-    for name, module in stems:
-        net.set_submodule(name, SpaceToDepthConv(module))  # type: ignore[arg-type]
-    return len(stems)

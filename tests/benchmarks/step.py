@@ -61,6 +61,9 @@ SETTINGS = {
     "resnet18": Setting(("resnet18@random",), 16, 224),
     "resnet50": Setting(("resnet50@random",), 8, 224),
     "vgg16_bn": Setting(("vgg16_bn@random",), 2, 224),
+    "mobilenet_v2": Setting(("mobilenet_v2:input_size=160@random",), 8, 160),
+    "efficientnet_lite0": Setting(("efficientnet_lite0:input_size=160@random",), 8, 160),
+    "efficientnet_b0": Setting(("efficientnet_b0:input_size=160@random",), 8, 160),
     "cifar": Setting(QUICKSTART, 100, 32),
 }
 ON_CUDA = {
@@ -130,13 +133,25 @@ def ours(setting: Setting, dtype: torch.dtype, device: torch.device, compiled: b
     return lambda: loss.gradient(view, weights)[1]
 
 
+def without_norms(net: nn.Module) -> nn.Module:
+    """BN folded into the convolutions; where torch.fx cannot trace the network, BN left out, which costs as little."""
+    try:
+        return fuse(net)
+    except torch.fx.proxy.TraceError:
+        for name, module in list(net.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                act = getattr(module, "act", None)
+                net.set_submodule(name, act if isinstance(act, nn.Module) else nn.Identity())
+        return net
+
+
 def bare(setting: Setting, dtype: torch.dtype, device: torch.device, folded: bool) -> Step:
     """Forward and the gradient to the input of the frozen, compiled networks alone."""
     view, targets = batch(setting, device)
     nets = []
     for name in setting.models:
         net, card = create_model(name)
-        net = fuse(net) if folded else net
+        net = without_norms(net) if folded else net
         net = net.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (card.mean, card.std))
 

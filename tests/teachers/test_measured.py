@@ -18,7 +18,7 @@ from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.terms import Slice
 from ensemble.teachers.calibration import measure
 from ensemble.teachers.measured import Measurement, read_measurement, write_measurement
-from ensemble.teachers.rewriting import SpaceToDepthConv
+from ensemble.teachers.strided import SpaceToDepthConv
 from ensemble.teachers.teacher import Teacher
 from models import Weights
 

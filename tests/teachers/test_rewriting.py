@@ -14,7 +14,6 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ensemble.teachers.kernels import Form
-from ensemble.teachers.rewriting import SpaceToDepthConv
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard, create_model
 
@@ -338,40 +337,3 @@ def test_other_view_sizes_of_a_rewritten_network(capsys: pytest.CaptureFixture[s
     with pytest.raises(RuntimeError):
         teacher.net.forward(torch.rand(2, 4, 8, 8, dtype=torch.float64))
     assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("size", [15, 16, 17, 18, 31])
-@pytest.mark.parametrize("k, stride, padding", [(7, 2, 3), (3, 2, 1), (3, 2, 0), (11, 4, 2), (5, 4, 1), (6, 2, 2)])
-def test_space_to_depth(k: int, stride: int, padding: int, size: int) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, k, stride, padding).double()
-    x = torch.randn(2, 3, size, size + 3, dtype=torch.float64, requires_grad=True)
-    expected, found = conv(x), SpaceToDepthConv(conv)(x)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    dy = torch.randn_like(expected)
-    torch.testing.assert_close(torch.autograd.grad(found, x, dy), torch.autograd.grad(expected, x, dy))
-
-
-@pytest.mark.parametrize(
-    "conv, replaced",
-    [
-        (nn.Conv2d(3, 6, 7, 2, 3, bias=False), True),
-        (nn.Conv2d(3, 6, 3, 1, 1), False),
-        (nn.Conv2d(3, 6, 2, 2), False),  # patches: no overlap, nothing to win
-        (nn.Conv2d(3, 6, 3, 2, dilation=2), False),
-        (nn.Conv2d(3, 6, 3, 2, 1, groups=3), False),
-        (nn.Conv2d(3, 6, 3, 2, 1, padding_mode="reflect"), False),
-        (nn.Conv2d(3, 6, (3, 5), 2, 1), False),
-    ],
-)
-def test_which_stems_are_replaced(conv: nn.Conv2d, replaced: bool) -> None:
-    net = nn.Sequential(conv, nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
-    teacher = check(seeded(net), torch.float32, 2e-6)
-    assert isinstance(teacher.net[0], SpaceToDepthConv) is replaced
-
-
-def test_a_stem_whose_weight_is_computed_stays() -> None:
-    stem = nn.utils.spectral_norm(nn.Conv2d(3, 6, 3, 2, 1))
-    net = nn.Sequential(stem, nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
-    teacher = check(net.eval(), torch.float32, 2e-6)
-    assert type(teacher.net[0]) is nn.Conv2d

@@ -1,0 +1,119 @@
+"""Strided convolutions in other forms: the same sums, the same gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.layers import Conv2dSame
+from torch import nn
+
+from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, replace_strided
+from ensemble.teachers.teacher import Teacher
+from models import ModelCard, create_model
+
+SIZES = [15, 16, 17, 18, 31]
+
+
+def same_as(conv: nn.Conv2d, other: nn.Module, size: int, dtype: torch.dtype, rtol: float) -> None:
+    """Output and gradient of `other` in `dtype` are those of `conv` in float64; sides differ."""
+    x = torch.randn(2, conv.in_channels, size, size + 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x, wide = x.requires_grad_(), x.detach().double().requires_grad_()
+    found, expected = other.to(dtype)(x), conv.double()(wide)
+    assert found.shape == expected.shape
+    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    pairs = [(found, expected), (*torch.autograd.grad(found, x, dy), *torch.autograd.grad(expected, wide, dy.double()))]
+    for one, exact in pairs:
+        assert (one.double() - exact).norm() <= rtol * exact.norm()
+
+
+def conv(k: int, stride: int, padding: int | None, channels: int = 3, groups: int = 1) -> nn.Conv2d:
+    """None: TensorFlow's padding."""
+    torch.manual_seed(0)
+    out = channels if groups > 1 else 4
+    if padding is None:
+        return Conv2dSame(channels, out, k, stride, groups=groups)
+    return nn.Conv2d(channels, out, k, stride, padding, groups=groups)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "k, stride, padding",
+    [(7, 2, 3), (3, 2, 1), (3, 2, 0), (11, 4, 2), (5, 4, 1), (6, 2, 2), (3, 2, None), (7, 4, None)],
+)
+def test_space_to_depth(k: int, stride: int, padding: int | None, size: int) -> None:
+    one = conv(k, stride, padding).double()
+    same_as(one, SpaceToDepthConv(one), size, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "k, stride, padding",
+    [(3, 2, 1), (5, 2, 2), (3, 2, 0), (4, 3, 1), (7, 4, 6), (3, 2, None), (5, 2, None), (7, 3, None)],
+)
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_strided_depthwise(
+    k: int, stride: int, padding: int | None, size: int, dtype: torch.dtype, rtol: float
+) -> None:
+    one = conv(k, stride, padding, 6, 6)
+    with torch.no_grad():  # weights that bf16 holds exactly
+        for value in one.parameters():
+            value.copy_(value.bfloat16())
+    same_as(one, StridedDepthwise(one), size, dtype, rtol)
+
+
+class Computed(nn.Conv2d):
+    """A convolution of a class of its own may do anything."""
+
+
+@pytest.mark.parametrize(
+    "layer, kind",
+    [
+        (nn.Conv2d(3, 6, 7, 2, 3, bias=False), SpaceToDepthConv),
+        (Conv2dSame(3, 6, 3, 2), SpaceToDepthConv),
+        (nn.Conv2d(6, 6, 3, 2, 1, groups=6), StridedDepthwise),
+        (Conv2dSame(6, 6, 5, 2, groups=6), StridedDepthwise),
+        (nn.Conv2d(3, 6, 3, 1, 1), None),
+        (nn.Conv2d(3, 6, 2, 2), None),  # patches: no overlap, nothing to win
+        (nn.Conv2d(3, 6, 3, 2, dilation=2), None),
+        (nn.Conv2d(3, 6, 3, 2, 1, groups=3), None),
+        (nn.Conv2d(3, 6, 3, 2, 1, padding_mode="reflect"), None),
+        (nn.Conv2d(3, 6, (3, 5), 2, 1), None),
+        (nn.Conv2d(6, 6, 3, 1, 1, groups=6), None),
+        (nn.Conv2d(6, 12, 3, 2, 1, groups=6), None),
+        (Computed(3, 6, 3, 2, 1), None),
+        (nn.utils.spectral_norm(nn.Conv2d(3, 6, 3, 2, 1)), None),
+    ],
+)
+def test_which_are_replaced(layer: nn.Conv2d, kind: type[nn.Module] | None) -> None:
+    net = nn.Sequential(layer)
+    assert replace_strided(net) == (kind is not None)
+    assert type(net[0]) is (kind or type(layer))
+
+
+class Untraceable(nn.Module):
+    """Its control flow depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.linear = nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x if x.mean() > -100 else -x))
+        return self.linear(x.relu().mean((2, 3)))
+
+
+def test_what_cannot_be_traced_still_loses_its_strides() -> None:
+    card = ModelCard("tiny", "tiny", input_size=16, num_classes=5, mean=(0.5,) * 3, std=(0.25,) * 3)
+    teacher = Teacher("tiny", Untraceable().eval().requires_grad_(False), card)
+    before = teacher.observe(torch.full((1, 3, 16, 16), 0.3)).logits
+    teacher.rewrite()
+    assert any(isinstance(m, SpaceToDepthConv) for m in teacher.net.modules())
+    torch.testing.assert_close(teacher.observe(torch.full((1, 3, 16, 16), 0.3)).logits, before)
+
+
+@pytest.mark.parametrize("name, stems, depthwise", [("efficientnet_lite0", 1, 4), ("mobilenet_v2", 1, 4)])
+def test_mobile_networks_lose_them_all(name: str, stems: int, depthwise: int) -> None:
+    teacher = Teacher(name, *create_model(f"{name}:input_size=64@random"))
+    teacher.rewrite()
+    kinds = [type(module) for module in teacher.net.modules()]
+    assert kinds.count(SpaceToDepthConv) == stems and kinds.count(StridedDepthwise) == depthwise
