@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ensemble.config.kinds import undone_on_error as kinds_undone
 from models import create_model, load_plugin
@@ -32,6 +34,22 @@ def test_add_a_model(tmp_path: Path) -> None:
         assert load_plugin(file) == ("tiny",)
         net, card = create_model("tiny:width=0.5@random")
         assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10) and card.num_classes == 10
+        raise InterruptedError
+
+
+def test_bring_weights_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site/my_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    tensors = {"1.weight": torch.rand(10, 192), "1.bias": torch.rand(10)}
+    save_file(tensors, package / "tiny.safetensors")
+    digest = hashlib.sha256((package / "tiny.safetensors").read_bytes()).hexdigest()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    file = tmp_path / "mine.py"
+    file.write_text(block("Bring weights in an installed package").replace("SHA256", digest), encoding="utf-8")
+    with pytest.raises(InterruptedError), undone_on_error():
+        assert load_plugin(file) == ("tiny_packed",)
+        assert torch.equal(create_model("tiny_packed")[0][1].weight, tensors["1.weight"])
         raise InterruptedError
 
 
