@@ -234,17 +234,27 @@ class Recipe(Checked):
 
 def default_recipe(models: list[str], input_size: int) -> dict[str, Any]:
     """The plain recipe of `--models` for teachers of that input size (the largest among them)."""
-    small = input_size <= 64
-    stages: list[dict[str, Any]]
-    if small:
-        stages = [{"iterations": 300, "jitter": max(2, input_size // 8), "flip": 0.5}]
-    else:
-        half = input_size // 2
-        stages = [
-            {"iterations": 1000, "size": half, "jitter": half // 8, "flip": 0.5},
-            {"iterations": 500, "jitter": input_size // 8, "flip": 0.5},
-        ]
-    return {"teachers": [{"model": model} for model in models], "stages": stages}
+    teachers = [{"model": model} for model in models]
+    if input_size <= 64:
+        return {
+            "teachers": teachers,
+            "stages": [{"iterations": 300, "jitter": max(2, input_size // 8), "flip": 0.5}],
+        }
+    views = {"flip": 0.5, "flip_per_image": True, "jitter_per_image": True, "zoom": 0.6}
+    half = input_size // 2
+    return {  # as recipes/imagenet.yaml; all teachers act, since ranks work side by side
+        "teachers": teachers,
+        "objectives": [
+            {"kind": "cross_entropy", "weight": 30.0},
+            {"kind": "bn_matching", "weight": 10.0},
+            {"kind": "tv", "weight": 0.03},
+        ],
+        "stages": [
+            {"iterations": 500, "size": half, "jitter": input_size // 14, **views},
+            {"iterations": 200, "jitter": input_size // 7, **views},
+        ],
+        "optimizer": {"lr": 0.05},
+    }
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
-from ensemble.recipe import Recipe, parse_recipe
+from ensemble.recipe import Recipe, default_recipe, parse_recipe
 from models import model_card
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -23,6 +23,7 @@ EXPECTED = {
     "bn_only",
     "classification_only",
     "edge_popup",
+    "imagenet",
     "in_turn",
     "nvlabs_cifar10",
     "nvlabs_setting0",
@@ -159,6 +160,13 @@ def test_variants_differ_from_quickstart_only_in_what_they_are_about() -> None:
         assert {n for n in names if getattr(other, n) != getattr(quickstart, n)} == fields, name
     passes = quickstart.iterations * len(quickstart.teachers)
     assert read("in_turn").iterations == passes
+
+
+def test_large_networks_take_the_settings_of_the_recipe_imagenet() -> None:
+    plain, recipe = parse_recipe(default_recipe(["resnet18", "resnet34"], 224)), read("imagenet")
+    for name in ("objectives", "stages", "optimizer", "prior_space"):
+        assert getattr(plain, name) == getattr(recipe, name), name
+    assert plain.ensemble.acting == "all"
 
 
 def test_nvlabs_batches() -> None:
