@@ -211,7 +211,7 @@ class Recipe(Checked):
         return sum(stage.iterations for stage in self.stages)
 
     def with_iterations(self, total: int) -> Recipe:
-        """The stages scaled to `total` steps, in their proportions, and the warm-up with them."""
+        """The stages scaled to `total` steps, in their proportions, and the optimiser's waits with them."""
         if total < len(self.stages):
             raise ValueError(f"iterations: {total} are fewer than the recipe's {len(self.stages)} stages")
         factor, stages, left = total / self.iterations, [], total
@@ -220,7 +220,12 @@ class Recipe(Checked):
             steps = left if not rest else min(max(1, round(stage.iterations * factor)), left - rest)
             stages.append(replace(stage, iterations=steps))
             left -= steps
-        optimizer = replace(self.optimizer, warmup=round(self.optimizer.warmup * min(1.0, factor)))
+        optimizer, shorter = self.optimizer, min(1.0, factor)
+        optimizer = replace(optimizer, warmup=round(optimizer.warmup * shorter))
+        if optimizer.schedule == "plateau":
+            optimizer = replace(optimizer, plateau_patience=max(1, round(optimizer.plateau_patience * shorter)))
+        if optimizer.early_stopping:
+            optimizer = replace(optimizer, early_stopping=max(1, round(optimizer.early_stopping * shorter)))
         return replace(self, stages=tuple(stages), optimizer=optimizer)
 
     def continued_to(self, total: int) -> Recipe:

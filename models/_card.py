@@ -35,6 +35,13 @@ class Weights:
     levels: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     """How far batches of real images are from the statistics, by layer (`ensemble.teachers.calibration`)."""
 
+    def __post_init__(self) -> None:
+        if self.source == "package" and not (self.package and self.sha256 and "/" in (self.file or "")):
+            raise ValueError(
+                "weights of a package need `package`, what pip installs, `file`, IMPORT_NAME/path/in/it, and `sha256`: "
+                f"got {self.package!r}, {self.file!r}, {self.sha256!r}"
+            )
+
 
 def classes_of(logits: int) -> int:
     """How many classes so many logits tell apart: one logit, under a sigmoid, tells two."""

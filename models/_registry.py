@@ -49,6 +49,8 @@ _RULE = {"k": math.nan, "init": "signed_constant", "scaled": False, "scope": "la
 """Options of a subnet; k has to be given."""
 _ZOOS = {"efficientnet_lite": "", "torchvision_zoo": "", "timm_zoo": "timm/"}
 """Module below `models`, and the prefix of its names: they are asked in this order."""
+_LIBRARIES = {"efficientnet_lite": "torchvision", "torchvision_zoo": "torchvision", "timm_zoo": "timm"}
+"""What must be installed for a zoo's names to be known."""
 _WILDCARDS = r"[*?\[]"
 
 
@@ -260,7 +262,7 @@ def _find(spec: ModelSpec) -> Entry:
             zoo = _zoo(module)
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"unknown network {name!r}; {module}, which may know it, cannot be used ({error})"
+                f"unknown network {name!r}; {_LIBRARIES[module]}, which may know it, cannot be used ({error})"
             ) from None
         found: Entry | None = zoo.find(name, spec.weights)
         if found is not None:

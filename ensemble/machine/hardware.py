@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -27,26 +28,31 @@ PRECISIONS = {
 """The dtype of activations and convolution weights under each name."""
 
 
-def restricted_to_avx2() -> bool:
-    """Whether oneDNN is told to use no more than AVX2, by its own variable; our kernel and `auto` follow it."""
-    asked = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
-    return asked.upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+def onednn_limit() -> str:
+    """The instructions that oneDNN is told to stay below, by its own variable, as `AVX2`; `DEFAULT` for no limit."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
 
 
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic: CUDA capability >= 8.0, or a CPU with AMX-BF16 or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return _processor_has("amx_bf16", "avx512_bf16")
+    return bool(_processor_has("amx_bf16", "avx512_bf16"))
 
 
-def _processor_has(*flags: str) -> bool:
-    """Whether Linux says that the processor has one of these; none of them is AVX2's."""
+_WITHOUT_HALVES = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""oneDNN's limits below which it computes in neither bf16 nor fp16."""
+
+
+def _processor_has(*flags: str) -> bool | None:
+    """Whether Linux says that an x86 processor has one of these, and oneDNN may use it; None where nobody says."""
     try:
         known = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    return any(flag in known for flag in flags) and not restricted_to_avx2()
+        return None
+    if re.search(r"^flags\s*:", known, re.MULTILINE) is None:
+        return None
+    return any(flag in known for flag in flags) and onednn_limit() not in _WITHOUT_HALVES
 
 
 def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
@@ -55,7 +61,7 @@ def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
         return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
     on_cpu = any(device.type == "cpu" for device in devices)
     native = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
-    if on_cpu and precision in native and not _processor_has(*native[precision]):
+    if on_cpu and precision in native and _processor_has(*native[precision]) is False:
         warnings.warn(
             f"this processor only emulates {precision}, which can take twenty times as long as fp32: "
             "--precision auto takes what it computes in",

@@ -30,9 +30,9 @@ class EmittingBatchNorm(nn.Module):
     """A BatchNorm in eval mode that also emits the moments of its input, (N, C) or (N, C, ...).
 
     y = weight (x - running_mean) / sqrt(running_var + eps) + bias, as one multiply-add in at least fp32; the
-    moments, accumulated in at least fp32, are appended to `sink`. `form` is what the layer does besides: the relu and
-    the residual sum that the network has after it may be its own (see `ensemble.teachers.rewriting`). `activation` is
-    what else a fused layer (timm's BatchNormAct2d) applies afterwards.
+    moments, accumulated in at least fp32, are appended to `sink`. `form` is what the layer does besides: the activation
+    and the residual sum that the network has after it may be its own (see `ensemble.teachers.rewriting`).
+    `activation` is what else a fused layer (timm's BatchNormAct2d) applies afterwards.
     """
 
     def __init__(

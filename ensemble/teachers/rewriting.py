@@ -42,9 +42,9 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
     `f(bn(x))`, f an activation that the kernel knows, and `relu(bn(x) + residual)` become one call of the
     EmittingBatchNorm each, where torch.fx can trace the network, and strided convolutions are replaced
     (`ensemble.teachers.strided`). Layers keep their names and their order of execution. `net` stays as it is and shares
-    its parameters with the result. None is also the answer where the result differs from it: on each batch of
-    `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are compared. `examples` and
-    weights are at least fp32.
+    its parameters with the result, but for replaced convolutions. None is also the answer where the result differs from
+    it: on each batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are
+    compared. `examples` and weights are at least fp32.
     """
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:

@@ -177,3 +177,7 @@ def test_folders_called_by_wordnet_numbers_are_imagenets_classes() -> None:
         torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 1]), ("n02102040", "n03888257")
     )
     assert _own_labels(card, data).tolist() == [701, 217, 701]
+    mixed = LabelledImages(data.images, data.labels, ("n02102040", "parachute"))
+    assert _own_labels(card, mixed).tolist() == [701, 217, 701]
+    with pytest.raises(ValueError, match="no class 'n99999999'"):
+        _own_labels(card, LabelledImages(data.images, data.labels, ("n02102040", "n99999999")))

@@ -47,6 +47,13 @@ def test_a_package_that_is_not_installed(package):
     assert create_model("tiny_packaged@random")[0] is not None
 
 
+@pytest.mark.parametrize("missing", ["package", "file", "sha256"])
+def test_a_record_that_is_not_whole_is_refused(missing):
+    whole = {"package": "weights-of-tiny", "file": "weights_of_tiny/tiny.pth", "sha256": "0" * 64}
+    with pytest.raises(ValueError, match="weights of a package need"):
+        Weights("package", **(whole | {missing: None}))
+
+
 def test_a_package_without_its_file_or_with_another(package):
     root, file, _, _, monkeypatch = package
     monkeypatch.syspath_prepend(str(root))

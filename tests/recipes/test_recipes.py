@@ -169,6 +169,13 @@ def test_large_networks_take_the_settings_of_the_recipe_imagenet() -> None:
     assert plain.ensemble.acting == "all"
 
 
+def test_fewer_steps_shorten_what_the_optimiser_waits_for() -> None:
+    """The source's share of the steps: 5 and 12 %."""
+    optimizer = read("rafi_cohen_resnet50").with_iterations(600).optimizer
+    assert (optimizer.plateau_patience, optimizer.early_stopping) == (30, 72)
+    assert read("rafi_cohen_resnet50").with_iterations(40000).optimizer == read("rafi_cohen_resnet50").optimizer
+
+
 def test_nvlabs_batches() -> None:
     """84 images are 42 classes twice, as the script has it."""
     for name in ("nvlabs_setting0", "nvlabs_setting1"):

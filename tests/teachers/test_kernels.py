@@ -210,6 +210,21 @@ def test_gradcheck(channels: int, form: Form) -> None:
     )
 
 
+@pytest.mark.parametrize("form", [f for f in Form if f not in (Form.AFFINE, Form.ADD_RELU)])
+def test_plain_operations_are_exact_and_let_no_overflow_through_a_closed_gate(form: Form) -> None:
+    a = torch.linspace(-8, 8, 41, dtype=torch.float64)[:, None, None, None].requires_grad_()
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    dy = torch.randn(a.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slope = nn.LeakyReLU(0.1) if form == Form.LEAKY_RELU else ACTIVATIONS[form]
+    y, _ = affine_with_moments(a, one, zero, zero, form, parameter=0.1)
+    (found,), (expected,) = torch.autograd.grad(y, a, dy), torch.autograd.grad(slope(a), a, dy)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
+    if form in (Form.RELU, Form.RELU6, Form.HARDSWISH):
+        overflown = torch.where(a < -4, torch.inf, dy)
+        y, _ = affine_with_moments(a, one, zero, zero, form, parameter=0.1)
+        assert torch.autograd.grad(y, a, overflown)[0].isfinite().all()
+
+
 def test_without_a_compiler_plain_operations_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(7, (3, 5, 6), torch.float32)
     with_kernel = run(*inputs)

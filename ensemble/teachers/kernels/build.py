@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ensemble.machine.hardware import cpp_compiler, restricted_to_avx2
+from ensemble.machine.hardware import cpp_compiler, onednn_limit
 
 _SOURCE = Path(__file__).with_name("moments.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
@@ -42,10 +42,12 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str, cache: Path) -> Path:
-    """The library, built for this processor; without its own instructions where the compiler cannot tell it."""
-    own = "-march=x86-64-v3" if restricted_to_avx2() else "-march=native"
+    """The library, built for this processor up to oneDNN's limit; plain where the compiler does not know it."""
+    own = {"SSE41": [], "AVX": [], "AVX2": ["-march=x86-64-v3"]}.get(
+        onednn_limit().split("_VNNI")[0], ["-march=native"]
+    )
     try:
-        return _built_with(compiler, (*_FLAGS, own), cache)
+        return _built_with(compiler, (*_FLAGS, *own), cache)
     except subprocess.CalledProcessError:
         return _built_with(compiler, _FLAGS, cache)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ensemble.teachers.kernels.build import library
-from ensemble.teachers.kernels.form import Form, activate, derivative
+from ensemble.teachers.kernels.form import Form, activate, through
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -84,7 +84,7 @@ def _gradient(
     if y is not None:
         g = torch.where(y > 0, g, 0)
     elif form != Form.AFFINE:
-        g = g * derivative(wide * scale[:, None, None] + shift[:, None, None], Form(form), parameter)
+        g = through(wide * scale[:, None, None] + shift[:, None, None], g, Form(form), parameter)
     dx = g * scale[:, None, None] + (wide * slope[:, None, None] + offset[:, None, None])
     return dx.to(x.dtype), g.to(x.dtype) if form == Form.ADD_RELU else x.new_empty(0)
 
