@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not say its mean and std"
 AUXILIARY = {"inception_v3": 27_161_264 - 23_834_568}
 """Parameters of heads that run in training only; googlenet's are in no count of torchvision's."""
 CIFAR = [card.name for card in list_models("*_cifar")]
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 LARGE = {"wrn28_10_cifar", "resnet110_cifar", "vgg19_bn_cifar", "resnext29_8x64d_cifar", "resnext29_16x64d_cifar"}
 SMALL = [name for name in CIFAR if name not in LARGE]
 
@@ -383,7 +384,7 @@ def test_no_zoo_is_imported_that_cannot_match() -> None:
 def test_part_of_a_name() -> None:
     timm = pytest.importorskip("timm")
     zoo = pytest.importorskip("torchvision.models")
-    every = [*CIFAR, *zoo.list_models(module=zoo), *(f"timm/{name}" for name in timm.list_models())]
+    every = [*CIFAR, *LITE, *zoo.list_models(module=zoo), *(f"timm/{name}" for name in timm.list_models())]
     for part in ("cifar", "resnet20_cifar", "resnet50", "resnet", "timm/resnet18", "mm/resnet18", "no_such"):
         assert {card.name for card in list_models(part)} == {name for name in every if part in name}, part
     assert [card.name for card in list_models("CIFAR")] == [card.name for card in list_models("cifar")]
@@ -395,7 +396,7 @@ def test_part_of_a_name() -> None:
 def test_torchvision_cards() -> None:
     zoo = pytest.importorskip("torchvision.models")
     names = {card.name for card in list_models("[!t]*") if not card.name.endswith("_cifar")}
-    assert names == set(zoo.list_models(module=zoo))
+    assert names == {*LITE, *zoo.list_models(module=zoo)}
     card = model_card("resnet50")
     assert (card.input_size, card.num_classes, card.label_space) == (224, 1000, "imagenet1k")
     assert (card.default_weights, card.class_names[0]) == ("IMAGENET1K_V2", "tench")
