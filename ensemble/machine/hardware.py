@@ -28,6 +28,10 @@ PRECISIONS = {
 """The dtype of activations and convolution weights under each name."""
 
 
+_NATIVE = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
+"""What Linux calls the instructions of an x86 processor that computes in a precision; one of them is enough."""
+
+
 def onednn_limit() -> str:
     """The instructions that oneDNN is told to stay below, by its own variable, as `AVX2`; `DEFAULT` for no limit."""
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
@@ -37,7 +41,7 @@ def computes_in_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 arithmetic: CUDA capability >= 8.0, or a CPU with AMX-BF16 or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(_processor_has("amx_bf16", "avx512_bf16"))
+    return bool(_processor_has(*_NATIVE["bf16"]))
 
 
 _WITHOUT_HALVES = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -60,8 +64,7 @@ def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
     if precision == "auto":
         return "bf16" if all(computes_in_bf16(device) for device in devices) else "fp32"
     on_cpu = any(device.type == "cpu" for device in devices)
-    native = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
-    if on_cpu and precision in native and _processor_has(*native[precision]) is False:
+    if on_cpu and precision in _NATIVE and _processor_has(*_NATIVE[precision]) is False:
         warnings.warn(
             f"this processor only emulates {precision}, which can take twenty times as long as fp32: "
             "--precision auto takes what it computes in",

@@ -20,7 +20,7 @@ from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Activation, Form, activation_of
 from ensemble.teachers.observing import Beside, EmittingBatchNorm
-from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, replace_strided
+from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, has_hooks, replace_strided
 from models import network_logits
 
 _FUNCTIONS: dict[Any, Form] = {
@@ -111,7 +111,7 @@ def _fuse_all(net: nn.Module, example: torch.Tensor) -> torch.fx.GraphModule | N
     except Exception:  # fx runs the network's own code on proxies, which may fail in any way
         return None
     for node in traced.graph.nodes:
-        if node.op == "call_module" and _is_plain(traced.get_submodule(str(node.target)), nn.Identity):
+        if node.op == "call_module" and _is_identity(traced.get_submodule(str(node.target))):
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
     traced.recompile()
@@ -171,7 +171,7 @@ def _activation(traced: torch.fx.GraphModule, node: torch.fx.Node) -> Activation
     """What the node is to the kernel: an activation as a module without hooks, a method, or a function."""
     if node.op == "call_module":
         module = traced.get_submodule(str(node.target))
-        return activation_of(module) if _is_plain(module, type(module)) else None
+        return None if has_hooks(module) else activation_of(module)
     if len(node.args) != 1 or not node.kwargs.keys() <= {"inplace"}:
         return None
     if node.op == "call_method":
@@ -180,10 +180,8 @@ def _activation(traced: torch.fx.GraphModule, node: torch.fx.Node) -> Activation
     return None if form is None else Activation(form)
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Of that very class, and without hooks."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and not any(hooks)
+def _is_identity(module: nn.Module) -> bool:
+    return type(module) is nn.Identity and not has_hooks(module)
 
 
 def _other_summand(node: torch.fx.Node, norm: torch.fx.Node) -> torch.fx.Node | None:

@@ -117,13 +117,16 @@ def _is_same(module: nn.Module) -> bool:
     return type(module) is getattr(sys.modules.get("timm.layers"), "Conv2dSame", None)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def _is_square(module: nn.Module) -> bool:
     """A convolution of that very class, without hooks, of equal sides, whose weight is its own."""
     if not isinstance(module, nn.Conv2d) or not (type(module) is nn.Conv2d or _is_same(module)):
         return False
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return (
-        not any(hooks)
+        not has_hooks(module)
         and "weight" in module._parameters  # else it is computed from others
         and module.padding_mode == "zeros"
         and module.dilation == (1, 1)

@@ -58,9 +58,9 @@ def made(folder: Path, fields: dict[str, Any], seed: int, images: int) -> tuple[
     return results, results.summary["wall_seconds"]
 
 
-def pooled(results: list[Results]) -> tuple[torch.Tensor, torch.Tensor]:
+def pooled(results: list[Results], batch: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and targets, a batch of each in turn."""
-    take = torch.arange(len(results[0].images)) // BATCH % len(results)
+    take = torch.arange(len(results[0].images)) // batch % len(results)
     images, targets = (torch.stack([getattr(one, name) for one in results]) for name in ("images", "targets"))
     return images[take, torch.arange(len(take))], targets[take, torch.arange(len(take))]
 

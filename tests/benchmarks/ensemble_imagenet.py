@@ -18,7 +18,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from ensemble.evaluation.judge import Judge, Judgement
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.files import JsonLines, read_json_lines
 from models import create_model
+from tests.benchmarks.diversity import pooled
 
 NETWORKS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 CLASSES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
@@ -48,13 +48,6 @@ def made(folder: Path, networks: tuple[str, ...], acting: str, seed: int, option
     results = invert("imagenet", *sizes, output=folder, resume=True, progress=False, **fields)
     assert results is not None and not results.summary.get("stopped")
     return results
-
-
-def pooled(one: Results, other: Results) -> torch.Tensor:
-    """Every other batch of each; the targets are the same."""
-    assert torch.equal(one.targets, other.targets)
-    take = torch.arange(len(one.images)) // len(CLASSES) % 2
-    return torch.stack([one.images, other.images])[take, torch.arange(len(take))]
 
 
 def row_of(found: Judgement) -> dict[str, float | None]:
@@ -85,8 +78,7 @@ def main() -> None:
                 for arm, acting in (("summed", "all"), ("in turn", "turn")):
                     folder = options.output / f"{left_out}_{acting}_{seed}"
                     sets[arm] = made(folder, pair, acting, seed, options).images
-                sets["pooled"] = pooled(*(alone[name] for name in pair))
-                targets = alone[pair[0]].targets
+                sets["pooled"], targets = pooled([alone[name] for name in pair], len(CLASSES))
                 for arm, images in sets.items():
                     if (left_out, arm, seed) not in done:
                         found = row_of(judges[left_out](images, targets, arm))

@@ -38,8 +38,11 @@ CLASSES = [985, 417, 402, 94, 63, 250, 530, 920, 386, 949]  # BEGIN's
 def made(folder: Path, name: str, size: int, passes: int, seed: int) -> Results:
     recipe = load_recipe(name)
     acting = recipe.ensemble.acting_of(len(RECIPES[name]))
-    stages = [{"size": None if s.size is None else s.size * size // (recipe.image.size or 224)} for s in recipe.stages]
-    changes = [f"stages[{i}].size={stage['size'] or 'null'}" for i, stage in enumerate(stages)]
+    changes = [
+        f"stages[{i}].size={stage.size * size // (recipe.image.size or 224)}"
+        for i, stage in enumerate(recipe.stages)
+        if stage.size is not None
+    ]
     fields: dict[str, Any] = {
         "teachers": [{"model": model} for model in RECIPES[name]],
         "targets": CLASSES,
@@ -80,11 +83,9 @@ def main() -> None:
             found[name] = results = made(options.output / f"{name}_{seed}", name, options.size, options.passes, seed)
             own = [one["accuracy"] for one in results.summary["teachers"].values()]
             (judge,) = (one["accuracy"] for one in results.summary["verifiers"].values())
-            rows.append({"recipe": name, "seed": seed, "own": own, "judge": judge})
-            rows[-1]["seconds"] = results.summary["wall_seconds"]
-            table.add_row(
-                name, str(seed), " ".join(f"{a:.2f}" for a in own), f"{judge:.2f}", f"{rows[-1]['seconds']:.0f}"
-            )
+            seconds = results.summary["wall_seconds"]
+            rows.append({"recipe": name, "seed": seed, "own": own, "judge": judge, "seconds": seconds})
+            table.add_row(name, str(seed), " ".join(f"{a:.2f}" for a in own), f"{judge:.2f}", f"{seconds:.0f}")
         picture(found, options.output / f"published_{seed}.png")
     (options.output / "published.json").write_text(json.dumps(rows, indent=2))
     Console(width=110).print(table)
