@@ -4,7 +4,7 @@
 
 Judges are networks that were no teachers; each adds three columns.
 
-Every case is the quickstart recipe with one thing changed, once per seed; a case that is finished is not run again.
+Every case is one recipe (`clear`) with one thing changed, once per seed; a case that is finished is not run again.
 A teacher pass is one teacher seeing the whole batch once. Intervals are 95 % over seeds (Student's t).
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--judge", required=True, nargs="+", metavar="MODEL")
-    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--recipe", default="clear")
     parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
     parser.add_argument("--steps", type=int, default=250)

@@ -162,7 +162,7 @@ class Recipe(Checked):
     trials: PositiveInt = 1
     """Batches, each from its own seed; one after the other, or side by side in replicas."""
     seed: int = 0
-    objectives: tuple[Objective, ...] = (CrossEntropy(), BNMatching(), TotalVariation())
+    objectives: tuple[Objective, ...] = (CrossEntropy(at_most=0.8), BNMatching(), TotalVariation())
     """Summed, each times its weight."""
     prior_space: Literal["rgb", "normalised"] = "rgb"
     """What priors see: RGB, or RGB normalised as the first teacher does."""
@@ -238,20 +238,25 @@ class Recipe(Checked):
 
 
 def default_recipe(models: list[str], input_size: int) -> dict[str, Any]:
-    """The plain recipe of `--models` for teachers of that input size (the largest among them)."""
+    """The plain recipe of `--models` for teachers of that input size (the largest among them).
+
+    All teachers act at each step, since ranks work side by side.
+    """
     teachers = [{"model": model} for model in models]
     if input_size <= 64:
-        return {
+        views = {"flip": 0.5, "flip_per_image": True, "jitter_per_image": True}
+        return {  # as recipes/quickstart.yaml
             "teachers": teachers,
-            "stages": [{"iterations": 300, "jitter": max(2, input_size // 8), "flip": 0.5}],
+            "image": {"start": {"kind": "noise", "amplitude_spread": 0.5, "colour_spread": 0.5}},
+            "stages": [{"iterations": 150, "jitter": max(2, input_size // 8), **views}],
         }
     views = {"flip": 0.5, "flip_per_image": True, "jitter_per_image": True, "zoom": 0.6}
     half = input_size // 2
-    return {  # as recipes/imagenet.yaml; all teachers act, since ranks work side by side
+    return {  # as recipes/imagenet.yaml
         "teachers": teachers,
         "objectives": [
-            {"kind": "cross_entropy", "weight": 30.0},
-            {"kind": "bn_matching", "weight": 10.0},
+            {"kind": "cross_entropy", "weight": 30.0, "temperature": 4.0},
+            {"kind": "bn_matching", "weight": 10.0, "convention": "relative"},
             {"kind": "tv", "weight": 0.03},
         ],
         "stages": [

@@ -43,9 +43,9 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     batch, not by image, as the statistics are a batch's.
     """
 
-    weight: float = 10.0
-    convention: Literal["relative", "paper", "calibrated"] = "relative"
-    slack: NonNegativeFloat = 1.0
+    weight: float = 1.0
+    convention: Literal["calibrated", "relative", "paper"] = "calibrated"
+    slack: NonNegativeFloat = 0.5
     """Of `calibrated`: the distance, in units of a real batch's, below which there is nothing to pull."""
     first: float = 1.0
     drawn: bool = False

@@ -18,15 +18,27 @@ from ensemble.teachers.teacher import Observation
 
 @dataclass(frozen=True)
 class CrossEntropy(TeacherTerm, kind="cross_entropy"):
-    """(1/N) sum_i -log softmax(z_i / T)[y_i] (Yin et al. 2020, eq. 1, with T = 1)."""
+    """(1/N) sum_i -log softmax(z_i / T_i)[y_i] (Yin et al. 2020, eq. 1, with T_i = 1).
+
+    T_i is `temperature` or, with `at_most`, min(`temperature`, `at_most` * s_i), where s_i is the standard deviation of
+    z_i over the classes, taken as a constant. Without the limit a temperature that suits one network makes the logits
+    of a weaker one, which are smaller, all alike: its images are pulled away from the mean of the other classes and not
+    from the nearest one.
+    """
 
     aims: ClassVar[bool] = True
-    weight: float = 10.0
+    weight: float = 1.0
     temperature: PositiveFloat = 4.0
-    """T. Above 1 the loss goes on after the teachers read the target: images of more than their minimum."""
+    """Above 1 the loss goes on after the teachers read the target: images of more than their minimum."""
+    at_most: PositiveFloat | None = None
+    """Limits the temperature, in standard deviations of each image's own logits."""
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
-        return F.cross_entropy(seen.logits / self.temperature, batch.targets, reduction="sum") / batch.images
+        temperature: float | torch.Tensor = self.temperature
+        if self.at_most is not None:
+            spread = seen.logits.detach().std(1, keepdim=True, unbiased=False)
+            temperature = (self.at_most * spread).clamp(1e-3, self.temperature)  # a network may say nothing
+        return F.cross_entropy(seen.logits / temperature, batch.targets, reduction="sum") / batch.images
 
 
 @dataclass(frozen=True)

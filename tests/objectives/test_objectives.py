@@ -149,11 +149,10 @@ def test_bn_matching_by_hand() -> None:
     # |(3, 4)| = 5, |(1, 16) - (1, 4)| = 12; |sigma| = sqrt(1 + 4), |var| = sqrt(1 + 16)
     assert float(of_moments(BNMatching(convention="paper"), moments, statistics, 3)) == pytest.approx(17)
     expected = 5 / math.sqrt(5) + 12 / math.sqrt(17)
-    assert float(of_moments(BNMatching(), moments, statistics, 3)) == pytest.approx(expected)
-    assert float(of_moments(BNMatching(first=10), moments, statistics, 3)) == pytest.approx(10 * expected)
-    assert float(of_moments(BNMatching(weight=10), moments, statistics, 3)) == pytest.approx(
-        expected
-    )  # weighed by its caller
+    assert float(of_moments(BNMatching(convention="relative"), moments, statistics, 3)) == pytest.approx(expected)
+    assert float(of_moments(BNMatching(convention="relative", first=10), moments, statistics, 3)) == pytest.approx(10 * expected)
+    weighed = BNMatching(convention="relative", weight=10)  # by its caller
+    assert float(of_moments(weighed, moments, statistics, 3)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("convention", ["paper", "relative", "calibrated"])
@@ -197,7 +196,7 @@ def test_bn_matching_gradcheck(convention: str) -> None:
 def test_bn_matching_of_a_perfect_match_is_zero_with_a_zero_gradient() -> None:
     statistics, _ = two_channels()
     moments = torch.stack([tensor(0, 0), 6 * tensor(1, 4)]).requires_grad_()
-    loss = of_moments(BNMatching(), moments, statistics, 3)
+    loss = of_moments(BNMatching(convention="relative"), moments, statistics, 3)
     loss.backward()
     assert loss.item() < 1e-150
     assert moments.grad is not None and not moments.grad.any()
@@ -253,6 +252,29 @@ def test_cross_entropy_by_hand() -> None:
     assert float(value) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
     softened = of_logits(CrossEntropy(temperature=0.5), logits[1:], torch.tensor([0]), 1)
     assert float(softened) == pytest.approx(math.log(10 / 9))
+
+
+def test_the_limit_of_the_temperature_makes_weak_logits_pull_as_strong_ones() -> None:
+    """Three classes, logits 0, 3, 6: their deviation is sqrt(6), so with at_most 0.5 they are divided by that half."""
+    term, targets = CrossEntropy(temperature=4.0, at_most=0.5), torch.tensor([2, 0])
+    logits = torch.stack([tensor(0, 3, 6), tensor(1, 0, -1)])
+    scaled = (logits[0] / (0.5 * math.sqrt(6))).numpy()[None], (logits[1] / (0.5 * math.sqrt(2 / 3))).numpy()[None]
+    expected = sum(numpy_cross_entropy(z, y, 1.0) for z, y in zip(scaled, (np.array([2]), np.array([0])), strict=True))
+    assert float(of_logits(term, logits, targets, 2)) == pytest.approx(expected / 2, rel=1e-12)
+
+    def pull(z: torch.Tensor) -> torch.Tensor:
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(of_logits(term, z, targets, 2), z)[0]
+
+    torch.testing.assert_close(0.01 * pull(0.01 * logits), pull(logits), rtol=1e-9, atol=0)
+    # The deviation counts as a constant: the pull is (p - y) / T.
+    p = torch.softmax(logits[:1] / (0.5 * math.sqrt(6)), 1)
+    by_hand = (p - torch.tensor([[0.0, 0.0, 1.0]])) / (0.5 * math.sqrt(6)) / 2
+    torch.testing.assert_close(pull(logits)[:1], by_hand, rtol=1e-9, atol=0)
+    # Strong logits have the temperature, and those that are all alike no infinite pull.
+    plain = of_logits(CrossEntropy(temperature=4.0), 10 * logits, targets, 2)
+    assert float(of_logits(term, 10 * logits, targets, 2)) == pytest.approx(float(plain), rel=1e-12)
+    assert torch.isfinite(of_logits(term, torch.zeros(2, 3, dtype=torch.float64), targets, 2))
 
 
 def test_what_is_certain_enough_is_no_longer_pulled() -> None:
@@ -465,7 +487,7 @@ def test_formulation_adds_weighted_priors_in_its_space() -> None:
 
 def test_formulation_describes_every_term() -> None:
     text = Formulation(
-        (CrossEntropy(weight=0.25), ClassScore(weight=3), BNMatching(weight=7, first=10), L2Prior(weight=1e-5))
+        (CrossEntropy(weight=0.25), ClassScore(weight=3), BNMatching(7, "relative", first=10), L2Prior(weight=1e-5))
     ).describe([("a", 0.25), ("b", 0.75)])
     for part in ("0.25 cross_entropy", "3 class_score", "7 bn_matching[relative, first x 10]", "1e-05 l2"):
         assert part in text

@@ -22,9 +22,9 @@ EXPECTED = {
     "begin_eight_teachers",
     "bn_only",
     "classification_only",
+    "clear",
     "edge_popup",
     "imagenet",
-    "in_turn",
     "nvlabs_cifar10",
     "nvlabs_setting0",
     "nvlabs_setting1",
@@ -32,7 +32,7 @@ EXPECTED = {
     "pixels",
     "quickstart",
     "rafi_cohen_resnet50",
-    "varied",
+    "summed",
 }
 each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -141,7 +141,9 @@ def test_quickstart_states_the_defaults() -> None:
         "teachers": [{"model": entry.model} for entry in quickstart.teachers],
         "images_per_class": 10,
         "verifiers": ["mobilenetv2_slim_cifar"],
-        "stages": [{"iterations": 250, "jitter": 4, "flip": 0.5}],
+        "ensemble": {"acting": "turn"},
+        "image": {"start": {"kind": "noise", "amplitude_spread": 0.5, "colour_spread": 0.5}},
+        "stages": [{"iterations": 186, "jitter": 4, "jitter_per_image": True, "flip": 0.5, "flip_per_image": True}],
     }
     assert parse_recipe(shortened) == quickstart
 
@@ -150,7 +152,7 @@ def test_variants_differ_from_quickstart_only_in_what_they_are_about() -> None:
     quickstart = read("quickstart")
     about = {
         "pixels": {"image"},
-        "in_turn": {"ensemble", "stages"},
+        "summed": {"ensemble", "stages", "optimizer"},
         "bn_only": {"objectives", "verifiers"},
         "classification_only": {"objectives"},
     }
@@ -158,8 +160,7 @@ def test_variants_differ_from_quickstart_only_in_what_they_are_about() -> None:
         other = read(name)
         names = [field.name for field in dataclasses.fields(Recipe)]
         assert {n for n in names if getattr(other, n) != getattr(quickstart, n)} == fields, name
-    passes = quickstart.iterations * len(quickstart.teachers)
-    assert read("in_turn").iterations == passes
+    assert read("summed").iterations * len(quickstart.teachers) == quickstart.iterations
 
 
 def test_large_networks_take_the_settings_of_the_recipe_imagenet() -> None:
