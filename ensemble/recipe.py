@@ -45,6 +45,8 @@ class TeacherEntry(Checked):
     """Factors of this teacher's BN layers, by shell patterns of their names; after those of the objective."""
     statistics: str | None = None
     """A file of `invert.py calibrate`: real images' statistics of layers that keep none, and levels of all layers."""
+    student: bool = False
+    """It is no teacher but the network that `competition` parts from the teachers; no other term reads it."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +191,35 @@ class Recipe(Checked):
             yield from self.looking_back("a warm start")
         if any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives):
             yield from self.looking_back("a term's memory")
-        if self.ensemble.count > len(self.teachers):
-            yield f"ensemble.count: {self.ensemble.count} of {len(self.teachers)} teachers cannot act"
-        if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(len(self.teachers)) == 1:
+        yield from self.student_rules()
+        teachers = sum(not entry.student for entry in self.teachers)
+        if self.ensemble.count > teachers > 0:
+            yield f"ensemble.count: {self.ensemble.count} of {teachers} teachers cannot act"
+        if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(teachers) == 1:
             yield "ensemble.aggregation: `agree` needs several teachers that act at a step, and one does; use `sum`"
-        if self.agreement and len(self.teachers) == 1:
+        if self.agreement and teachers == 1:
             yield "agreement: it compares teachers, and there is one; name more, or leave it out"
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"
+
+    def student_rules(self) -> Iterator[str]:
+        """What is wrong about the student."""
+        students = [i for i, entry in enumerate(self.teachers) if entry.student]
+        compared = any(isinstance(term, TeacherTerm) and term.compares for term in self.objectives)
+        if len(students) > 1:
+            yield f"teachers[{students[1]}].student: there is a student already, teachers[{students[0]}]; name one"
+        elif students and students[0] != len(self.teachers) - 1:
+            yield f"teachers[{students[0]}].student: the student comes last, after the teachers"
+        elif students == [0]:
+            yield "teachers[0].student: there is no teacher; put one before it"
+        if students and not compared:
+            yield (
+                f"teachers[{students[0]}].student: no term compares it with the teachers; add "
+                "{kind: competition} to the objectives"
+            )
+        if compared and not students:
+            yield "objectives: competition compares the teachers with a student; add {model: NAME, student: true} last"
 
     def looking_back(self, what: str) -> Iterator[str]:
         """What is wrong where a batch depends on those before it, by `what`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,16 +11,17 @@ from ensemble.engine.exchange import Exchange, Exchanged
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
 from ensemble.engine.votes import Votes
-from ensemble.objectives.terms import Features, Formulation, Slice, Totals, check_scalar, naming
+from ensemble.objectives.terms import Features, Formulation, Slice, TeacherTerm, Totals, check_scalar, naming
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A teacher as every rank knows it; `teacher` is loaded on the ranks that own cells of it."""
+    """A teacher, or the student, as every rank knows it; `teacher` is loaded on the ranks that own cells of it."""
 
     profile: Profile
     weight: float
+    """0 for a student: what parts it from a teacher enters L with the teacher's weight."""
     targets: torch.Tensor
     """(N,) the batch's targets as indices of this teacher's own classes."""
     teacher: Teacher | None = None
@@ -204,9 +205,14 @@ class EnsembleLoss:
                 parts.append(self._gathered(seen, len(batch), member.profile.features, torch.float64))
             self._earlier[t] = Features(torch.cat(parts), targets[t].to(self._device))
 
+    def weights(self, acting: Collection[int]) -> dict[int, float]:
+        """The weights of these teachers, which sum to 1, and of a student, which is always there."""
+        present = [t for t, member in enumerate(self.members) if t in acting or member.profile.student]
+        total = sum(self.members[t].weight for t in present)
+        return {t: self.members[t].weight / total for t in present}
+
     def _all_act(self) -> dict[int, float]:
-        total = sum(member.weight for member in self.members)
-        return {t: member.weight / total for t, member in enumerate(self.members)}
+        return self.weights(range(len(self.members)))
 
     # --- a cell -----------------------------------------------------------------------------------------------
 
@@ -227,7 +233,7 @@ class EnsembleLoss:
 
     def _sums(self, cell: Cell, seen: Observation, view_size: int) -> list[torch.Tensor]:
         batch = self._slice(cell.teacher, cell.start, cell.stop, view_size)
-        sums = [term.sums(seen, batch) for term in self.formulation.teacher_terms]
+        sums = [_sums_of(term, seen, batch) for term in self.formulation.teacher_terms]
         for term, found, shape in zip(
             self.formulation.teacher_terms, sums, self._exchange.shapes[cell.teacher], strict=True
         ):
@@ -280,7 +286,7 @@ class EnsembleLoss:
         shapes = []
         for term in self.formulation.teacher_terms:
             with naming(term):
-                shapes.append(term.sums(seen, batch).shape)
+                shapes.append(_sums_of(term, seen, batch).shape)
         return shapes
 
     def try_terms(self) -> None:
@@ -307,7 +313,8 @@ class EnsembleLoss:
         for k, term in enumerate(self.formulation.teacher_terms):
             totals = Totals({t: parts[t][k] for t in weights}, batches)
             for t, weight in weights.items():
-                loss = term.loss(totals, t)
+                silent = self.members[t].profile.student and not term.compares
+                loss = total.new_zeros(()) if silent else term.loss(totals, t)
                 total = total + weight * term.weight * loss
                 rows[t].append(loss.detach())
         at_sums = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
@@ -345,6 +352,11 @@ class EnsembleLoss:
         for _, observation in seen:
             self.reduction.add(total, observation.moments.double() / units)
         return self.reduction.result(total, self.reduce, torch.float64) * units
+
+
+def _sums_of(term: TeacherTerm, seen: Observation, batch: Slice) -> torch.Tensor:
+    """The term's sums; none of a student, unless the term compares it."""
+    return term.sums(seen, batch) if term.compares or not batch.teacher.student else seen.logits.new_zeros(0)
 
 
 def _with_prior(record: Record, prior: torch.Tensor) -> Record:

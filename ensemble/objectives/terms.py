@@ -106,6 +106,8 @@ class TeacherTerm(Objective):
     """Whether it draws the images to their targets."""
     reads_features: ClassVar[bool] = False
     """Whether `sums` reads `seen.features`."""
+    compares: ClassVar[bool] = False
+    """Whether it reads the student, too; others read teachers alone."""
     memory: int = 0
     """How many of the run's earlier images `loss` reads the features of (`Slice.earlier`)."""
 
@@ -114,7 +116,7 @@ class TeacherTerm(Objective):
         return ()
 
     def check(self, teachers: Sequence[Profile]) -> None:
-        """ValueError where the term cannot be had of these teachers together."""
+        """ValueError where the term cannot be had of these, whom it reads, together."""
         for teacher in teachers:
             self.needs(teacher)
 

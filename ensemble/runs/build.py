@@ -111,10 +111,14 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teacher.emit_features()
         teachers.append(teacher)
         costs.append(count_cost(teacher))
-    profiles = [teacher.profile(entry.layers) for teacher, entry in zip(teachers, recipe.teachers, strict=True)]
+    profiles = [
+        replace(teacher.profile(entry.layers), student=entry.student)
+        for teacher, entry in zip(teachers, recipe.teachers, strict=True)
+    ]
     for term in plan.formulation.teacher_terms:
-        term.check(profiles)
-        for profile in profiles:
+        read = [profile for profile in profiles if term.compares or not profile.student]
+        term.check(read)
+        for profile in read:
             if tapped := ", ".join(term.needs(profile)):
                 raise ValueError(f"{term.name} asks to tap {tapped}; only logits and layers' moments are observed")
     images = len(plan.targets(0))
@@ -132,7 +136,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     placed = [
         PlacedTeacher(
             profile,
-            entry.weight,
+            0.0 if entry.student else entry.weight,
             cost.flops,
             cost.memory,
             teacher if t in owned else None,

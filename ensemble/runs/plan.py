@@ -28,7 +28,7 @@ class Plan:
     """With precision and compile resolved for the devices, and the image's size."""
     cards: tuple[ModelCard, ...]
     names: tuple[str, ...]
-    """The teachers' display names, unique."""
+    """The display names, unique, of the teachers and the student, which comes last."""
     verifier_names: tuple[str, ...]
     """The verifiers', which no teacher has."""
     size: int
@@ -42,6 +42,13 @@ class Plan:
     """Terms from Python, beside the recipe's objectives."""
     notes: tuple[str, ...] = ()
     """What the user should know before the run."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of those that teach."""
+        return tuple(
+            name for name, entry in zip(self.names, self.recipe.teachers, strict=True) if not entry.student
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,7 +94,9 @@ def make_plan(
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
-    passes = recipe.iterations * recipe.trials * recipe.ensemble.acting_of(len(cards))
+    students = sum(entry.student for entry in recipe.teachers)
+    acting = recipe.ensemble.acting_of(len(cards) - students) + students
+    passes = recipe.iterations * recipe.trials * acting
     precision = resolve_precision(recipe.runtime.precision, devices)
     compiled = resolve_compile(recipe.runtime.compile, devices, passes)
     runtime = replace(
@@ -109,7 +118,7 @@ def make_plan(
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
     denied = recipe.runtime.compile == "on" and not compiled
     models = [entry.model for entry in recipe.teachers]
-    names = unique_names(models)
+    names = unique_names(["student" if entry.student else entry.model for entry in recipe.teachers])
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):

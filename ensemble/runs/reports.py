@@ -91,8 +91,10 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
     runtime = plan.recipe.runtime
     if runtime.replicas > 1:
         say(f"{runtime.replicas} replicas of these ranks make their trials side by side")
-    acting = plan.recipe.ensemble.acting_of(len(ensemble.teachers)) / len(ensemble.teachers)
-    flops = sum(loads) * acting * plan.recipe.iterations * plan.recipe.trials
+    teaching = [teacher.cost for teacher in ensemble.teachers if not teacher.profile.student]
+    a_step = sum(teaching) * plan.recipe.ensemble.acting_of(len(teaching)) / len(teaching)
+    a_step += sum(ensemble.costs) - sum(teaching)  # the student sees every step
+    flops = a_step * len(plan.targets(0)) * plan.recipe.iterations * plan.recipe.trials
     say(
         f"balance {sum(loads) / len(loads) / max(loads):.2f} (mean load / largest), {flops / 1e12:.1f} TFLOP in all, "
         f"{', '.join(map(str, devices))}, {runtime.precision}, compile {runtime.compile}"

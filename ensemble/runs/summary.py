@@ -112,7 +112,7 @@ def warnings_of(
     """A line for each teacher that misses its targets, and for each loss that did not fall, with what to try."""
     found = []
     aims = any(term.aims for term in plan.formulation.teacher_terms)
-    for name in plan.names:
+    for name in plan.teachers:
         missed = [
             1 - result.values[f"{name}/accuracy"] for trial, result in done.items() if name in _acting(plan, trial)
         ]
@@ -133,12 +133,12 @@ def warnings_of(
 
 def _acting(plan: Plan, trial: int) -> list[str]:
     """The teachers that act at some step of a trial."""
-    rule, teachers = plan.recipe.ensemble, len(plan.names)
+    rule, teachers = plan.recipe.ensemble, plan.teachers
     if rule.per == "step":
-        return list(plan.names)
+        return list(teachers)
     seed = plan.recipe.seed + trial
-    drawn = acting_teachers(rule.acting, rule.count, rule.per, teachers=teachers, seed=seed, step=0)
-    return [plan.names[t] for t in drawn]
+    drawn = acting_teachers(rule.acting, rule.count, rule.per, teachers=len(teachers), seed=seed, step=0)
+    return [teachers[t] for t in drawn]
 
 
 def _comparable(plan: Plan, first: Mapping[str, float]) -> dict[str, float]:

@@ -44,6 +44,8 @@ class Profile:
     """Factors of these layers, by patterns of their names."""
     features: int = 0
     """D."""
+    student: bool = False
+    """It is no teacher: images are to part it from them."""
 
     def example(self, device: torch.device) -> Observation:
         """The shapes of what it says of one image; the values are zeros."""

@@ -1,0 +1,70 @@
+"""Runs with a student that competition parts from its teachers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import PLUGIN, end, images, start
+from safetensors.torch import load_file
+
+SHORT = ["--iterations", "4", "--precision", "fp64", "--seed", "3", "--targets", "0", "1", "--images-per-class", "3"]
+STUDENT = "{model: tiny_plain@random, student: true}"
+NETWORKS = f"teachers=[{{model: tiny_a@random}}, {{model: tiny_b@random}}, {STUDENT}]"
+
+
+def line(*settings: str, weight: float = 1.0) -> list[str]:
+    terms = f"objectives=[{{kind: cross_entropy}}, {{kind: bn_matching}}, {{kind: competition, weight: {weight}}}]"
+    settings = (NETWORKS, terms, *settings)
+    return [*PLUGIN, "--models", "tiny_a@random", *SHORT, *(part for one in settings for part in ("--set", one))]
+
+
+def test_two_ranks_do_as_one_and_the_student_is_written_beside_the_teachers(run, tmp_path):
+    assert run(*line(weight=20), "--output", tmp_path / "1").code == 0
+    assert end(start(*line(weight=20), "--nproc", "2", "--output", tmp_path / "2")).code == 0
+    assert torch.allclose(images(tmp_path / "1"), images(tmp_path / "2"), atol=1e-6)
+    assert load_file(tmp_path / "1/logits.safetensors").keys() == {"tiny_a", "tiny_b", "student"}
+    summary = json.loads((tmp_path / "1/summary.json").read_text())
+    assert summary["teachers"].keys() == {"tiny_a", "tiny_b", "student"}
+    assert not any(warning.startswith("student misses") for warning in summary["warnings"])
+    assert run(*line(weight=0), "--output", tmp_path / "0").code == 0
+    assert not torch.allclose(images(tmp_path / "1"), images(tmp_path / "0"), atol=1e-3)
+    pulled, not_pulled = (
+        json.loads((tmp_path / weight / "metrics.jsonl").read_text().splitlines()[-1]) for weight in ("1", "0")
+    )
+    assert pulled["tiny_a/competition"] < not_pulled["tiny_a/competition"]
+    assert pulled["student/bn_matching"] == 0
+
+
+def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
+    exact = [*line("ensemble.acting=turn"), "--reproducible", "ranks"]
+    assert run(*exact, "--output", tmp_path / "1").code == 0
+    assert end(start(*exact, "--nproc", "2", "--output", tmp_path / "2")).code == 0
+    assert torch.equal(images(tmp_path / "1"), images(tmp_path / "2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["objectives=[{kind: cross_entropy}]"], "teachers[2].student: no term compares it with the teachers"),
+        (["teachers=[{model: tiny_a@random}]"], "competition compares the teachers with a student; add"),
+        ([f"teachers=[{STUDENT}]"], "teachers[0].student: there is no teacher; put one before it"),
+        ([f"teachers=[{STUDENT}, {{model: tiny_a@random}}]"], "teachers[0].student: the student comes last"),
+        ([f"teachers=[{{model: tiny_a@random}}, {STUDENT}, {STUDENT}]"], "there is a student already, teachers[1]"),
+        (["ensemble={acting: random, count: 3}"], "ensemble.count: 3 of 2 teachers cannot act"),
+        (
+            ["teachers=[{model: tiny_a@random}, {model: resnet20_cifar@random, student: true, classes: {circle: 0, square: 1, star: 2}}]"],
+            "competition: student has other classes than tiny_a",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_each(run, settings, said, tmp_path):
+    ended = run(*line(*settings), "--output", tmp_path / "out")
+    assert ended.code == 2 and len(ended.errors) == 1 and said in ended.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_the_student(run, tmp_path):
+    ended = run(*line("ensemble.acting=turn"), "--dry-run", "--output", tmp_path / "none")
+    assert ended.code == 0 and "competition[js, T 3]" in ended.output and "w(student) = 0" in ended.output
