@@ -229,6 +229,12 @@ class Recipe(Checked):
             yield f"trials: {what} goes back to the batches before, and there is one; ask for more (--trials 10)"
 
     @property
+    def alternates(self) -> bool:
+        """Whether not all teachers act at each step."""
+        teachers = sum(not entry.student for entry in self.teachers)
+        return self.ensemble.acting_of(teachers) < teachers
+
+    @property
     def iterations(self) -> int:
         return sum(stage.iterations for stage in self.stages)
 

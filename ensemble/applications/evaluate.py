@@ -1,8 +1,9 @@
 """Judge finished images by networks that were no teachers, alone or beside real images.
 
-Without --data: how many are read as their target (accuracy, with Wilson's 95 % interval), the mean confidence, the
-diversity within a class (1 - cosine of the judge's features, mean over pairs), near-duplicates, and where there are
-images enough for it the Inception Score.
+Without --data: how many are read as their target (accuracy, with Clopper and Pearson's 95 % interval), the mean
+confidence, the diversity within a class (1 - cosine of the judge's features, mean over pairs), near-duplicates, and
+where there are images enough for it the Inception Score; and where the judge has BatchNorm layers, how far the images
+are from their statistics, in units of what as many real images have: 1 is reality, less a closer match than that.
 
 With --data, a folder or tar archive with SPLIT/CLASS/FILE, also beside the real test images of the same classes:
 Frechet and kernel distance, precision, recall, density and coverage; and whether training images were copied: the

@@ -39,19 +39,33 @@ class Placement:
         return tuple(sum(costs[c.teacher] * c.images for c in cells) for cells in self.cells)
 
 
-def place(costs: Sequence[float], images: int, world_size: int, ranks: Sequence[int | None] | None = None) -> Placement:
+def place(
+    costs: Sequence[float],
+    images: int,
+    world_size: int,
+    ranks: Sequence[int | None] | None = None,
+    *,
+    alternate: bool = False,
+) -> Placement:
     """A balanced placement of teachers with `costs` per image over `world_size` ranks.
 
     With at least as many teachers as ranks, teachers stay whole: the costliest first, each to the least loaded
     rank. With more ranks than teachers, each teacher gets one rank and each further rank goes to the teacher
     whose cost per rank is highest; a teacher's batch is cut into slices that differ by at most one image.
     `ranks[t]` fixes the number of ranks of teacher t (their sum must then fit the world size).
+    Teachers that `alternate` do not wait for each other: each is cut over all ranks, unless ranks are fixed or the
+    batch has fewer images than there are ranks.
 
     Raises ValueError where the numbers do not fit.
     """
     teachers = len(costs)
     assert teachers and images > 0 and world_size > 0
     fixed = list(ranks or [None] * teachers)
+    if alternate and not any(fixed) and images >= world_size:
+        bounds = [images * i // world_size for i in range(world_size + 1)]
+        return Placement(
+            images, tuple(tuple(Cell(t, a, b) for t in range(teachers)) for a, b in itertools.pairwise(bounds))
+        )
     if any(count is not None for count in fixed) or world_size > teachers:
         return _split(_ranks_per_teacher(costs, images, world_size, fixed), images)
     bins: list[list[int]] = [[] for _ in range(world_size)]
@@ -89,16 +103,20 @@ def _split(counts: Sequence[int], images: int) -> Placement:
     return Placement(images, tuple(cells))
 
 
-def place_cells(costs: Sequence[float], images: int, world_size: int, cell_size: int) -> Placement:
+def place_cells(
+    costs: Sequence[float], images: int, world_size: int, cell_size: int, *, alternate: bool = False
+) -> Placement:
     """Cells of at most `cell_size` images, fixed by the arguments but `world_size`, dealt out whole.
 
-    The costliest first, each to the least loaded rank. A rank may get none.
+    The costliest first, each to the least loaded rank; where teachers `alternate`, to the rank with the least of this
+    teacher. A rank may get none.
     """
     cells = [cell for t in range(len(costs)) for cell in slices(Cell(t, 0, images), cell_size)]
     bins: list[list[Cell]] = [[] for _ in range(world_size)]
     loads = [0.0] * world_size
     for cell in sorted(cells, key=lambda c: (-costs[c.teacher] * c.images, c.teacher, c.start)):
-        rank = min(range(world_size), key=lambda r: (loads[r], r))
+        own = [sum(c.images for c in held if c.teacher == cell.teacher) if alternate else 0 for held in bins]
+        rank = min(range(world_size), key=lambda r: (own[r], loads[r], r))
         bins[rank].append(cell)
         loads[rank] += costs[cell.teacher] * cell.images
     return Placement(images, tuple(tuple(sorted(b, key=lambda c: (c.teacher, c.start))) for b in bins))

@@ -55,9 +55,14 @@ def batches(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size: i
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     if batch_size is None:
         batch_size = _MOST if weight.is_cuda else max(8, min(_MOST, _PIXELS // card.input_size**2))
-    size = (card.input_size, card.input_size)
     for batch in images.split(batch_size):
-        view = batch.to(device=weight.device, dtype=torch.float32)
-        if view.shape[-2:] != size:
-            view = F.interpolate(view, size, mode="bilinear", align_corners=False, antialias=True)
+        view = resized(card, batch.to(device=weight.device, dtype=torch.float32))
         yield network_input(view, card).to(weight.dtype)
+
+
+def resized(card: ModelCard, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) at the card's input size: bilinear, antialiased."""
+    size = (card.input_size, card.input_size)
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images, evaluating
+from ensemble.evaluation.intervals import clopper_pearson
 from models import ModelCard, network_logits
-
-_Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Accuracy:
     top5: float
     n: int
     interval: tuple[float, float]
-    """Wilson 95 % interval of `top1`."""
+    """Clopper and Pearson's 95 % interval of `top1`."""
     per_class: tuple[float, ...]
     """Top-1 among the images of each class; NaN for a class without images."""
     confidence: float
@@ -83,23 +82,7 @@ def accuracy_of(logits: torch.Tensor, targets: torch.Tensor, card: ModelCard) ->
         top1=first.sum().item() / n,
         top5=hits.any(1).sum().item() / n,
         n=n,
-        interval=wilson_interval(int(first.sum()), n),
+        interval=clopper_pearson(int(first.sum()), n),
         per_class=tuple(r / t if t else math.nan for r, t in zip(right, total, strict=True)),
         confidence=logits.softmax(1).amax(1).double().mean().item(),
     )
-
-
-def wilson_interval(successes: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; 95 % at the default z.
-
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with p = successes / n.
-
-    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

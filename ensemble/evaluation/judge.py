@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.evaluation.bn_distance import bn_distance
 from ensemble.evaluation.classification import Accuracy, accuracy_of, logits_of
 from ensemble.evaluation.comparison import Found, Known, alone, as_many_of_each, beside, memorised
 from ensemble.evaluation.features import penultimate_features
@@ -32,6 +33,8 @@ class Judgement:
     accuracy: Accuracy
     near_duplicates: float
     """Share of images with a near-duplicate in the set."""
+    bn_distance: float | None = None
+    """From the judge's running statistics, in units of what as many real images have."""
     diversity: float | None = None
     inception_score: float | None = None
 
@@ -121,6 +124,7 @@ class Judge:
             n=len(features),
             accuracy=accuracy_of(logits, targets, self.card),
             near_duplicates=_share(near_duplicates(small)),
+            bn_distance=bn_distance(self.net, self.card, map(_as_floats, images.split(_AT_ONCE))),
             notes=tuple(note for _, notes in found for note in notes),
             **{name: value for figures, _ in found for name, value in figures.items()},
         )
@@ -150,7 +154,7 @@ class Judge:
     def _part(self, reader: Reader, part: torch.Tensor) -> torch.Tensor:
         """A part, in halves where a GPU's memory is too small for it."""
         try:
-            return reader(self.net, self.card, part.float() / 255 if part.dtype == torch.uint8 else part)
+            return reader(self.net, self.card, _as_floats(part))
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
@@ -159,6 +163,10 @@ class Judge:
 
 def _features_and_logits(net: nn.Module, card: ModelCard, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([penultimate_features(net, card, images), logits_of(net, card, images)], 1)
+
+
+def _as_floats(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _share(which: torch.Tensor) -> float:

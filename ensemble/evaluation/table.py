@@ -18,6 +18,7 @@ _ALONE: dict[str, Callable[[Judgement], str]] = {
     "mean confidence": lambda one: f"{one.accuracy.confidence:.3f}",
     "diversity within a class": lambda one: _number(one.diversity),
     "near-duplicates": lambda one: f"{one.near_duplicates:.1%}",
+    "BN distance, real = 1": lambda one: _number(one.bn_distance, 2),
 }
 _SCORE: dict[str, Callable[[Judgement], str]] = {
     "Inception Score": lambda one: _number(one.inception_score, 2),

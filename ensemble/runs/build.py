@@ -125,9 +125,10 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     flops = [cost.flops for cost in costs]
     world = world_size or context.world_size
     if recipe.runtime.reproducible == "ranks":
-        placement = place_cells(flops, images, world, recipe.runtime.cell_size)
+        placement = place_cells(flops, images, world, recipe.runtime.cell_size, alternate=recipe.alternates)
     else:
-        placement = place(flops, images, world, [entry.ranks for entry in recipe.teachers])
+        fixed = [entry.ranks for entry in recipe.teachers]
+        placement = place(flops, images, world, fixed, alternate=recipe.alternates)
     owned = placement.teachers_of(context.rank)
     for t in owned:
         teachers[t].rewrite()  # after its cost was counted: placements must not depend on the device

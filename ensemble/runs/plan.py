@@ -46,9 +46,7 @@ class Plan:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of those that teach."""
-        return tuple(
-            name for name, entry in zip(self.names, self.recipe.teachers, strict=True) if not entry.student
-        )
+        return tuple(name for name, entry in zip(self.names, self.recipe.teachers, strict=True) if not entry.student)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -209,7 +207,7 @@ def check_placement(plan: Plan, ranks: int) -> None:
     each = ranks_per_replica(plan.recipe, ranks)
     if plan.recipe.runtime.reproducible == "placement":
         fixed = [entry.ranks for entry in plan.recipe.teachers]
-        place([1.0] * len(plan.cards), len(plan.targets(0)), each, fixed)
+        place([1.0] * len(plan.cards), len(plan.targets(0)), each, fixed, alternate=plan.recipe.alternates)
 
 
 def ranks_per_replica(recipe: Recipe, ranks: int) -> int:

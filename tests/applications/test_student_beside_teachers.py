@@ -54,7 +54,10 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
         ([f"teachers=[{{model: tiny_a@random}}, {STUDENT}, {STUDENT}]"], "there is a student already, teachers[1]"),
         (["ensemble={acting: random, count: 3}"], "ensemble.count: 3 of 2 teachers cannot act"),
         (
-            ["teachers=[{model: tiny_a@random}, {model: resnet20_cifar@random, student: true, classes: {circle: 0, square: 1, star: 2}}]"],
+            [
+                "teachers=[{model: tiny_a@random}, {model: resnet20_cifar@random, student: true, "
+                "classes: {circle: 0, square: 1, star: 2}}]"
+            ],
             "competition: student has other classes than tiny_a",
         ),
     ],

@@ -32,7 +32,7 @@ from ensemble.runs.plan import make_plan  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "clear.yaml")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--reproducible", default="placement", choices=("placement", "ranks"))
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the fast forms do to the result: the quickstart in bf16, eager and compiled, against fp32 eager.
+"""What the fast forms do to the result: the recipe `clear` in bf16, eager and compiled, against fp32 eager.
 
     python -m tests.benchmarks.quality --output results/quality [--seeds 5] [--verifiers MODEL ...] [--json FILE]
 
@@ -32,12 +32,12 @@ from tests.benchmarks.step import QUICKSTART
 CASES = {"fp32": ("fp32", "off"), "bf16": ("bf16", "off"), "bf16, compiled": ("bf16", "on")}
 
 
-def quickstart(folder: Path, case: str, seed: int, verifiers: list[str]) -> Results:
-    """The quickstart's images and what the verifiers read, made unless they are there."""
+def made(folder: Path, case: str, seed: int, verifiers: list[str]) -> Results:
+    """The recipe's images and what the verifiers read, made unless they are there."""
     precision, compiled = CASES[case]
     how = {"precision": precision, "compile": compiled}
     output = folder / f"{case.replace(', ', '_')}_{seed}"
-    results = invert("quickstart", output=output, resume=True, progress=False, seed=seed, verifiers=verifiers, **how)
+    results = invert("clear", output=output, resume=True, progress=False, seed=seed, verifiers=verifiers, **how)
     assert results is not None, "one process"
     if results.summary.get("stopped"):
         raise SystemExit("stopped; the same command goes on")
@@ -90,12 +90,12 @@ def main() -> None:
     accuracy: dict[str, dict[str, list[float]]] = {case: {} for case in CASES}
     for seed in range(options.seeds):
         for case in CASES:
-            runs[case].append(quickstart(options.output, case, seed, options.verifiers))
+            runs[case].append(made(options.output, case, seed, options.verifiers))
             for name, read in runs[case][-1].summary["verifiers"].items():
                 accuracy[case].setdefault(name.partition("@")[0], []).append(read["accuracy"])
             print(f"seed {seed}: {case}", flush=True)
     names = list(accuracy["fp32"])
-    table = Table("quickstart", *names, box=None, title=f"read as their target, seeds 0 to {options.seeds - 1}")
+    table = Table("clear", *names, box=None, title=f"read as their target, seeds 0 to {options.seeds - 1}")
     for case, values in accuracy.items():
         table.add_row(case, *(mean_interval(values[name]) for name in names))
     Console(width=110).print(table)

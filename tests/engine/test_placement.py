@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from ensemble.engine.placement import Cell, Placement, place, slices
+from ensemble.engine.placement import Cell, Placement, place, place_cells, slices
 
 IMAGES = 10
 CASES = [(world, teachers, seed) for world in range(1, 10) for teachers in range(1, 6) for seed in range(3)]
@@ -109,3 +109,19 @@ def test_slices(size: int | None) -> None:
     assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
     assert max(sizes) <= (size or 7)
     assert len(parts) == (1 if size is None else -(-7 // size))
+
+
+@pytest.mark.parametrize(("world", "teachers", "seed"), CASES)
+def test_teachers_that_alternate_are_each_even_over_all_ranks(world: int, teachers: int, seed: int) -> None:
+    costs = draw_costs(teachers, seed)
+    cut, dealt = place(costs, IMAGES, world, alternate=True), place_cells(costs, IMAGES, world, 1, alternate=True)
+    for placement in (cut, dealt):
+        assert seen(placement) == Counter(itertools.product(range(teachers), range(IMAGES)))
+        for teacher in range(teachers):
+            sizes = [sum(c.images for c in rank if c.teacher == teacher) for rank in placement.cells]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_fixed_ranks_and_batches_smaller_than_the_world_are_placed_as_ever() -> None:
+    assert place([1.0, 1.0], 4, 3, [2, None], alternate=True) == place([1.0, 1.0], 4, 3, [2, None])
+    assert place([1.0, 1.0], 2, 3, alternate=True) == place([1.0, 1.0], 2, 3)

@@ -46,7 +46,7 @@ def test_of_distances():
 
 
 def test_of_memorisation():
-    """Wilson's interval of 50 in 100 is 0.4038 to 0.5962."""
+    """Clopper and Pearson's interval of 50 in 100 is 0.3983 to 0.6017."""
     assert cautions.of_memorisation(100) == (
         "with 100 images chance moves the share nearer to training images by 10% or more"
     )

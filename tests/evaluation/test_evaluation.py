@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.evaluation.classification import accuracy, wilson_interval
+from ensemble.evaluation.classification import accuracy
 from ensemble.evaluation.density_coverage import density_coverage
 from ensemble.evaluation.diversity import diversity
 from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.inception_score import inception_score
+from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.kernel_distance import kernel_distance
 from ensemble.evaluation.mean_interval import mean_interval
@@ -57,7 +58,7 @@ def test_accuracy_by_hand():
     one_hot = math.e / (math.e + 2)
     mixed = math.exp(0.75) / (math.exp(0.75) + math.exp(0.25) + 1)
     assert result.confidence == pytest.approx((3 * one_hot + mixed) / 4, rel=1e-6)
-    assert result.interval == wilson_interval(2, 4)
+    assert result.interval == clopper_pearson(2, 4)
 
 
 def test_top5_counts_five_of_many():
@@ -132,15 +133,19 @@ def test_wrong_network_is_refused():
         accuracy(ChannelMeans(), card(), images, targets, batch_size=0)
 
 
-def test_wilson_interval():
-    # Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
-        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
-    assert wilson_interval(20, 20)[1] == 1
+def test_clopper_pearson_interval():
+    # Newcombe (1998), table I, method 5: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    for successes, n, low, high in ((81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0, 0.1684)):
+        assert clopper_pearson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert clopper_pearson(1, 29) == pytest.approx((0.0009, 0.1776), abs=5e-5)
+    assert clopper_pearson(20, 20) == (pytest.approx(0.025 ** (1 / 20)), 1.0)
+    low, high = clopper_pearson(4970, 10000)
+    assert low == pytest.approx(0.497 - 1.96 * 0.005, abs=2e-4) and high == pytest.approx(
+        0.497 + 1.96 * 0.005, abs=2e-4
+    )
     for successes, n in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="successes"):
-            wilson_interval(successes, n)
+            clopper_pearson(successes, n)
 
 
 # features

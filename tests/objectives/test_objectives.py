@@ -150,7 +150,9 @@ def test_bn_matching_by_hand() -> None:
     assert float(of_moments(BNMatching(convention="paper"), moments, statistics, 3)) == pytest.approx(17)
     expected = 5 / math.sqrt(5) + 12 / math.sqrt(17)
     assert float(of_moments(BNMatching(convention="relative"), moments, statistics, 3)) == pytest.approx(expected)
-    assert float(of_moments(BNMatching(convention="relative", first=10), moments, statistics, 3)) == pytest.approx(10 * expected)
+    assert float(of_moments(BNMatching(convention="relative", first=10), moments, statistics, 3)) == pytest.approx(
+        10 * expected
+    )
     weighed = BNMatching(convention="relative", weight=10)  # by its caller
     assert float(of_moments(weighed, moments, statistics, 3)) == pytest.approx(expected)
 
