@@ -127,7 +127,9 @@ def ours(setting: Setting, dtype: torch.dtype, device: torch.device, compiled: b
         if compiled:
             teacher.compile()
         members.append(EnsembleMember(teacher.profile(), 1.0, targets, teacher))
-    formulation = Formulation((CrossEntropy(weight=1.0, temperature=1.0), BNMatching(weight=1.0)))
+    formulation = Formulation(
+        (CrossEntropy(weight=1.0, temperature=1.0), BNMatching(weight=1.0, convention="relative"))
+    )
     loss = EnsembleLoss(members, formulation, [Cell(t, 0, setting.images) for t in range(len(members))])
     weights = {t: 1 / len(members) for t in range(len(members))}
     return lambda: loss.gradient(view, weights)[1]

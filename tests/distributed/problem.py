@@ -44,7 +44,7 @@ CARD = ModelCard("tiny", "test", 8, 5, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.
 FORMULATION = Formulation(
     (
         CrossEntropy(weight=0.5, temperature=1.0),
-        BNMatching(weight=1.0, first=3.0),
+        BNMatching(weight=1.0, convention="relative", first=3.0),
         TotalVariation(weight=0.01),
         L2Prior(weight=0.01),
     )

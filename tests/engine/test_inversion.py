@@ -95,7 +95,7 @@ FORMULATION = Formulation(
     (
         CrossEntropy(weight=0.7, temperature=2.0),
         ClassScore(weight=0.1),
-        BNMatching(weight=1.3, first=4.0),
+        BNMatching(weight=1.3, convention="relative", first=4.0),
         BNMatching(weight=0.05, convention="paper"),
         TotalVariation(weight=0.01),
         L2Prior(weight=0.02),
@@ -570,7 +570,11 @@ def climbing(poll_every: int) -> tuple[Inversion, list[torch.Tensor]]:
     raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     members = [member(0, net(0)), member(1, Cliff(net(1), 0.65), card=raw), member(2, net(2))]
     formulation = Formulation(
-        (CrossEntropy(weight=1e-6, temperature=1.0), BNMatching(weight=1e-6), L2Prior(weight=-100.0))
+        (
+            CrossEntropy(weight=1e-6, temperature=1.0),
+            BNMatching(weight=1e-6, convention="relative"),
+            L2Prior(weight=-100.0),
+        )
     )
     inversion = make(
         members, iterations=20, formulation=formulation, pixels=True, lr=0.03, schedule="constant",

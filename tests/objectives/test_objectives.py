@@ -235,7 +235,7 @@ def test_a_teachers_own_layer_factors_count() -> None:
     statistics, moments = two_channels()
     seen = Observation(torch.zeros(3, 4), moments, torch.zeros(3, 0))
     plain, halved = (Profile("t", CARD, statistics, layers) for layers in ({}, {"a": 0.5}))
-    whole, half = (whole_batch(BNMatching(), seen, profile, 3) for profile in (plain, halved))
+    whole, half = (whole_batch(BNMatching(convention="relative"), seen, profile, 3) for profile in (plain, halved))
     assert float(half) == pytest.approx(float(whole) / 2)
 
 
@@ -340,7 +340,7 @@ def test_each_batch_may_stress_other_layers() -> None:
     layers = tuple(BNLayer(str(k), k, 1, 4) for k in range(2000))
     statistics = BNStatistics(layers, torch.zeros(2000).double(), torch.ones(2000).double())
     batch = Slice(0, 9, 9, torch.zeros(9, dtype=torch.long), Profile("t", CARD, statistics), 8, seed=3)
-    term = BNMatching(emphasis=0.5)
+    term = BNMatching(convention="relative", emphasis=0.5)
     factors = term._stress(batch)
     assert float(factors.mean()) == pytest.approx(1) and float(factors.log().std()) == pytest.approx(0.5, rel=0.05)
     assert torch.equal(term._stress(batch), factors)
@@ -352,10 +352,13 @@ def test_the_stressed_layers_count_so_much_more() -> None:
     both, moments = two_channels()
     statistics = BNStatistics((BNLayer("a", 0, 1, 2), BNLayer("b", 1, 1, 2)), both.mean, both.var)
     seen, profile = Observation(torch.zeros(3, 4), moments, torch.zeros(3, 0)), Profile("t", CARD, statistics)
-    plain = [float(whole_batch(BNMatching(layers={left_out: 0}), seen, profile, 3)) for left_out in ("b", "a")]
+    plain = [
+        float(whole_batch(BNMatching(convention="relative", layers={left_out: 0}), seen, profile, 3))
+        for left_out in ("b", "a")
+    ]
     batch = Slice(0, 3, 3, torch.zeros(3, dtype=torch.long), profile, CARD.input_size)
-    factors = BNMatching(emphasis=1.0)._stress(batch).tolist()
-    stressed = float(whole_batch(BNMatching(emphasis=1.0), seen, profile, 3))
+    factors = BNMatching(convention="relative", emphasis=1.0)._stress(batch).tolist()
+    stressed = float(whole_batch(BNMatching(convention="relative", emphasis=1.0), seen, profile, 3))
     assert stressed == pytest.approx(sum(f * part for f, part in zip(factors, plain, strict=True)))
     assert factors[0] != pytest.approx(factors[1], rel=0.1)
 

@@ -120,7 +120,7 @@ def test_observed_are_the_inputs(name: str, form: str, monkeypatch: pytest.Monke
 
 def loss_of(teacher: Teacher) -> Callable[[torch.Tensor], torch.Tensor]:
     """The relative BN loss, written in plain torch."""
-    profile, term = teacher.profile(), BNMatching()
+    profile, term = teacher.profile(), BNMatching(convention="relative")
     statistics = profile.statistics
     assert statistics is not None
 
