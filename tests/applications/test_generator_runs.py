@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 from conftest import ONE, end, images, start
 
-GENERATOR = ["--set", "image.parameterization={kind: generator, width: 4, latent: 8}", "--set", "optimizer.lr=0.03"]
+GENERATOR = [
+    "--set",
+    "image={start: noise, parameterization: {kind: generator, width: 4, latent: 8}}",
+    "--set",
+    "optimizer.lr=0.03",
+]
 STEPS = ["--iterations", "6", "--set", "checkpoint.every=2", "--images-per-class", "2", "--trials", "2"]
 
 
@@ -24,7 +29,8 @@ def test_a_killed_run_ends_with_the_same_bits(run, tmp_path: Path) -> None:
 def test_a_run_s_weights_serve_another(run, tmp_path: Path) -> None:
     assert run(*ONE, *GENERATOR, *STEPS, "--output", tmp_path / "first").code == 0
     (file,) = (tmp_path / "first").rglob("trial0000-*.safetensors")
-    kept = f"image.parameterization={{kind: generator, width: 4, latent: 8, learn: latents, weights: {file}}}"
+    how = f"{{kind: generator, width: 4, latent: 8, learn: latents, weights: {file}}}"
+    kept = f"image={{start: noise, parameterization: {how}}}"
     assert run(*ONE, "--set", kept, "--iterations", "2", "--output", tmp_path / "second").code == 0
     assert images(tmp_path / "second").isfinite().all()
 

@@ -18,7 +18,7 @@ def told(*first: dict[str, float]) -> list[str]:
     """What is said of trials with these losses at their first step, which all end alike: the losses named."""
     formulation = SimpleNamespace(teacher_terms=())
     recipe = SimpleNamespace(ensemble=EnsembleRule(acting="random"), seed=0, objectives=())
-    plan: Any = SimpleNamespace(names=("a", "b"), recipe=recipe, formulation=formulation)
+    plan: Any = SimpleNamespace(names=("a", "b"), teachers=("a", "b"), recipe=recipe, formulation=formulation)
     done = {trial: TrialResults(torch.zeros(1, 3, 1, 1), END, {}, {}) for trial in range(len(first))}
     return [text.split(" did not fall")[0] for text in warnings_of(plan, done, dict(enumerate(first)))]
 
