@@ -95,7 +95,7 @@ class ImageRule(Checked):
             what = "noise with spreads" if isinstance(self.start, Noise) else f"kind {self.start.kind!r}"
             yield (
                 f"start: {what} says what images look like, which kind {self.parameterization.kind!r} cannot be told; "
-                "use kind 'noise' without spreads, as --set image.start=noise"
+                "use kind 'noise' without spreads: --set 'image.start={kind: noise}'"
             )
 
 

@@ -102,11 +102,11 @@ MISTAKES = {
         ["image.start: kind 'grey' says", "kind 'generator' cannot be told", "use kind 'noise'"],
     ),
     "size of a generator": (
-        [*ONE, "--set", "image={start: noise, parameterization: {kind: generator}, size: 10}"],
+        [*ONE, "--set", "image={start: {kind: noise}, parameterization: {kind: generator}, size: 10}"],
         ["4 divides, not 10", "image.size to 12"],
     ),
     "weights of a generator": (
-        [*ONE, "--set", "image={start: noise, parameterization: {kind: generator, weights: nowhere.safetensors}}"],
+        [*ONE, "--set", "image={start: {kind: noise}, parameterization: {kind: generator, weights: nowhere.safetensors}}"],
         ["image.parameterization.weights", "nowhere.safetensors", "cannot be read"],
     ),
     "dead leaves": (

@@ -9,7 +9,7 @@ from conftest import ONE, end, images, start
 
 GENERATOR = [
     "--set",
-    "image={start: noise, parameterization: {kind: generator, width: 4, latent: 8}}",
+    "image={start: {kind: noise}, parameterization: {kind: generator, width: 4, latent: 8}}",
     "--set",
     "optimizer.lr=0.03",
 ]
@@ -30,7 +30,7 @@ def test_a_run_s_weights_serve_another(run, tmp_path: Path) -> None:
     assert run(*ONE, *GENERATOR, *STEPS, "--output", tmp_path / "first").code == 0
     (file,) = (tmp_path / "first").rglob("trial0000-*.safetensors")
     how = f"{{kind: generator, width: 4, latent: 8, learn: latents, weights: {file}}}"
-    kept = f"image={{start: noise, parameterization: {how}}}"
+    kept = f"image={{start: {{kind: noise}}, parameterization: {how}}}"
     assert run(*ONE, "--set", kept, "--iterations", "2", "--output", tmp_path / "second").code == 0
     assert images(tmp_path / "second").isfinite().all()
 
