@@ -86,7 +86,7 @@ def parse_shares(
     """
     found: dict[int, float] = {}
     for name, share in shares.items():
-        for index in parse_targets([name], num_classes, class_names, numbers):
+        for index in parse_targets([name], num_classes, class_names, numbers) or ():
             if index in found:
                 raise ValueError(f"targets: class {index} ({name!r}) has two shares; give it one")
             found[index] = share
