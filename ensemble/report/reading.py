@@ -113,9 +113,7 @@ def read_run(name: str) -> Run:
     if not folder.path.is_dir():
         raise ValueError(f"{name} is no folder; give the results folder of a run of invert.py")
     if is_dataset(folder.path):
-        raise ValueError(
-            f"{name} holds a dataset, of which there is no report; see its grid.png, or invert.py evaluate"
-        )
+        raise ValueError(f"{name} holds a dataset, which has no report; see its grid.png, or invert.py evaluate")
     images, targets = folder.read_images()
     recipe, summary = folder.read_recipe(), folder.read_summary()
     if summary == {}:
