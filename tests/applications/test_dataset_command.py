@@ -401,6 +401,13 @@ def test_folders_of_others(run, tmp_path):
     assert "holds no dataset" in one_line(run("dataset", "--output", tmp_path / "notes", "--export", tmp_path / "e"))
 
 
+def test_a_run_replaces_no_dataset(whole, run):
+    before = tree(whole)
+    for how in ("--overwrite", "--resume"):
+        assert "holds a dataset, which a run does not" in one_line(run(*COMMAND[1:], how, "--output", whole))
+    assert tree(whole) == before
+
+
 def test_overwrite_replaces_a_dataset_and_nothing_else(whole, run, tmp_path):
     assert run(*SINGLE, "--images", "40", "--seed", "5", "--output", tmp_path).code == 0
     (tmp_path / "mine.txt").touch()
