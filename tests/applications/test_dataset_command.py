@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ensemble import GeneratedImages, cli
+from ensemble.runs import dataset
+from ensemble.runs.build import build_inversion
 from models import create_model
 
 COMMAND = ["dataset", *TWO, "--iterations", "3", "--set", "record_every=1", "--set", "image.batch_size=8"]
@@ -279,6 +281,38 @@ def test_batches_that_look_back_go_on_with_the_same_pool(looks_back, run, tmp_pa
     assert 0 < len(shards(tmp_path / "out")) < 4
     assert run(*command, "--output", tmp_path / "out", "--resume").code == 0
     check_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_what_batches_look_back_at(run, tmp_path, monkeypatch):
+    """The last stored images before each batch, no more than the pool, whether or not it was resumed between."""
+    seen = {}
+
+    def recorded(plan, ensemble, context, trial, earlier=None):
+        seen[trial] = earlier
+        return build_inversion(plan, ensemble, context, trial, earlier)
+
+    monkeypatch.setattr(dataset, "build_inversion", recorded)
+    monkeypatch.setattr(dataset, "POOL", 12)
+    command = [*SINGLE, "--set", "image.start.kind=warm", "--output", tmp_path, "--resume", "--images"]
+    for images in ("16", "28"):
+        assert run(*command, images).code == 0
+    data = GeneratedImages(tmp_path)
+    stored = data.labelled().images.float() / 255
+    assert seen[0] is None and [*seen] == [0, 1, 2, 3]
+    for batch in (1, 2, 3):
+        last = slice(max(0, 8 * batch - 12), 8 * batch)
+        assert torch.equal(seen[batch][0], stored[last]) and torch.equal(seen[batch][1], data.targets[last])
+
+
+def test_while_it_grows_it_is_not_finished(run, tmp_path, monkeypatch):
+    command = [*SINGLE, "--iterations", "6", "--output", tmp_path, "--images"]
+    assert run(*command, "8").code == 0
+    monkeypatch.setenv("MISFORTUNE", "term:0:2")
+    assert "stopped at step" in run(*command, "16", "--resume").errors[0]
+    assert not (tmp_path / "manifest.json").exists() and len(shards(tmp_path)) == 1
+    monkeypatch.delenv("MISFORTUNE")
+    assert run(*PLUGIN_DATASET, "--resume", "--output", tmp_path).code == 0  # it knows that 16 were asked for
+    assert len(GeneratedImages(tmp_path)) == 16
 
 
 def test_two_ranks_and_two_replicas(run, tmp_path):

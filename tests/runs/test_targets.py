@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import pytest
@@ -45,9 +46,20 @@ def test_shares_by_name_index_and_range() -> None:
         parse_shares({}, 4, NAMES)
 
 
+def some_shares() -> list[dict[int, float]]:
+    rng = random.Random(0)
+    return [{c: float(rng.randint(1, 40)) for c in range(rng.randint(2, 7))} for _ in range(40)]
+
+
 @pytest.mark.parametrize(
     "shares",
-    [{5: 3.0, 2: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0}, {0: 0.1, 1: 0.2, 2: 0.7}, {3: 7.0, 1: 5.0, 0: 0.5, 9: 11.0, 4: 2.0}],
+    [
+        *some_shares(),
+        {5: 3.0, 2: 1.0},
+        {0: 1.0, 1: 1.0, 2: 1.0},
+        {0: 0.1, 1: 0.2, 2: 0.7},
+        {3: 7.0, 1: 5.0, 0: 0.5, 9: 11.0, 4: 2.0},
+    ],
 )
 def test_any_first_turns_have_the_shares(shares: dict[int, float]) -> None:
     """Each class's count is its exact part, rounded up or down; and a repetition goes on as it began."""
