@@ -38,13 +38,14 @@ def make_dataset(
     wanted: Wanted,
     *,
     resume: bool,
+    overwrite: bool,
     began: float,
     progress: ProgressReporter,
     command: str = "",
 ) -> Finished | None:
     """Make what is missing of the images; what is to be told of them on rank 0, None on the others.
 
-    The folder was checked. Raises ValueError for a user's mistake, NotFiniteError where a loss stops being a number,
+    Raises ValueError for a user's mistake, NotFiniteError where a loss stops being a number,
     MachineFailure where the disk or another rank fails, and Interrupted after a stop that was asked for: batches that
     were finished stay.
     """
@@ -66,6 +67,9 @@ def make_dataset(
     plan = plan.with_runtime(micro_batch=micro_batch_of(plan, ensemble, context, replica, progress.message))
     with context.agree():  # a folder is touched once nothing is refused
         build_inversion(plan, ensemble, replica, 0)
+    with context.agree():
+        if context.is_main:  # again: another may have made something there before this held it
+            folder.check(plan.recipe, wanted, resume=resume, overwrite=overwrite)
     here = Replica(plan, None, replica, ensemble, Restored({}), progress, None, Clock(began), keeps_partial=False)
     try:
         missing = _open(here, context, folder, wanted, goes_on=saved is not None)

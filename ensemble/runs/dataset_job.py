@@ -70,6 +70,7 @@ class DatasetJob:
                 self.folder,
                 self.wanted,
                 resume=self.resume,
+                overwrite=self.overwrite,
                 began=began,
                 progress=progress,
                 command=self.command,

@@ -19,8 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ensemble import GeneratedImages, cli
+from ensemble.machine.progress import SilentProgress
 from ensemble.runs import dataset
 from ensemble.runs.build import build_inversion
+from ensemble.runs.dataset_job import dataset_job
 from models import create_model
 
 COMMAND = ["dataset", *TWO, "--iterations", "3", "--set", "record_every=1", "--set", "image.batch_size=8"]
@@ -440,6 +442,17 @@ def test_a_run_replaces_no_dataset(whole, run):
     for how in ("--overwrite", "--resume"):
         assert "holds a dataset, which a run does not" in one_line(run(*COMMAND[1:], how, "--output", whole))
     assert tree(whole) == before
+
+
+def test_what_another_made_meanwhile_is_not_replaced(run, tmp_path):
+    """Between the check and the lock."""
+    late = dataset_job({"teachers": [{"model": "tiny_a@random"}]}, {"device": "cpu"}, (), tmp_path, 3)
+    late.check(1)
+    assert run(*SINGLE, "--images", "8", "--output", tmp_path).code == 0
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="output: "):
+        late.run(0.0, SilentProgress())
+    assert tree(tmp_path) == before
 
 
 def test_overwrite_replaces_a_dataset_and_nothing_else(whole, run, tmp_path):
