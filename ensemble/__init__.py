@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ensemble.api import invert
+    from ensemble.data.generated import GeneratedImages
     from ensemble.engine.guard import NotFiniteError
     from ensemble.engine.optimizers import Adam, Optimizer
     from ensemble.image.dead_leaves import DeadLeaves
@@ -40,6 +41,7 @@ _HOME = {
     "ensemble.api": ("invert",),
     "ensemble.runs.recipes": ("load_recipe",),
     "ensemble.runs.results": ("Results",),
+    "ensemble.data.generated": ("GeneratedImages",),
     "ensemble.recipe": ("Recipe", "Stage", "TeacherEntry"),
     "ensemble.machine.errors": ("MachineFailure",),
     "ensemble.engine.guard": ("NotFiniteError",),
@@ -71,6 +73,7 @@ __all__ = [
     "Fourier",
     "FromFolder",
     "FromImage",
+    "GeneratedImages",
     "Generator",
     "ImageParameterization",
     "ImageTerm",

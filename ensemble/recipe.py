@@ -158,8 +158,8 @@ class Recipe(Checked):
     teachers: Annotated[tuple[TeacherEntry, ...], Field(min_length=1)]
     ensemble: EnsembleRule = EnsembleRule()
     image: ImageRule = ImageRule()
-    targets: str | tuple[int | str, ...] = "all"
-    """`all`, `random`, class indices, ranges `0-15` or class names."""
+    targets: str | tuple[int | str, ...] | dict[str, PositiveFloat] = "all"
+    """`all`, `random`, class indices, ranges `0-15` or class names; or shares, {cat: 3, dog: 1}."""
     images_per_class: PositiveInt = 1
     trials: PositiveInt = 1
     """Batches, each from its own seed; one after the other, or side by side in replicas."""

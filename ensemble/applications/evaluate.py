@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def arguments(p: Parser) -> None:
     """The options."""
-    p.add_argument("results", nargs="+", metavar="DIR", help="results folders of finished runs")
+    p.add_argument("results", nargs="+", metavar="DIR", help="results folders of finished runs, or datasets")
     p.add_argument(
         "--judge",
         action="append",

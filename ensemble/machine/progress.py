@@ -245,7 +245,11 @@ def _losses(values: Mapping[str, float]) -> str:
     of_teachers: dict[str, list[float]] = {}
     for name, value in values.items():
         of_teachers.setdefault(name.rpartition("/")[2], []).append(value)
-    return "  ".join(f"{name} {mean(each):.4g}" for name, each in of_teachers.items())
+    return "  ".join(f"{name} {_number(mean(each))}" for name, each in of_teachers.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _rate(steps_per_second: float) -> str:

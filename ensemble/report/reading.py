@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ensemble.data.shards import is_dataset
 from ensemble.image.pictures import checked_batch
 from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, ResultsFolder
 from ensemble.runs.plan import unique_names
@@ -111,6 +112,8 @@ def read_run(name: str) -> Run:
     folder = ResultsFolder(Path(name).expanduser())
     if not folder.path.is_dir():
         raise ValueError(f"{name} is no folder; give the results folder of a run of invert.py")
+    if is_dataset(folder.path):
+        raise ValueError(f"{name} holds a dataset, which has no report; see its grid.png, or invert.py evaluate")
     images, targets = folder.read_images()
     recipe, summary = folder.read_recipe(), folder.read_summary()
     if summary == {}:

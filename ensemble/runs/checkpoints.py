@@ -63,7 +63,7 @@ class Checkpoints:
         if self.folder is None:
             return
         tensors, numbers = inversion.state()
-        _compare(self.context, tensors, inversion.step)
+        compare_ranks(self.context, tensors, inversion.step)
         with self.context.agree():
             if self.context.is_main:
                 results = {} if done is None else done.tensors()
@@ -81,8 +81,8 @@ class Checkpoints:
                 save_checkpoint(self.folder, _prefix(self.trial), inversion.step, tensors | results, meta, keep)
 
 
-def _compare(context: ProcessContext, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-    """Every rank must hold the same image to the bit, and where it steps itself the same optimiser state."""
+def compare_ranks(context: ProcessContext, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+    """ReplicaError unless all ranks hold the same image to the bit, and where each steps itself one optimiser state."""
     if context.world_size == 1:
         return
     held = {k: v for k, v in tensors.items() if not context.mixed or k.startswith("image.")}

@@ -1,4 +1,4 @@
-"""A finished run as it is judged: its images with their targets, and the networks that they were made for."""
+"""A finished run, or a dataset, as it is judged: images with their targets, and the networks they were made for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ensemble.data.generated import GeneratedImages
+from ensemble.data.shards import is_dataset
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.networks import Networks
 from models import ModelCard, model_card
@@ -28,8 +30,10 @@ class FinishedRun:
 
     @classmethod
     def read(cls, name: str) -> FinishedRun:
-        """ValueError, with the folder's name, where a run did not end there, or its files are damaged."""
+        """ValueError, with the folder's name, where a run or a dataset did not end there, or its files are damaged."""
         folder = ResultsFolder(Path(name).expanduser())
+        if is_dataset(folder.path):
+            return cls._of_dataset(name, GeneratedImages(folder.path))
         images, targets = folder.read_images()
         if not folder.finished:
             raise ValueError(
@@ -46,6 +50,11 @@ class FinishedRun:
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{name}: its recipe or summary is damaged; make the images again") from None
         return cls(name, images, targets, class_names, teachers)
+
+    @classmethod
+    def _of_dataset(cls, name: str, made: GeneratedImages) -> FinishedRun:
+        """A finished `invert.py dataset`: all its images, as they are stored."""
+        return cls(name, made.labelled().images / 255, made.targets, made.class_names, tuple(made.models.values()))
 
     def check(self, judge: ModelCard) -> None:
         """ValueError where the targets count other classes than the judge's, as far as that is known here."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ensemble.config.yaml_files import load_yaml
+from ensemble.data.shards import is_dataset
 from ensemble.engine.agreement import Agreement
 from ensemble.image.pictures import checked_batch, draw_grid, to_bytes
 from ensemble.machine.files import (
@@ -75,9 +76,14 @@ class ResultsFolder:
         return held(self.path)
 
     def check(self, overwrite: bool) -> None:
-        """Raises ValueError where this is no folder, or is not empty without `overwrite`; changes nothing."""
+        """Raises ValueError where this is no folder, holds a dataset, or is not empty without `overwrite`.
+
+        It changes nothing.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output: {self.path} is a file; give a folder")
+        if is_dataset(self.path) and overwrite:
+            raise ValueError(f"output: {self.path} holds a dataset, which a run does not replace; give another folder")
         if self.path.is_dir() and {file.name for file in self.path.iterdir()} - _LOCKS and not overwrite:
             other = holder(self.path)
             if other is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -53,15 +53,15 @@ class Job:
         """ValueError where results may not be written, or teachers cannot be placed on so many ranks."""
         if self.folder is not None:
             self.folder.check(self.overwrite or self.resume)
-            _check_writable(self.folder.path)
+            check_writable(self.folder.path)
         if self.tensorboard is not None:
             check_board(self.tensorboard, goes_on=self.resume)
-            _check_writable(self.tensorboard, "tensorboard")
+            check_writable(self.tensorboard, "tensorboard")
         check_placement(self.plan, ranks)
 
     def run(self, began: float, progress: ProgressReporter, *, keeps_partial: bool = False) -> Results | None:
         """What `ensemble.runs.run.run` returns, as a process of its own or as one of torchrun's ranks."""
-        with process_context(self.device) as context, self._held(context):
+        with process_context(self.device) as context, held_for_all(self.folder, context):
             return run(
                 self.plan,
                 context,
@@ -75,19 +75,28 @@ class Job:
                 tensorboard=self.tensorboard,
             )
 
-    @contextmanager
-    def _held(self, context: ProcessContext) -> Iterator[None]:
-        """The folder, by rank 0 for all; ValueError, on all, where another run holds it or it cannot be written."""
-        with ExitStack() as stack:
-            with context.agree():
-                if self.folder is not None and context.is_main:
-                    try:
-                        stack.enter_context(self.folder.held())
-                    except OSError as error:
-                        why = error.strerror or error
-                        text = f"output: {self.folder.path} cannot be written ({why}); give another folder"
-                        raise ValueError(text) from None
-            yield
+
+class Held(Protocol):
+    """A folder that one process writes at a time."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def held(self) -> AbstractContextManager[None]: ...
+
+
+@contextmanager
+def held_for_all(folder: Held | None, context: ProcessContext) -> Iterator[None]:
+    """The folder, by rank 0 for all; ValueError, on all, where another run holds it or it cannot be written."""
+    with ExitStack() as stack:
+        with context.agree():
+            if folder is not None and context.is_main:
+                try:
+                    stack.enter_context(folder.held())
+                except OSError as error:
+                    why = error.strerror or error
+                    raise ValueError(f"output: {folder.path} cannot be written ({why}); give another folder") from None
+        yield
 
 
 def job(
@@ -147,6 +156,7 @@ def _saved(output: str | Path | None) -> dict[str, Any] | None:
     return folder.read_recipe() if folder.has_recipe else None
 
 
-def _check_writable(output: Path, what: str = "output") -> None:
+def check_writable(output: Path, what: str = "output") -> None:
+    """ValueError where the folder cannot be made, or written."""
     if why := why_unwritable(output):
         raise ValueError(f"{what}: {output} cannot be made, {why}; give another folder")

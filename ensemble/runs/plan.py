@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
-from ensemble.runs.targets import batch_targets, parse_targets
+from ensemble.runs.targets import batch_targets, drawn_targets, parse_shares, parse_targets, spread
 from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard, wordnet_numbers
 
@@ -34,6 +34,8 @@ class Plan:
     size: int
     classes: tuple[int, ...] | None
     """Target classes; None draws them."""
+    turns: tuple[int, ...]
+    """The order in which target classes follow each other, over all batches; empty where they are drawn."""
     formulation: Formulation
     measurements: tuple[Measurement | None, ...]
     """What the teachers' `statistics` files hold."""
@@ -52,12 +54,17 @@ class Plan:
     def class_names(self) -> tuple[str, ...]:
         return self.cards[0].class_names
 
+    @property
+    def batch_size(self) -> int:
+        """How many images a batch has."""
+        kinds = self.cards[0].num_classes if self.classes is None else len(self.classes)
+        return self.recipe.image.batch_size or kinds * self.recipe.images_per_class
+
     def targets(self, trial: int) -> torch.Tensor:
         """The targets of one trial's batch, int64 (N,)."""
-        r = self.recipe
-        return batch_targets(
-            self.classes, self.cards[0].num_classes, r.images_per_class, r.image.batch_size, r.seed + trial
-        )
+        if self.classes is None:
+            return drawn_targets(self.cards[0].num_classes, self.batch_size, self.recipe.seed + trial)
+        return batch_targets(self.turns, self.batch_size, trial)
 
     @property
     def in_memory(self) -> tuple[str, ...]:
@@ -87,8 +94,7 @@ def make_plan(
     cards = tuple(networks.card(entry.model) for entry in recipe.teachers)
     _check_label_spaces(recipe, cards)
     _check_verifiers(recipe.verifiers, cards[0], networks)
-    numbers = wordnet_numbers(cards[0], str(recipe.targets))
-    classes = parse_targets(recipe.targets, cards[0].num_classes, cards[0].class_names, numbers)
+    classes, turns = _classes(recipe, cards[0])
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
@@ -126,7 +132,20 @@ def make_plan(
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
     live = tuple(live_terms)
-    return Plan(resolved, cards, names, judges, size, classes, formulation, measurements, networks, live, tuple(notes))
+    return Plan(
+        resolved, cards, names, judges, size, classes, turns, formulation, measurements, networks, live, tuple(notes)
+    )
+
+
+def _classes(recipe: Recipe, card: ModelCard) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """The target classes, None where they are drawn, and the turns that they take."""
+    numbers = wordnet_numbers(card, str(recipe.targets))
+    if not isinstance(recipe.targets, Mapping):
+        classes = parse_targets(recipe.targets, card.num_classes, card.class_names, numbers)
+        return classes, classes or ()
+    shares = parse_shares(recipe.targets, card.num_classes, card.class_names, numbers)
+    size = recipe.image.batch_size or len(shares) * recipe.images_per_class
+    return tuple(shares), spread(shares, size * recipe.trials)
 
 
 def _idle_levels(

@@ -186,3 +186,20 @@ def print_summary(summary: Mapping[str, Any], output: str | Path) -> None:
         f"({pace}, start-up {summary['startup_seconds']:.0f} s): {output}",
         highlight=False,
     )
+
+
+def print_dataset(manifest: Mapping[str, Any], cost: Mapping[str, Any], output: str | Path) -> None:
+    """Teachers and verifiers with what they read, what the images cost, and where they are."""
+    console = _console()
+    table = Table("network", "role", "reads the target", box=None, pad_edge=False)
+    for name, values in manifest["teachers"].items():
+        table.add_row(name, "teacher", f"{values['accuracy']:.1%}")
+    for name, values in manifest.get("verifiers", {}).items():
+        low, high = values["interval"]
+        table.add_row(name, "verifier", f"{values['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
+    console.print(table)
+    console.print(
+        f"{manifest['images']:,} images in {len(manifest['shards']):,} shards; {cost['passes_per_image']:.4g} passes, "
+        f"{cost['gflop_per_image']:.4g} GFLOP and {cost['seconds_per_image']:.3g} s an image: {output}",
+        highlight=False,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,23 @@ import torch
 
 from ensemble.engine.agreement import Agreement
 from ensemble.engine.guard import NotFiniteError
-from ensemble.engine.inversion import Inversion
 from ensemble.machine.checkpoint import CheckpointError
-from ensemble.machine.errors import EVERYONE, Failure, Mistake
+from ensemble.machine.errors import Failure
 from ensemble.machine.files import JsonLines
 from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
 from ensemble.machine.progress import FallingSilent, ProgressReporter
-from ensemble.machine.ranks import ProcessContext, RankLostError
-from ensemble.objectives.bn_matching import BNMatching
-from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
+from ensemble.machine.ranks import ProcessContext
+from ensemble.runs.build import build_ensemble, build_inversion
 from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime, versions
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan, own_targets
+from ensemble.runs.prepare import agree_on_auto, micro_batch_of, notes_of
 from ensemble.runs.results import Results, image_rows, recipe_text
 from ensemble.runs.summary import Verifiers, layer_rows, load_verifiers, summarise, verify, warnings_of
 from ensemble.runs.tensorboard import Board
-from ensemble.runs.trial import Clock, Interrupted, Replica, run_trial
+from ensemble.runs.trial import Clock, Replica, run_trial
 from ensemble.runs.trial_results import TrialResults
-
-_UNLIMITED = 7 * 24 * 3600.0
-"""Seconds that a replica may wait for the others at the end; the launcher notices those that die."""
 
 
 def run(
@@ -56,7 +52,7 @@ def run(
     and grids of images go into the folder `tensorboard`.
     """
     progress = FallingSilent(progress)
-    _agree_on_auto(plan, context)
+    agree_on_auto(plan, context)
     replica = context.split(plan.recipe.runtime.replicas)
     trials = range(replica.replica, plan.recipe.trials, replica.replicas)
     restored = Restored({})
@@ -69,7 +65,7 @@ def run(
         restored.check_weights(ensemble.weights)
     with context.agree():
         verifiers = load_verifiers(plan) if context.is_main else {}
-    micro_batch = _micro_batch(plan, ensemble, context, replica, progress.message)
+    micro_batch = micro_batch_of(plan, ensemble, context, replica, progress.message)
     plan = plan.with_runtime(micro_batch=micro_batch)
     with context.agree():  # a folder is touched once nothing is refused
         build_inversion(plan, ensemble, replica, trials[0])
@@ -101,8 +97,7 @@ def run(
     except Failure as error:
         if isinstance(error, NotFiniteError):
             _keep_last_good(here, error)
-        if replica.replicas > 1 and error.teller == EVERYONE and not isinstance(error, Interrupted):
-            error.teller = replica.first  # all of this replica met it, and no other
+        here.tells(error)
         raise
     finally:
         progress.close()
@@ -179,17 +174,6 @@ def _write_images(folder: ResultsFolder, plan: Plan, done: Mapping[int, TrialRes
 # --- before the first step ------------------------------------------------------------------------------------
 
 
-def _agree_on_auto(plan: Plan, context: ProcessContext) -> None:
-    """Machines of different kinds would resolve `auto` differently."""
-    mine = (plan.recipe.runtime.precision, plan.recipe.runtime.compile)
-    chosen = sorted({str(value) for value in context.gather(mine)})
-    if len(chosen) > 1:
-        raise Mistake(
-            f"runtime: the ranks' devices suggest different precision and compile ({' and '.join(chosen)}); "
-            "name both (--precision, --compile)"
-        )
-
-
 def _restore(
     plan: Plan, folder: ResultsFolder, context: ProcessContext, replica: ProcessContext, trials: range
 ) -> tuple[Restored, Plan]:
@@ -209,6 +193,15 @@ def _restore(
                 folder.check_left_over()
         return found, plan
     return from_main(found, replica, plan.recipe.iterations), saved_runtime(plan, saved[0])
+
+
+def _tell_notes(here: Replica, context: ProcessContext) -> None:
+    """What the user should know before the first step."""
+    for text in notes_of(here.plan, here.ensemble):
+        here.progress.message(text)
+    notes = here.restored.notes(here.plan, here.context.world_size, versions(context.device))
+    for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):
+        here.progress.message(f"warning: {text}")
 
 
 def _open(
@@ -231,69 +224,6 @@ def _open(
             raise ValueError(f"output: {folder.path} cannot be written ({why}); give another folder") from None
 
 
-def _tell_notes(here: Replica, context: ProcessContext) -> None:
-    """What the user should know before the first step."""
-    for text in here.plan.notes:
-        here.progress.message(text)
-    matches = any(isinstance(term, BNMatching) for term in here.plan.formulation.teacher_terms)
-    for placed in here.ensemble.teachers:
-        for text in placed.notes:
-            here.progress.message(f"warning: {text}")
-        if placed.left_out and matches:
-            here.progress.message(f"warning: {placed.describe_layers()}")
-    notes = here.restored.notes(here.plan, here.context.world_size, versions(context.device))
-    for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):
-        here.progress.message(f"warning: {text}")
-
-
-# --- micro-batches that fit -----------------------------------------------------------------------------------
-
-
-def _micro_batch(
-    plan: Plan, ensemble: PlacedEnsemble, context: ProcessContext, replica: ProcessContext, tell: Callable[[str], None]
-) -> int | None:
-    """The recipe's micro-batch; `auto` takes the smallest of what fits on each rank, None where all does."""
-    wanted = plan.recipe.runtime.micro_batch
-    if wanted != "auto":
-        return wanted
-    sizes = [size for size in context.gather(_largest_that_fits(plan, ensemble, replica)) if size is not None]
-    if 0 in sizes:
-        raise Mistake("memory: not even one image fits through the teachers on this device")
-    if sizes:
-        tell(f"out of memory with the whole batch: micro-batches of {min(sizes)} images")
-    return min(sizes, default=None)
-
-
-def _largest_that_fits(plan: Plan, ensemble: PlacedEnsemble, context: ProcessContext) -> int | None:
-    """Tries a step's cells alone and halves while the device is out of memory; 0: not even one image fits."""
-    size: int | None = None
-    largest = max((cell.images for cell in ensemble.placement.cells[context.rank]), default=1)
-    alone = ProcessContext(context.rank, context.world_size, context.device)
-    while size != 0:
-        try:
-            inversion = build_inversion(plan.with_runtime(micro_batch=size), ensemble, alone, 0)
-            with torch.no_grad():
-                view = inversion.image()
-            for weights in _acting_together(inversion):
-                inversion.loss.gradient(view, weights)
-            return size
-        except torch.OutOfMemoryError:
-            size = (size or largest) // 2
-        finally:
-            if context.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(context.device)
-        torch.cuda.empty_cache()  # not above, where the error still holds the graph
-    return 0
-
-
-def _acting_together(inversion: Inversion) -> list[dict[int, float]]:
-    """Weights under which each teacher acts in the company that takes most memory."""
-    everyone = range(len(inversion.loss.members))
-    if inversion.acting == "turn" or (inversion.acting == "random" and inversion.acting_count == 1):
-        return [{t: 1.0} for t in everyone]
-    return [{t: 1.0 / len(everyone) for t in everyone}]
-
-
 # --- after the last step --------------------------------------------------------------------------------------
 
 
@@ -302,14 +232,9 @@ def _collect(context: ProcessContext, here: Replica) -> None:
     replica = here.context
     if replica.replicas == 1:
         return
-    context.limit(_UNLIMITED)
-    try:
+    with here.waiting(context):
         here.partial = any(context.gather(here.partial))
         parts = context.collect((here.done, here.first_losses) if replica.is_main else ({}, {}))
-    except RankLostError:
-        if here.stop.asked:  # another replica stopped, and this one's trials are saved
-            raise Interrupted("stopped; to go on, run the same again with resume (--resume)") from None
-        raise
     if context.is_main:
         here.done = dict(sorted((trial, result) for done, _ in parts for trial, result in done.items()))
         here.first_losses = {trial: first for _, losses in parts for trial, first in losses.items()}

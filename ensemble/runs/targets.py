@@ -1,10 +1,13 @@
-"""Which classes to invert: `all`, `random`, indices, ranges and names -> class indices."""
+"""Which classes to invert: `all`, `random`, indices, ranges, names and shares -> class indices."""
 
 from __future__ import annotations
 
 import difflib
+import heapq
+import math
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 
@@ -71,17 +74,64 @@ def parse_targets(
     return tuple(indices)
 
 
-def batch_targets(
-    classes: tuple[int, ...] | None, num_classes: int, per_class: int, batch_size: int | None, seed: int
-) -> torch.Tensor:
-    """The targets of one batch, int64 (N,).
+def parse_shares(
+    shares: Mapping[str, float],
+    num_classes: int,
+    class_names: Sequence[str],
+    numbers: Mapping[str, int] | None = None,
+) -> dict[int, float]:
+    """Each class's share by its index, in the order given; a range gives its share to every class in it.
 
-    N = batch_size, or len(classes) * per_class. Classes repeat in turn (0, 1, .., 0, 1, ..), so that every
-    slice of the batch is as balanced as can be. `classes` None draws each target uniformly (without a batch
-    size: num_classes * per_class of them).
+    Raises ValueError as `parse_targets` does, and where a class has two shares, or none is given.
     """
-    if classes is None:
-        size = batch_size or num_classes * per_class
-        return torch.randint(num_classes, (size,), generator=generator(seed, "targets"))
-    size = batch_size or len(classes) * per_class
-    return torch.tensor(classes)[torch.arange(size) % len(classes)]
+    found: dict[int, float] = {}
+    for name, share in shares.items():
+        for index in parse_targets([name], num_classes, class_names, numbers) or ():
+            if index in found:
+                raise ValueError(f"targets: class {index} ({name!r}) has two shares; give it one")
+            found[index] = share
+    if not found:
+        raise ValueError("targets: no shares given; use class=share, as cat=3,dog=1")
+    return found
+
+
+def spread(shares: Mapping[int, float], length: int) -> tuple[int, ...]:
+    """The keys of `shares` in turns: of the first i, each has i times its part of all shares, rounded up or down.
+
+    `length` of them, or fewer where they repeat from there on. The k-th turn of a key with the part w lies from
+    place floor(k / w) on and before place ceil((k + 1) / w), counted from 0; of those whose time has come, the one
+    with the earliest end is next.
+
+    Source: Baruah, Cohen, Plaxton & Varvel (1996), "Proportionate progress", for one processor.
+    """
+    fractions = [Fraction(repr(share)) for share in shares.values()]
+    scale = math.lcm(*(part.denominator for part in fractions))
+    counts = [int(part * scale) for part in fractions]
+    counts = [count // math.gcd(*counts) for count in counts]
+    total = sum(counts)
+    waiting = [(0, c, 0) for c in range(len(counts))]
+    """(first place, key, turn)"""
+    ready: list[tuple[int, int, int]] = []
+    """(end, key, turn)"""
+    keys, turns = list(shares), []
+    for place in range(min(length, total)):
+        while waiting and waiting[0][0] <= place:
+            _, c, k = heapq.heappop(waiting)
+            heapq.heappush(ready, (-(-(k + 1) * total // counts[c]), c, k))
+        _, c, k = heapq.heappop(ready)
+        turns.append(keys[c])
+        heapq.heappush(waiting, ((k + 1) * total // counts[c], c, k + 1))
+    return tuple(turns)
+
+
+def batch_targets(turns: Sequence[int], size: int, batch: int) -> torch.Tensor:
+    """The targets of one batch of `size` images, int64 (size,): the classes take turns, from batch to batch.
+
+    So every slice of a batch, and all batches together, are as balanced as can be.
+    """
+    return torch.tensor(turns)[torch.arange(batch * size, (batch + 1) * size) % len(turns)]
+
+
+def drawn_targets(num_classes: int, size: int, seed: int) -> torch.Tensor:
+    """`size` targets drawn uniformly, int64 (size,)."""
+    return torch.randint(num_classes, (size,), generator=generator(seed, "targets"))

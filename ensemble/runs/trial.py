@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,17 +12,20 @@ import torch
 from ensemble.engine.agreement import agreement_of
 from ensemble.engine.guard import NotFiniteError
 from ensemble.engine.inversion import Inversion, Step
-from ensemble.machine.errors import MachineFailure
+from ensemble.machine.errors import EVERYONE, Failure, MachineFailure
 from ensemble.machine.files import JsonLines
 from ensemble.machine.launch import StopRequest
 from ensemble.machine.progress import ProgressReporter
-from ensemble.machine.ranks import ProcessContext
+from ensemble.machine.ranks import ProcessContext, RankLostError
 from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion, looks_back
 from ensemble.runs.checkpoints import Checkpoints, Restored
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.plan import Plan
 from ensemble.runs.tensorboard import Board
 from ensemble.runs.trial_results import TrialResults
+
+_UNLIMITED = 7 * 24 * 3600.0
+"""Seconds that a replica may wait for the others at the end; the launcher notices those that die."""
 
 
 class Interrupted(MachineFailure):
@@ -78,6 +83,24 @@ class Replica:
     """Over all trials of this replica, those before a resume too."""
     first_losses: dict[int, dict[str, float]] = field(default_factory=dict)
     """The losses at a trial's first step, where this run took it."""
+    pace: dict[str, float] = field(default_factory=dict)
+    """What is shown beside the losses."""
+
+    def tells(self, error: Failure) -> None:
+        """What all of this replica met, and no other, its first rank tells."""
+        if self.context.replicas > 1 and error.teller == EVERYONE and not isinstance(error, Interrupted):
+            error.teller = self.context.first
+
+    @contextmanager
+    def waiting(self, context: ProcessContext) -> Iterator[None]:
+        """Collectives of all ranks after the last trial: a replica waits for the others as long as they take."""
+        context.limit(_UNLIMITED)
+        try:
+            yield
+        except RankLostError:
+            if self.stop.asked:  # another replica stopped, and this one's trials are saved
+                raise Interrupted("stopped; to go on, run the same again with resume (--resume)") from None
+            raise
 
 
 def run_trial(here: Replica, trial: int) -> bool:
@@ -95,8 +118,8 @@ def run_trial(here: Replica, trial: int) -> bool:
     partial = False
     try:
         for step in inversion:
-            _count(here, step)
-            _show(here, trial, step)
+            count(here, step)
+            show(here, trial, step)
             if here.board is not None:
                 here.board.images(trial, inversion, step.last)
             stopped = step.stop and not step.last
@@ -128,14 +151,15 @@ def _earlier(here: Replica) -> Earlier | None:
     return here.context.broadcast(images), torch.cat([here.plan.targets(trial) for trial in here.done])
 
 
-def _count(here: Replica, step: Step) -> None:
+def count(here: Replica, step: Step) -> None:
+    """Counts a step, and from the third on limits how long ranks wait for each other."""
     if step.number < 2 and here.context.device.type == "cuda":
         torch.cuda.synchronize(here.context.device)  # what is timed and limited from here on is steps, not compilation
     if here.clock.count(warm_up=step.number < 2):
         here.context.limit(here.plan.recipe.runtime.timeout)
 
 
-def _show(here: Replica, trial: int, step: Step) -> None:
+def show(here: Replica, trial: int, step: Step) -> None:
     """Metrics and progress."""
     recorded = step.number % here.plan.recipe.record_every == 0 or step.last
     values: dict[str, float] = {}
@@ -152,7 +176,7 @@ def _show(here: Replica, trial: int, step: Step) -> None:
         here.metrics.write({**values, **about, **({"event": step.event} if step.event else {})})
     if step.event:
         here.progress.message(f"step {step.number}: {step.event}")
-    here.progress.step(here.steps_done, values or None)
+    here.progress.step(here.steps_done, {**values, **here.pace} if values else None)
     here.steps_done += 1
 
 

@@ -1,0 +1,149 @@
+"""Images that `invert.py dataset` made, with what every teacher says of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from ensemble.data.export import write_tree
+from ensemble.data.labelled import LabelledImages
+from ensemble.data.shards import SHARDS, Shard, class_labels, file_sha256, read_manifest
+from ensemble.machine.progress import ProgressReporter, SilentProgress
+
+Item = tuple[torch.Tensor, int, torch.Tensor]
+"""Image float32 (3, H, W), RGB in [0, 1]; target; logits float32 (K, classes), a row a teacher."""
+
+
+class GeneratedImages(Dataset[Item]):
+    """Images of a finished `invert.py dataset`, memory-mapped.
+
+    An item is an image, float32 (3, H, W), RGB in [0, 1]; its target, an index into `class_names`; and logits,
+    float32 (K, classes), a row for each of `teachers`. It can be pickled, so workers of a DataLoader read it, too.
+
+    With `verify`, every shard's SHA-256 is compared with the manifest's, which reads all of them. Raises ValueError,
+    in one line, where the dataset is not finished, or a shard is missing, damaged, or not as the manifest says.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        manifest = read_manifest(self.path)
+        try:
+            models = {str(name): str(said["model"]) for name, said in manifest["teachers"].items()}
+            class_names, size = tuple(map(str, manifest["class_names"])), int(manifest["size"])
+            listed = [(str(row["file"]), int(row["images"]), str(row["sha256"])) for row in manifest["shards"]]
+            if not listed or not models:
+                raise ValueError("no shards")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = " ".join(repr(error).split())
+            raise ValueError(f"{self.path}: its manifest is damaged ({why}); make it again, by --resume") from None
+        self.size = size
+        """Height and width in pixels."""
+        self.class_names: tuple[str, ...] = class_names
+        """By target; empty where the first teacher names none."""
+        self.models: dict[str, str] = models
+        """What each teacher is, as a recipe names it."""
+        self.teachers: tuple[str, ...] = tuple(self.models)
+        self._files = [self.path / SHARDS / file for file, _, _ in listed]
+        self._ends = list(accumulate(images for _, images, _ in listed))
+        self._opened: dict[int, Shard] = {}
+        for number, (_, images, sha256) in enumerate(listed):
+            self._check(self._shard(number), images, sha256 if verify else None)
+        self.targets: torch.Tensor = self._joined(lambda shard: shard.targets())
+        """int64 (N,)."""
+        classes = self[0][2].shape[1]
+        if not 0 <= int(self.targets.min()) <= int(self.targets.max()) < classes:
+            raise ValueError(f"{self.path}: its targets are none of the {classes} classes; make it again")
+        self.labels = class_labels(self.class_names, classes)
+        """A name for each class, no two alike."""
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Item:
+        index = range(len(self))[index]  # IndexError, and from the end
+        number = bisect_right(self._ends, index)
+        shard = self._shard(number)
+        row = index - (self._ends[number - 1] if number else 0)
+        one = slice(row, row + 1)
+        logits = torch.cat([shard.logits(name, one) for name in self.teachers])
+        return shard.pixels(one)[0].float() / 255, int(self.targets[index]), logits.float()
+
+    def logits(self, teacher: str) -> torch.Tensor:
+        """What a teacher says of all images, float16 (N, classes); ValueError for a name that is no teacher's."""
+        if teacher not in self.models:
+            raise ValueError(f"{teacher!r} is no teacher of {self.path}; they are {', '.join(self.teachers)}")
+        return self._joined(lambda shard: shard.logits(teacher))
+
+    def soft_labels(self, temperature: float = 1.0) -> torch.Tensor:
+        """The teachers' mean probabilities of all images, float32 (N, classes).
+
+        p = mean over t of softmax(s z_t / (s_t T)), where z_t are teacher t's logits minus their mean over the classes
+        of an image, s_t is their root mean square over all images and classes, and s the mean of all s_t: a teacher
+        that says everything louder than the others counts no more than they do. ValueError for T that is not positive.
+        """
+        if not temperature > 0:
+            raise ValueError(f"soft labels: the temperature must be positive, not {temperature}")
+        said = [self.logits(name).float() for name in self.teachers]
+        centred = [z - z.mean(1, keepdim=True) for z in said]
+        scales = [float(z.double().square().mean().sqrt()) for z in centred]
+        scale = sum(scales) / len(scales)
+        total = torch.zeros_like(centred[0])
+        for z, own in zip(centred, scales, strict=True):
+            total += (z * (scale / (own or 1.0) / temperature)).softmax(1)
+        return total / len(scales)
+
+    def labelled(self) -> LabelledImages:
+        """All images, uint8, with their targets, in memory."""
+        return LabelledImages(self._joined(lambda shard: shard.pixels()), self.targets.clone(), self.labels)
+
+    def export(self, folder: str | Path, progress: ProgressReporter | None = None) -> None:
+        """Writes all images as `train/<class>/<number>.png` below `folder`.
+
+        `invert.py train`, `evaluate` and `torchvision.datasets.ImageFolder` read that. A class without images has no
+        folder; characters that no folder's name can have are `_`. The folder is there whole or not at all. Raises
+        ValueError where it is not empty.
+        """
+        shown = progress or SilentProgress()
+        with write_tree(Path(folder).expanduser(), "train", self.labels) as write:
+            shown.start(len(self))
+            for index, (pixels, target) in enumerate(zip(self._pixels(), self.targets.tolist(), strict=True)):
+                write(pixels, target)
+                shown.step(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+    def __repr__(self) -> str:
+        return f"GeneratedImages({len(self)} images of {self.size} x {self.size}; teachers {', '.join(self.teachers)})"
+
+    # --- shards -----------------------------------------------------------------------------------------------
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._opened:
+            self._opened[number] = Shard(self._files[number])
+        return self._opened[number]
+
+    def _check(self, shard: Shard, images: int, sha256: str | None) -> None:
+        """ValueError where a shard is not as the manifest says; with a SHA-256, to the bit."""
+        problem = ""
+        if (shard.images, shard.size) != (images, self.size):
+            problem = f"holds {shard.images} images of {shard.size} pixels, not {images} of {self.size}"
+        elif set(shard.teachers) != set(self.teachers):
+            problem = f"has logits of {', '.join(shard.teachers) or 'nobody'}, not of {', '.join(self.teachers)}"
+        elif sha256 is not None and file_sha256(shard.file) != sha256:
+            problem = "has another SHA-256 than the manifest says"
+        if problem:
+            raise ValueError(f"{shard.file} {problem}; remove it and make it again, by invert.py dataset --resume")
+
+    def _joined(self, part: Callable[[Shard], torch.Tensor]) -> torch.Tensor:
+        return torch.cat([part(self._shard(number)) for number in range(len(self._files))])
+
+    def _pixels(self) -> Iterator[torch.Tensor]:
+        for number in range(len(self._files)):
+            yield from self._shard(number).pixels()

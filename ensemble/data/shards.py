@@ -1,0 +1,118 @@
+"""A folder of generated images: its manifest, and its shards, a safetensors file a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ensemble.machine.files import read_json
+
+MANIFEST, SHARDS = "manifest.json", "shards"
+FORMAT = 1
+_IMAGES, _TARGETS, _LOGITS = "images", "targets", "logits/"
+_SHARD = re.compile(r"(\d{6,})\.safetensors")
+
+
+def shard_name(batch: int) -> str:
+    """The file's name in SHARDS."""
+    return f"{batch:06d}.safetensors"
+
+
+def batch_of(name: str) -> int | None:
+    """The batch whose shard has this name; None where no shard is called so."""
+    match = _SHARD.fullmatch(name)
+    return int(match[1]) if match and shard_name(int(match[1])) == name else None
+
+
+def pack(pixels: torch.Tensor, targets: torch.Tensor, logits: Mapping[str, torch.Tensor], seed: int) -> bytes:
+    """A shard's bytes: `images` uint8 (n, 3, H, W), `targets` int64 (n,), `logits/<teacher>` float16 (n, classes)."""
+    top = torch.finfo(torch.float16).max  # beyond it would be infinity, of which no softmax is a number
+    tensors = {_LOGITS + name: said.float().clamp(-top, top).half() for name, said in logits.items()}
+    tensors |= {_IMAGES: pixels.to(torch.uint8), _TARGETS: targets.to(torch.int64)}
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"seed": str(seed)})
+
+
+class Shard:
+    """One file, memory-mapped; its tensors are read where they are asked for.
+
+    Raises ValueError, in one line, where the file is missing, cut, or no shard.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self._open = safe_open(file, "pt")
+            self._slices = {name: self._open.get_slice(name) for name in self._open.keys()}  # noqa: SIM118
+            shape = self._slices[_IMAGES].get_shape()
+        except FileNotFoundError:
+            raise ValueError(f"{file} is missing; make it again, by invert.py dataset --resume") from None
+        except (SafetensorError, OSError, KeyError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"{file} is damaged ({why}); remove it and make it again, by invert.py dataset --resume"
+            ) from None
+        self.images, self.size = int(shape[0]), int(shape[2])
+        """How many, and their height and width."""
+
+    @property
+    def teachers(self) -> list[str]:
+        """Whose logits it has, in the order of their names."""
+        return sorted(name.removeprefix(_LOGITS) for name in self._slices if name.startswith(_LOGITS))
+
+    def pixels(self, rows: slice = slice(None)) -> torch.Tensor:
+        """Images of these rows, uint8 (n, 3, H, W)."""
+        found: torch.Tensor = self._slices[_IMAGES][rows]
+        return found
+
+    def targets(self) -> torch.Tensor:
+        """int64 (n,)."""
+        found: torch.Tensor = self._slices[_TARGETS][:]
+        return found
+
+    def logits(self, teacher: str, rows: slice = slice(None)) -> torch.Tensor:
+        """What a teacher says of these rows, float16 (n, classes)."""
+        found: torch.Tensor = self._slices[_LOGITS + teacher][rows]
+        return found
+
+
+def file_sha256(file: Path) -> str:
+    """Of the file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a finished dataset says of itself; ValueError, in one line, where there is none."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        if (folder / SHARDS).is_dir():
+            raise ValueError(f"{folder} holds a dataset that is not finished; go on with it, by --resume")
+        raise ValueError(f"{folder} holds no dataset; give the folder of a finished invert.py dataset")
+    manifest = read_json(file)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{file} is no manifest of format {FORMAT}; give the folder of a finished invert.py dataset")
+    return manifest
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a dataset, finished or not, is in the folder."""
+    return (folder / MANIFEST).is_file() or (folder / SHARDS).is_dir()
+
+
+def class_labels(class_names: Sequence[str], classes: int) -> tuple[str, ...]:
+    """A name for each of so many classes, no two alike: its own, with its index where others have it, too.
+
+    Where classes have no names they are their indices, with zeros in front, so that they sort in their order.
+    """
+    if not class_names:
+        return tuple(f"{index:04d}" for index in range(classes))
+    counts = Counter(class_names)
+    return tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(class_names))
