@@ -202,7 +202,8 @@ def _as_stored(here: Replica, inversion: Inversion) -> tuple[torch.Tensor, dict[
     plan = here.plan
     classes = torch.arange(plan.cards[0].num_classes)
     columns = [own_targets(classes, entry, plan.cards[0]) for entry in plan.recipe.teachers]
-    return pixels.cpu(), {name: said[name].cpu()[:, own] for name, own in zip(plan.names, columns, strict=True)}
+    told = {name: said[name].cpu()[:, own] for name, own in zip(plan.names, columns, strict=True)}
+    return pixels.cpu(), {name: told[name] for name in plan.teachers}
 
 
 def _cost(ensemble: PlacedEnsemble, inversion: Inversion) -> tuple[int, float]:

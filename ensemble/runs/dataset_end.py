@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from ensemble.data.shards import FORMAT, class_labels
-from ensemble.evaluation.classification import logits_of, wilson_interval
+from ensemble.evaluation.classification import logits_of
+from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.errors import MachineFailure
 from ensemble.runs.checkpoints import versions
 from ensemble.runs.dataset_folder import DatasetFolder, Row, Wanted
@@ -75,10 +76,12 @@ def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, Row], wan
     right: Counter[str] = Counter()
     for batch in rows:
         shard = folder.shard(batch)
-        for name in here.plan.names:
+        for name in here.plan.teachers:
             right[name] += int((shard.logits(name).argmax(1) == shard.targets()).sum())
     found: dict[str, Any] = {}
     for placed, entry in zip(here.ensemble.teachers, here.plan.recipe.teachers, strict=True):
+        if entry.student:
+            continue
         name, loaded = placed.profile.name, placed.profile.card.loaded
         found[name] = {"model": entry.model, "sha256": loaded.sha256 if loaded else None}
         if placed.measurement is not None:
@@ -98,4 +101,4 @@ def _verified(
         right += int((reads == shard.targets()).sum())
         images += shard.images
     sha256 = card.loaded.sha256 if card.loaded else None
-    return {"sha256": sha256, "accuracy": right / images, "interval": list(wilson_interval(right, images))}
+    return {"sha256": sha256, "accuracy": right / images, "interval": list(clopper_pearson(right, images))}

@@ -106,8 +106,8 @@ MISTAKES = {
         ["4 divides, not 10", "image.size to 12"],
     ),
     "weights of a generator": (
-        [*ONE, "--set", "image={start: {kind: noise}, parameterization: {kind: generator, weights: nowhere.safetensors}}"],
-        ["image.parameterization.weights", "nowhere.safetensors", "cannot be read"],
+        [*ONE, "--set", "image={start: {kind: noise}, parameterization: {kind: generator, weights: no.safetensors}}"],
+        ["image.parameterization.weights", "no.safetensors", "cannot be read"],
     ),
     "dead leaves": (
         [*ONE, "--set", "image.start={kind: dead_leaves, smallest: 0.5, largest: 0.25}"],
