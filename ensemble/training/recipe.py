@@ -9,7 +9,8 @@ from pydantic import Field, PositiveInt
 
 from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
-from ensemble.training.loop import Augmentation, Schedule
+from ensemble.training.augment import Augmentation
+from ensemble.training.schedule import Schedule
 
 
 @dataclass(frozen=True)

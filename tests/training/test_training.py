@@ -20,19 +20,13 @@ from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
-from ensemble.training.augment import _beta, crop_and_flip, cutmix, cutout, mixup
-from ensemble.training.loop import (
-    Augmentation,
-    Progress,
-    Schedule,
-    State,
-    _mixed_cross_entropy,
-    evaluate,
-    recalibrate_bn,
-    train,
-)
+from ensemble.training.augment import Augmentation, _beta, crop_and_flip, cutmix, cutout, mixup
+from ensemble.training.hard_labels import mixed_cross_entropy
+from ensemble.training.loop import Progress, State, train
+from ensemble.training.reading import evaluate, recalibrate_bn
 from ensemble.training.recipe import DataSpec, TrainingRecipe, parse_training_recipe
 from ensemble.training.run import build_network
+from ensemble.training.schedule import Schedule
 from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard
 from models._bundled import read_bundled, with_bundled
@@ -237,7 +231,7 @@ def test_mixed_cross_entropy_equals_numpy() -> None:
     log_p = logits.numpy() - np.log(np.exp(logits.numpy()).sum(1, keepdims=True))
     target = 0.7 * np.eye(4)[first] + 0.3 * np.eye(4)[second]
     target = 0.9 * target + 0.1 / 4
-    loss = _mixed_cross_entropy(logits, (first, second, 0.7), smoothing=0.1)
+    loss = mixed_cross_entropy(logits, (first, second, 0.7), smoothing=0.1)
     assert float(loss) == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-12)
 
 
