@@ -17,9 +17,7 @@ Teaching = Callable[[torch.Tensor, torch.Tensor, MixedLabels], tuple[torch.Tenso
 def hard_labels(labels: torch.Tensor, smoothing: float) -> Teaching:
     """Cross-entropy with the classes `labels` (N,) of all images."""
 
-    def teach(
-        logits: torch.Tensor, batch: torch.Tensor, mixed: MixedLabels
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def teach(logits: torch.Tensor, batch: torch.Tensor, mixed: MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
         first, second, share = labels[mixed[0]], labels[mixed[1]], mixed[2]
         loss = mixed_cross_entropy(logits, (first, second, share), smoothing)
         return loss, first if share >= 0.5 else second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -26,9 +26,21 @@ class DataSpec(Checked):
     """Images are resized and cropped to it; by default to the network's input size."""
 
 
+class RunRecipe(Checked):
+    """What a training folder may hold the run of."""
+
+    what: ClassVar[str]
+    """What such a run is called."""
+    free: ClassVar[tuple[str, ...]]
+    """Fields that may be others where a run is gone on with."""
+
+
 @dataclass(frozen=True)
-class TrainingRecipe(Checked):
+class TrainingRecipe(RunRecipe):
     """One network, one data set, one schedule."""
+
+    what = "training run"
+    free = ("data.path",)
 
     model: str
     """NAME[:option=value][@WEIGHTS]: the weights to begin with; `@random` are drawn from `seed`."""
