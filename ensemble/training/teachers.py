@@ -50,6 +50,11 @@ def made_teacher(
     Raises ValueError where it does not know all of these classes.
     """
     known = card.class_names or tuple(order)
+    if len(known) != card.num_classes:
+        raise ValueError(
+            f"teacher: {name} has {card.num_classes} classes without names, the dataset {len(known)}; name another, or "
+            "its classes, as NAME:class_names=FILE@WEIGHTS"
+        )
     if not set(class_names) <= set(known):
         raise ValueError(
             f"teacher: {name} does not know the dataset's classes, of which it lacks "
