@@ -36,7 +36,8 @@ class GeneratedImages(Dataset[Any]):
         return self._all("targets")
 
     def labelled(self) -> LabelledImages:
-        return LabelledImages(self._all("images"), self.targets, self.class_names)
+        numbers = tuple(f"{i:04d}" for i in range(self.logits(self.teachers[0]).shape[1]))
+        return LabelledImages(self._all("images"), self.targets, self.class_names or numbers)
 
     def logits(self, teacher: str) -> torch.Tensor:
         return self._all(f"logits/{teacher}")
@@ -46,4 +47,4 @@ class GeneratedImages(Dataset[Any]):
 
     @cached_property
     def _shards(self) -> list[dict[str, torch.Tensor]]:
-        return [load_file(self.path / shard["file"]) for shard in self.manifest["shards"]]
+        return [load_file(self.path / "shards" / shard["file"]) for shard in self.manifest["shards"]]

@@ -143,8 +143,6 @@ class Live(Soft, kind="live"):
         return self.teaching(told_of, Hard().begin(pool, card, schedule, device))
 
     def names(self, pool: Pool) -> tuple[str, ...]:
-        if not (self.teachers or pool.teachers):
-            raise ValueError("lesson: the dataset names no teachers; name one by --teacher MODEL")
         return self.teachers or tuple(pool.teachers)
 
 

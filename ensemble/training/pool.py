@@ -13,6 +13,7 @@ import torch
 from ensemble.data.generated import GeneratedImages
 from ensemble.data.labelled import LabelledImages
 from ensemble.data.tree import few
+from ensemble.machine.files import read_json
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,20 @@ def read_pool(paths: Sequence[str]) -> Pool:
 
 
 def _read(folder: Path) -> Pool:
-    if not (folder / "manifest.json").is_file() and (folder / "images.safetensors").is_file():
+    manifest = folder / "manifest.json"
+    if not manifest.is_file() and (folder / "images.safetensors").is_file():
         raise ValueError(
             f"dataset: {folder} is a results folder, whose images are not a dataset; make one with "
             "`invert.py dataset --recipe RECIPE --images N --output DIR`"
         )
     made = GeneratedImages(folder)
     data, stored = made.labelled(), {name: made.logits(name) for name in made.teachers}
-    names = tuple(map(str, made.class_names)) or tuple(map(str, range(_classes(data, stored))))
-    about = made.manifest["teachers"]
-    teachers = {name: Source(about[name]["model"], about[name].get("sha256"), names) for name in made.teachers}
-    digest = json.dumps([(shard["file"], shard["sha256"]) for shard in made.manifest["shards"]])
-    return Pool(replace(data, class_names=names), made.size, teachers, stored, digest)
-
-
-def _classes(data: LabelledImages, stored: dict[str, torch.Tensor]) -> int:
-    """How many there are, where nobody named them."""
-    return next((logits.shape[1] for logits in stored.values()), int(data.labels.max()) + 1)
+    said = read_json(manifest)
+    teachers = {
+        name: Source(said["teachers"][name]["model"], said["teachers"][name].get("sha256"), data.class_names)
+        for name in made.teachers
+    }
+    return Pool(data, made.size, teachers, stored, json.dumps([shard["sha256"] for shard in said["shards"]]))
 
 
 def _check_fits(folder: Path, pool: Pool, other: Path, first: Pool) -> None:

@@ -17,20 +17,19 @@ def write_dataset(
     images: torch.Tensor,
     targets: torch.Tensor,
     class_names: Sequence[str],
-    logits: Mapping[str, torch.Tensor] | None = None,
+    logits: Mapping[str, torch.Tensor],
     teachers: Mapping[str, Mapping[str, Any]] | None = None,
     shards: int = 2,
 ) -> Path:
     """`images` uint8 (N, 3, S, S); teachers are those of `logits` (N, classes), with models of their names."""
-    logits = logits or {}
     listed = []
     (folder / "shards").mkdir(parents=True)
     for k, index in enumerate(torch.arange(len(images)).tensor_split(shards)):
-        file = f"shards/{k:06d}.safetensors"
+        file = f"{k:06d}.safetensors"
         tensors = {"images": images[index], "targets": targets[index]}
         tensors |= {f"logits/{name}": value[index].half() for name, value in logits.items()}
-        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / file)
-        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "shards" / file)
+        digest = hashlib.sha256((folder / "shards" / file).read_bytes()).hexdigest()
         listed.append({"file": file, "images": len(index), "seed": k, "sha256": digest})
     manifest = {
         "format": 1,

@@ -310,7 +310,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--dataset", "nowhere"], "dataset: nowhere holds no manifest.json"),
+        (["--dataset", "nowhere"], "nowhere holds no "),
         (["--student", "resnet20_cifr"], "did you mean resnet20_cifar"),
         (
             ["--student", "resnet20_cifar:num_classes=3"],
