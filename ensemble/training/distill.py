@@ -5,32 +5,29 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ensemble.data.labelled import LabelledImages, load_images
-from ensemble.data.tree import few
+from ensemble.data.labelled import LabelledImages
 from ensemble.machine import hardware
 from ensemble.machine.files import read_json_lines
 from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
 from ensemble.machine.rng import generator
-from ensemble.training.distillation import DistillationRecipe, RealImages
+from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import METRICS, TrainingFolder
 from ensemble.training.hard_labels import Teaching
 from ensemble.training.loop import train
-from ensemble.training.pool import Pool, read_pool
-from ensemble.training.reading import evaluate, inputs_of, logits_of, recalibrate_bn
-from ensemble.training.run import build_network, recorder, relabelled
+from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
+from ensemble.training.run import recorder
+from ensemble.training.student import Student, prepare
 from ensemble.training.weights import save_weights
-from models import ModelCard, parse_spec, sha256
+from models import sha256
 
 _WATCHED = 1000
 """At most so many training images are read again after each epoch."""
-_DIAGNOSED = 5000
-"""At most so many real training images give the statistics of the diagnosis."""
 
 
 def distill(
@@ -57,18 +54,6 @@ def distill(
         return _distill(recipe, folder, device, resume, overwrite, display)
 
 
-@dataclass(frozen=True)
-class _Class:
-    """A student, what it learns from, and what it is tested on."""
-
-    net: nn.Module
-    card: ModelCard
-    pool: Pool
-    test_set: LabelledImages | None
-    real_set: LabelledImages | None
-    """Training images for the diagnosis."""
-
-
 def _distill(
     recipe: DistillationRecipe,
     folder: TrainingFolder,
@@ -85,14 +70,14 @@ def _distill(
     pool = student.pool
     lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
-    if saved is not None:
-        if saved.get("dataset") != pool.digest:
-            raise ValueError(
-                f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"
-            )
-        folder.go_on(recipe, saved["epoch"])
-    else:
+    if saved is None:
         folder.begin(recipe, overwrite=overwrite or resume)
+    elif saved.get("dataset") != pool.digest:
+        raise ValueError(
+            f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"
+        )
+    else:
+        folder.go_on(recipe, saved["epoch"])
     told = recipe.lesson.names(pool)
     by = f", told by {', '.join(told)}" if told else ""
     progress.message(
@@ -124,68 +109,10 @@ def _distill(
     return summary
 
 
-def prepare(recipe: DistillationRecipe) -> _Class:
-    """The student, the images and the test images, with the classes in one order, which the student's card says.
-
-    That is the card's own where it knows these classes. An untrained student of others takes the dataset's, as in
-    training. Raises ValueError where names or numbers of classes, or sizes, do not match.
-    """
-    pool = read_pool(recipe.dataset)
-    # weights that are a model's default were trained on real images
-    spec = recipe.student if "@" in recipe.student else f"{recipe.student}@random"
-    net, card = build_network(spec, recipe.seed)
-    names = pool.data.class_names
-    if len(names) != card.num_classes:
-        raise ValueError(
-            f"student: {card.name} has {card.num_classes} classes, the dataset {len(names)}; ask for "
-            f"{card.name}:num_classes={len(names)}"
-        )
-    if set(card.class_names) == set(names):
-        pool = pool.ordered(card.class_names)
-    elif card.class_names and parse_spec(spec).weights != "random":
-        raise ValueError(
-            f"student: {recipe.student} knows other classes than the dataset's "
-            f"({few(set(card.class_names) ^ set(names))}); ask for @random"
-        )
-    card = replace(relabelled(card, pool.data.class_names), input_size=pool.size)
-    _check_size(net, card)
-    test_set = real_set = None
-    if recipe.test is not None:
-        test_set = _real(recipe.test, recipe.test.split, card)
-        real_set = _real(recipe.test, recipe.test.train, card, at_most=_DIAGNOSED) if recipe.diagnose else None
-    return _Class(net, card, pool, test_set, real_set)
-
-
-def _check_size(net: nn.Module, card: ModelCard) -> None:
-    """ValueError where the student does not take images of the dataset's size."""
-    blank = LabelledImages(torch.zeros(1, 3, card.input_size, card.input_size, dtype=torch.uint8), torch.zeros(1), ())
-    try:
-        with torch.no_grad():
-            logits_of(copy.deepcopy(net).eval(), inputs_of(blank.images, card, torch.device("cpu")), card)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"student: {card.name} fails on images of {card.input_size} x {card.input_size}, the dataset's size "
-            f"({' '.join(str(error).split())[:120]}); choose another"
-        ) from None
-
-
-def _real(spec: RealImages, split: str, card: ModelCard, at_most: int | None = None) -> LabelledImages:
-    """Real images at the student's size, labelled by its classes; ValueError where they have others."""
-    data = load_images(spec.path, split, card.input_size, at_most=at_most)
-    unknown, missing = set(data.class_names) - set(card.class_names), set(card.class_names) - set(data.class_names)
-    if unknown or (missing and at_most is None):
-        raise ValueError(
-            f"test: {spec.path}, {split}, has other classes than the dataset ({few(unknown | missing)}); name its "
-            "folders as the dataset's class_names"
-        )
-    index = torch.tensor([card.class_names.index(name) for name in data.class_names])
-    return LabelledImages(data.images, index[data.labels], card.class_names)
-
-
 def _trained(
     recipe: DistillationRecipe,
     folder: TrainingFolder,
-    student: _Class,
+    student: Student,
     lesson: Teaching,
     device: torch.device,
     saved: Mapping[str, Any] | None,
@@ -216,7 +143,7 @@ def _some(data: LabelledImages, seed: int) -> LabelledImages:
 
 
 def _tests_along_the_way(
-    every: int, student: _Class, device: torch.device
+    every: int, student: Student, device: torch.device
 ) -> Callable[[nn.Module, int], Mapping[str, float]]:
     def measure(net: nn.Module, epoch: int) -> Mapping[str, float]:
         if student.test_set is None or not every or epoch % every:
@@ -227,7 +154,7 @@ def _tests_along_the_way(
 
 
 def _tested(
-    recipe: DistillationRecipe, folder: TrainingFolder, student: _Class, device: torch.device
+    recipe: DistillationRecipe, folder: TrainingFolder, student: Student, device: torch.device
 ) -> dict[str, Any]:
     """What the summary says of real images."""
     if recipe.test is None or student.test_set is None:
@@ -253,7 +180,7 @@ def _tested(
     return tested
 
 
-def _with_statistics(real: LabelledImages, student: _Class, device: torch.device) -> float:
+def _with_statistics(real: LabelledImages, student: Student, device: torch.device) -> float:
     """The test accuracy with BatchNorm statistics of real images: what it gains was covariate shift."""
     assert student.test_set is not None
     net = copy.deepcopy(student.net)

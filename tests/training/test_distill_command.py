@@ -22,9 +22,9 @@ from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
 from ensemble.machine.rng import generator
-from ensemble.training.distill import prepare
 from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
+from ensemble.training.student import prepare
 from models import create_model
 from models.cifar import CIFAR10_CLASSES
 
