@@ -33,16 +33,6 @@ class StudentSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class StudentAugmentation(Augmentation):
-    """What is done to a batch of generated images; every part is off at 0."""
-
-    crop_scale: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Least area of a random part of each image, which is enlarged to the whole; off at 1, too."""
-    cutmix: NonNegativeFloat = 1.0
-    """Alpha of the Beta distribution."""
-
-
-@dataclass(frozen=True)
 class RealImages(Checked):
     """Real images, in a folder or an archive with `<split>/<class>/<image>` inside."""
 
@@ -73,7 +63,7 @@ class DistillationRecipe(RunRecipe):
     diagnose: bool = False
     """Also test with BatchNorm statistics of real training images, which no student of generated images has."""
     schedule: StudentSchedule = StudentSchedule()
-    augmentation: StudentAugmentation = StudentAugmentation()
+    augmentation: Augmentation = Augmentation()
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     compile: bool = False
     """By torch.compile, where it can be had."""

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made_datasets import write_dataset
@@ -22,7 +23,7 @@ from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
 from ensemble.machine.rng import generator
-from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
+from ensemble.training.distillation import DistillationRecipe, RealImages, parse_distillation_recipe
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.student import prepare
 from models import create_model
@@ -145,10 +146,22 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     two = a_dataset(tmp_path / "two", 40, 1, CIFAR10_CLASSES[::-1], size=8)
     real = real_images(tmp_path / "real", size=8)
     more = ("--labels", "hard", "--dataset", str(one), str(two), "--test", str(real), "--epochs", "20")
-    plain = ("augmentation.crop_scale=0", "augmentation.cutmix=0", "schedule.lr=0.02")
-    words = line(tmp_path, one, *more, *(word for text in plain for word in ("--set", text)))
+    words = line(tmp_path, one, *more, "--set", "schedule.lr=0.02")
     assert cli.main(words) == 0
     assert summary_of(tmp_path)["images"] == 80 and summary_of(tmp_path)["test_accuracy"] > 0.6
+
+
+def test_real_images_have_the_students_labels(tmp_path: Path) -> None:
+    """The student takes the dataset's order of classes, folders are sorted; brightness says the class."""
+    names = ("frog", "cat", "deer")
+    made, real = a_dataset(tmp_path / "set", 9, names=names), real_images(tmp_path / "real", names)
+    recipe = DistillationRecipe(f"{STUDENT},num_classes=3", (str(made),), test=RealImages(str(real)), diagnose=True)
+    student = prepare(recipe)
+    assert student.card.class_names == names
+    for data in (student.pool.data, student.test_set, student.real_set):
+        assert data is not None and data.class_names == names
+        brightness = [30 + 20 * CIFAR10_CLASSES.index(names[label]) for label in data.labels]
+        np.testing.assert_allclose(data.images.float().mean((1, 2, 3)), brightness, atol=3)
 
 
 def test_without_real_images_none_is_read(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +338,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--epochs", "x"], "argument --epochs: invalid int value"),
         (["--set", "schedule.batch_size=21"], "20 images are fewer than one batch of 21; set schedule.batch_size"),
         (["--set", "lesson.temprature=2"], "lesson.temprature: unknown key; did you mean 'temperature'?"),
-        (["--set", "augmentation.mixup=1"], "mixup and cutmix exclude each other"),
+        (["--set", "augmentation={mixup: 1, cutmix: 1}"], "mixup and cutmix exclude each other"),
         (["--test", "nowhere"], "nowhere does not exist"),
         (["--test-split", "val"], "--test-split names a part of real images; give them, as --test DATA"),
         (["--diagnose"], "diagnose: there is nothing to test on; give real images, as --test DATA"),
