@@ -29,7 +29,7 @@ from ensemble.image.pictures import draw_grid
 from ensemble.machine.files import read_json, write_json, write_text
 from ensemble.machine.rng import generator
 from ensemble.recipe import TeacherEntry
-from ensemble.training.loop import recalibrate_bn
+from ensemble.training.reading import recalibrate_bn
 
 SUBNET, WIDE = "resnet20_popup_cifar", "resnet20_cifar:width=2"
 SEES = "mean=0.485/0.456/0.406,std=0.229/0.224/0.225"

@@ -3,6 +3,7 @@
 examples:
   python invert.py schema > recipe.schema.json
   python invert.py schema --training > training.schema.json
+  python invert.py schema --distillation > distillation.schema.json
   python invert.py schema --plugin my_objective.py > recipe.schema.json
 
 A recipe whose first line is `# yaml-language-server: $schema=recipe.schema.json`, a path relative to the recipe, is
@@ -20,16 +21,18 @@ from ensemble.applications._options import Parser
 
 def arguments(p: Parser) -> None:
     """The options."""
-    p.add_argument("--training", action="store_true", help="of training recipes (invert.py train)")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--training", action="store_true", help="of training recipes (invert.py train)")
+    which.add_argument("--distillation", action="store_true", help="of distillation recipes (invert.py distill)")
 
 
 def run(options: argparse.Namespace) -> int:
     """The schema, on stdout."""
-    print(schema_text(training=options.training))
+    print(schema_text(training=options.training, distillation=options.distillation))
     return 0
 
 
-def schema_text(*, training: bool) -> str:
+def schema_text(*, training: bool = False, distillation: bool = False) -> str:
     """The schema as JSON, with the kinds that plugins have added."""
     from ensemble.config.schema import json_schema
     from ensemble.plugins import load_entry_points
@@ -39,6 +42,10 @@ def schema_text(*, training: bool) -> str:
         from ensemble.training.recipe import TrainingRecipe
 
         schema = json_schema(TrainingRecipe)
+    elif distillation:
+        from ensemble.training.distillation import DistillationRecipe
+
+        schema = json_schema(DistillationRecipe)
     else:
         from ensemble.recipe import Recipe
 

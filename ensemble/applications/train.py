@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides
+from ensemble.applications._training import ended, recipe_path
 
 _COMMAND = "python invert.py train"
 
@@ -44,9 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """One training run, whose results are written before anything is said of them."""
     from ensemble.config.overrides import apply_override
     from ensemble.config.yaml_files import load_yaml
-    from ensemble.machine.errors import MachineFailure, is_out_of_memory
     from ensemble.machine.hardware import choose_device
-    from ensemble.machine.launch import EndedAtOnce, end_on_signals
     from ensemble.machine.progress import progress_reporter
     from ensemble.training.folder import TrainingFolder
     from ensemble.training.recipe import parse_training_recipe
@@ -60,43 +56,26 @@ def run(options: argparse.Namespace) -> int:
     folder = TrainingFolder(Path(options.output).expanduser())
     export = Path(options.export).expanduser() if options.export else None
     was_finished = options.resume and export is None and folder.finished
-    try:
-        with end_on_signals():
-            summary = train(
-                recipe,
-                folder,
-                choose_device(options.device or "auto"),
-                resume=options.resume,
-                overwrite=options.overwrite,
-                export=export,
-                command=reproducing_command(file, options),
-                progress=progress_reporter(),
-            )
-    except KeyboardInterrupt as end:
-        by = f" by {end}" if isinstance(end, EndedAtOnce) and end.number != signal.SIGINT else ""
-        instead = " instead of --overwrite" if options.overwrite else ""
-        text = f"interrupted{by}; the same command with --resume{instead} goes on from the last whole epoch"
-        print(f"invert.py: {text}", file=sys.stderr)
-        return 128 + (end.number if isinstance(end, EndedAtOnce) else signal.SIGINT)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MachineFailure("out of memory; a smaller batch, --set schedule.batch_size=N, needs less") from None
+    summary = ended(
+        lambda: train(
+            recipe,
+            folder,
+            choose_device(options.device or "auto"),
+            resume=options.resume,
+            overwrite=options.overwrite,
+            export=export,
+            command=reproducing_command(file, options),
+            progress=progress_reporter(),
+        ),
+        options,
+    )
+    if isinstance(summary, int):
+        return summary
     is_finished = "this run is finished: " if was_finished else ""
     print(f"{folder.path}: {is_finished}accuracy {summary['accuracy']:.2%} on {summary['test_images']} test images")
     if export is not None:
         print(f"{export}: exported at accuracy {summary['exported_accuracy']:.2%}")
     return 0
-
-
-def recipe_path(name: str) -> Path:
-    """The file, or that of the shipped recipe training/NAME; ValueError where there is neither."""
-    from ensemble.runs.recipes import recipe_file
-
-    if not Path(name).suffix and not Path(name).is_file():
-        with suppress(ValueError):
-            return recipe_file(f"training/{name}")
-    return recipe_file(name)
 
 
 def reproducing_command(recipe: Path, options: argparse.Namespace) -> str:

@@ -2,10 +2,78 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from ensemble.config.checked import Checked
 
 MixedLabels = tuple[torch.Tensor, torch.Tensor, float]
+
+
+@dataclass(frozen=True)
+class Augmentation(Checked):
+    """What is done to a training batch; every part is off at 0."""
+
+    crop_padding: NonNegativeInt = 4
+    """Largest shift, pixels; the border is mirrored."""
+    flip: bool = True
+    """Mirror every other image; turn it off where left and right differ, as in digits and letters."""
+    crop_scale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Least area of a random part of each image, which is enlarged to the whole; off at 1, too."""
+    cutout: NonNegativeInt = 0
+    """Side of the square, pixels."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of the Beta distribution."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of the Beta distribution."""
+    mix_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the batches that mixup or CutMix acts on."""
+
+    def rules(self) -> Iterator[str]:
+        if self.mixup and self.cutmix:
+            yield "mixup and cutmix exclude each other; set one of them to 0"
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
+    ) -> tuple[torch.Tensor, MixedLabels]:
+        """The batch as it is seen, and whose labels count in it; a label may be anything that stands for an image's."""
+        if 0 < self.crop_scale < 1:
+            images = resized_crop(images, self.crop_scale, rng)
+        images = crop_and_flip(images, self.crop_padding, self.flip, rng)
+        if self.cutout:
+            images = cutout(images, self.cutout, rng)
+        mixed: MixedLabels = (labels, labels, 1.0)
+        if (self.mixup or self.cutmix) and torch.rand(1, generator=rng) < self.mix_probability:
+            if self.mixup:
+                images, mixed = mixup(images, labels, self.mixup, rng)
+            else:
+                images, mixed = cutmix(images, labels, self.cutmix, rng)
+        return images.contiguous(memory_format=torch.channels_last), mixed
+
+
+def resized_crop(images: torch.Tensor, least: float, rng: torch.Generator) -> torch.Tensor:
+    """A random part of each image (N, 3, H, W), enlarged to H x W (Szegedy et al. 2015, section 6).
+
+    Its share of the area is uniform in [least, 1], the logarithm of its width over its height in that of [3/4, 4/3],
+    its place anywhere inside. A side that would be longer than the image's is cut to it. Bilinear.
+    """
+    n, _, height, width = images.shape
+    area, ratio, x, y = torch.rand(4, n, generator=rng)
+    area = least + (1 - least) * area
+    stretch = ((2 * ratio - 1) * math.log(4 / 3) / 2).exp()  # the square root of width over height
+    to_sides = (height / width) ** 0.5
+    w, h = ((area.sqrt() * part).clamp(max=1) for part in (stretch * to_sides, 1 / (stretch * to_sides)))
+    theta = torch.zeros(n, 2, 3)  # in coordinates from -1 to 1
+    theta[:, 0, 0], theta[:, 0, 2] = w, (1 - w) * (2 * x - 1)
+    theta[:, 1, 1], theta[:, 1, 2] = h, (1 - h) * (2 * y - 1)
+    grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False).to(images.device, images.dtype)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def crop_and_flip(images: torch.Tensor, padding: int, mirror: bool, rng: torch.Generator) -> torch.Tensor:

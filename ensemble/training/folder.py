@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from ensemble.config.hints import keys
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.overrides import differences
-from ensemble.config.parsing import to_plain
+from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.machine.files import (
     JsonLines,
@@ -25,14 +26,12 @@ from ensemble.machine.files import (
 )
 from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
 from ensemble.training.loop import State
-from ensemble.training.recipe import TrainingRecipe, parse_training_recipe
+from ensemble.training.recipe import RunRecipe, TrainingRecipe
 
 RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.jsonl", "checkpoint.pt"
 WEIGHTS, SUMMARY = "weights.safetensors", "summary.json"
 _FILES = (SUMMARY, WEIGHTS, CHECKPOINT, METRICS, RECIPE)
 """The recipe comes last where they are removed: it shows whose the others are."""
-_RECIPE_KEYS = {"model", "data", "schedule", "augmentation", "seed", "compile"}
-"""A run writes all of them out, other than people."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class TrainingFolder:
     """What a training run writes and reads in `path`."""
 
     path: Path
+    reads: type[RunRecipe] = TrainingRecipe
+    """Whose runs it holds."""
 
     @property
     def weights(self) -> Path:
@@ -56,11 +57,12 @@ class TrainingFolder:
         """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
         return held(self.path)
 
-    def check(self, recipe: TrainingRecipe, *, resume: bool = False, overwrite: bool = False) -> None:
+    def check(self, recipe: RunRecipe, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raises ValueError where the run may not write here; changes nothing.
 
         An empty folder, or none, may be written to. Another only with `resume`, where it holds this run (of which
-        `data.path` may be another now), or with `overwrite`, where no file with a name of ours is somebody else's.
+        what the recipe calls `free` may be another now), or with `overwrite`, where no file with a name of ours is
+        somebody else's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output: {self.path} is a file; give a folder")
@@ -79,7 +81,7 @@ class TrainingFolder:
                 "the run, or another folder"
             )
 
-    def begin(self, recipe: TrainingRecipe, *, overwrite: bool = False) -> None:
+    def begin(self, recipe: RunRecipe, *, overwrite: bool = False) -> None:
         """Makes the folder, with the recipe in it; what an earlier training run wrote is removed, nothing else.
 
         Raises ValueError as `check` does.
@@ -90,7 +92,7 @@ class TrainingFolder:
                 file.unlink(missing_ok=True)
         self._write_recipe(recipe)
 
-    def go_on(self, recipe: TrainingRecipe, epochs: int) -> None:
+    def go_on(self, recipe: RunRecipe, epochs: int) -> None:
         """Winds the folder back to the state after so many epochs: drops later metrics, and the summary.
 
         Raises ValueError as `check` does.
@@ -101,18 +103,22 @@ class TrainingFolder:
         write_json_lines(self.path / METRICS, rows)
         self._write_recipe(recipe)
 
-    def _check_same(self, recipe: TrainingRecipe) -> None:
+    def changes(self, recipe: RunRecipe) -> list[str]:
+        """The fields in which the run in this folder differs; ValueError where there is none to go on with."""
         stored = self._stored()
         if stored is None:
-            raise ValueError(f"resume: {self.path} holds other files and no training run; give another folder")
+            raise ValueError(f"resume: {self.path} holds other files and no {self.reads.what}; give another folder")
         try:
-            begun = parse_training_recipe(stored)
+            begun = parse(self.reads, stored)
         except ConfigError as error:
             raise ValueError(
                 f"resume: {self.path} holds a run that cannot be gone on with ({error.problems[0]}); pass --overwrite "
                 "instead to replace it, or give another folder"
             ) from None
-        changed = [path for path in differences(to_plain(begun), to_plain(recipe)) if path != "data.path"]
+        return differences(to_plain(begun), to_plain(recipe))
+
+    def _check_same(self, recipe: RunRecipe) -> None:
+        changed = [path for path in self.changes(recipe) if not path.startswith(recipe.free)]
         if changed:
             raise ValueError(
                 f"resume: {self.path} holds a run that differs in {', '.join(changed)}; pass --overwrite instead to "
@@ -126,20 +132,20 @@ class TrainingFolder:
             foreign = [name for name in foreign if not (self.path / name).is_file()]
         if foreign:
             raise ValueError(
-                f"output: {self.path / foreign[0]} is no training run's, and is not replaced; give another folder"
+                f"output: {self.path / foreign[0]} is no {self.reads.what}'s, and is not replaced; give another folder"
             )
 
     def _stored(self) -> dict[str, Any] | None:
-        """The recipe that a training run wrote here, if one did."""
+        """The recipe that a run wrote here, if one did: it writes all keys out, other than people."""
         try:
             stored = load_yaml(self.path / RECIPE)
         except ConfigError:
             return None
-        return stored if stored.keys() >= _RECIPE_KEYS else None
+        return stored if stored.keys() >= {*keys(self.reads)} else None
 
     # --- write ------------------------------------------------------------------------------------------------
 
-    def _write_recipe(self, recipe: TrainingRecipe) -> None:
+    def _write_recipe(self, recipe: RunRecipe) -> None:
         write_text(self.path / RECIPE, dump_yaml(to_plain(recipe)))
 
     def open_metrics(self) -> JsonLines:

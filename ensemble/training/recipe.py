@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
 from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
-from ensemble.training.loop import Augmentation, Schedule
+from ensemble.training.augment import Augmentation
+from ensemble.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,21 @@ class DataSpec(Checked):
     """Images are resized and cropped to it; by default to the network's input size."""
 
 
+class RunRecipe(Checked):
+    """What a training folder may hold the run of."""
+
+    what: ClassVar[str]
+    """What such a run is called."""
+    free: ClassVar[tuple[str, ...]]
+    """Fields that may be others where a run is gone on with."""
+
+
 @dataclass(frozen=True)
-class TrainingRecipe(Checked):
+class TrainingRecipe(RunRecipe):
     """One network, one data set, one schedule."""
+
+    what = "training run"
+    free = ("data.path",)
 
     model: str
     """NAME[:option=value][@WEIGHTS]: the weights to begin with; `@random` are drawn from `seed`."""

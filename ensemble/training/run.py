@@ -16,7 +16,8 @@ from ensemble.machine import hardware
 from ensemble.machine.files import JsonLines
 from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
 from ensemble.training.folder import TrainingFolder
-from ensemble.training.loop import Progress, State, evaluate, train
+from ensemble.training.loop import Progress, State, train
+from ensemble.training.reading import evaluate
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard, create_model, parse_spec, sha256, untrained_model
@@ -69,7 +70,7 @@ def _train(
         _check_exportable(recipe.model)
     net, card = build_network(recipe.model, recipe.seed)
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
-    trained = replace(_relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)
+    trained = replace(relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)
     if export is not None and trained != card:
         raise ValueError(
             f"export: the data's classes or size are not those of {card.name}, whose weights these would be"
@@ -95,7 +96,7 @@ def _train(
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
                 saved=saved,
-                after_epoch=_recorder(folder, metrics, progress),
+                after_epoch=recorder(folder, metrics, progress),
             )
         finally:
             progress.close()
@@ -119,12 +120,16 @@ def _train(
     return summary
 
 
-def _recorder(
-    folder: TrainingFolder, metrics: JsonLines, progress: ProgressReporter
+def recorder(
+    folder: TrainingFolder, metrics: JsonLines, progress: ProgressReporter, more: State | None = None
 ) -> Callable[[Progress, State], None]:
+    """Writes and shows what the loop tells after each epoch; `more` is kept with the state."""
+
     def record(epoch: Progress, state: State) -> None:
-        metrics.write(vars(epoch))  # before the checkpoint: `go_on` drops a line too many, and could not make one
-        folder.write_checkpoint(state)
+        row = {**vars(epoch), **epoch.measured}
+        del row["measured"]
+        metrics.write(row)  # before the checkpoint: `go_on` drops a line too many, and could not make one
+        folder.write_checkpoint(state | (more or {}))
         progress.step(epoch.epoch - 1, {"loss": epoch.loss, "accuracy": epoch.accuracy})
 
     return record
@@ -170,7 +175,8 @@ def trained_on(data: DataSpec) -> str:
     return f"{Path(data.path).name}, {data.train}; accuracy on {data.test}"
 
 
-def _relabelled(card: ModelCard, class_names: tuple[str, ...]) -> ModelCard:
+def relabelled(card: ModelCard, class_names: tuple[str, ...]) -> ModelCard:
+    """The card of a network that learned these classes, in this order."""
     if card.class_names == class_names:
         return card
     return replace(card, class_names=class_names, label_space="")

@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.files import write_bytes, write_json
-from ensemble.training.loop import evaluate
+from ensemble.training.reading import evaluate
 from models import ModelCard, WeightsFile, fit, sha256
 from models.edge_popup import compact, load_subnet, subnet_layers
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ from ensemble.config.yaml_files import load_text
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
-SCHEMAS = {False: RECIPES / "recipe.schema.json", True: RECIPES / "training/training.schema.json"}
+SCHEMAS = {
+    "": RECIPES / "recipe.schema.json",
+    "training": RECIPES / "training/training.schema.json",
+    "distillation": RECIPES / "distillation/distillation.schema.json",
+}
+"""By the folder of the recipes, which is the option of the command."""
 each_recipe = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(RECIPES).as_posix())
 
 
-def is_training(file: Path) -> bool:
-    return "training" in file.relative_to(RECIPES).parts
+def kind_of(file: Path) -> str:
+    first = file.relative_to(RECIPES).parts[0]
+    return first if first in SCHEMAS else ""
 
 
-def validator(training: bool) -> Draft202012Validator:
-    schema = json.loads(SCHEMAS[training].read_text(encoding="utf-8"))
+def validator(kind: str) -> Draft202012Validator:
+    schema = json.loads(SCHEMAS[kind].read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -39,16 +46,16 @@ def read(file: Path) -> Any:
 
 
 def test_all_recipes_are_looked_at() -> None:
-    assert len(FILES) == 21 and sum(map(is_training, FILES)) == 7
+    assert Counter(map(kind_of, FILES)) == {"": 14, "training": 7, "distillation": 1}
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_the_shipped_schemas_are_what_the_command_prints(training: bool) -> None:
-    words = [sys.executable, "invert.py", "schema", *(["--training"] if training else [])]
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_the_shipped_schemas_are_what_the_command_prints(kind: str) -> None:
+    words = [sys.executable, "invert.py", "schema", *([f"--{kind}"] if kind else [])]
     # a process of its own knows the kinds that other tests have added no more than a user's does
     printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
-    written = SCHEMAS[training].read_text(encoding="utf-8")
-    assert printed == written, f"{' '.join(words[1:])} > {SCHEMAS[training].relative_to(ROOT)} renews it"
+    written = SCHEMAS[kind].read_text(encoding="utf-8")
+    assert printed == written, f"{' '.join(words[1:])} > {SCHEMAS[kind].relative_to(ROOT)} renews it"
 
 
 @each_recipe
@@ -56,12 +63,12 @@ def test_recipes_name_their_schema(file: Path) -> None:
     first = file.read_text(encoding="utf-8").splitlines()[0]
     named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
     assert named, first
-    assert (file.parent / named[1]).resolve() == SCHEMAS[is_training(file)] and SCHEMAS[is_training(file)].is_file()
+    assert (file.parent / named[1]).resolve() == SCHEMAS[kind_of(file)] and SCHEMAS[kind_of(file)].is_file()
 
 
 @each_recipe
 def test_schemas_accept_the_shipped_recipes(file: Path) -> None:
-    errors = [error.message for error in validator(is_training(file)).iter_errors(read(file))]
+    errors = [error.message for error in validator(kind_of(file)).iter_errors(read(file))]
     assert not errors
 
 
@@ -84,7 +91,7 @@ def with_misspelt_keys(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[tupl
 
 @each_recipe
 def test_schemas_refuse_a_misspelt_key(file: Path) -> None:
-    check, variants = validator(is_training(file)), with_misspelt_keys(read(file))
+    check, variants = validator(kind_of(file)), with_misspelt_keys(read(file))
     assert variants[0][0] == ()
     for where, data in variants:
         assert not check.is_valid(data), where
@@ -97,43 +104,48 @@ def test_a_misspelt_key_is_looked_for_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("training", "data"),
+    ("kind", "data"),
     [
-        (False, {}),
-        (False, {"teachers": []}),
-        (False, {"teachers": [{"model": "a", "weight": 0}]}),
-        (False, {"teachers": [{"model": "a"}], "image": {"start": {"kind": "noise", "path": None}}}),
-        (False, {"teachers": [{"model": "a"}], "image": {"start": {"kind": "image"}}}),
-        (False, {"teachers": [{"model": "a"}], "objectives": [{"weight": 1.0}]}),
-        (False, {"extends": 3}),
-        (False, {"extends": "quickstart.yaml", "stages": []}),
-        (True, {"model": "a"}),
-        (True, {"model": "a", "data": {}}),
-        (True, {"model": "a", "data": {"path": "b"}, "schedule": {"lr": 0}}),
-        (True, {"model": "a", "data": {"path": "b"}, "schedule": {"precision": "fp16"}}),
+        ("", {}),
+        ("", {"teachers": []}),
+        ("", {"teachers": [{"model": "a", "weight": 0}]}),
+        ("", {"teachers": [{"model": "a"}], "image": {"start": {"kind": "noise", "path": None}}}),
+        ("", {"teachers": [{"model": "a"}], "image": {"start": {"kind": "image"}}}),
+        ("", {"teachers": [{"model": "a"}], "objectives": [{"weight": 1.0}]}),
+        ("", {"extends": 3}),
+        ("", {"extends": "quickstart.yaml", "stages": []}),
+        ("training", {"model": "a"}),
+        ("training", {"model": "a", "data": {}}),
+        ("training", {"model": "a", "data": {"path": "b"}, "schedule": {"lr": 0}}),
+        ("training", {"model": "a", "data": {"path": "b"}, "schedule": {"precision": "fp16"}}),
+        ("distillation", {"student": "a"}),
+        ("distillation", {"student": "a", "dataset": []}),
+        ("distillation", {"student": "a", "dataset": ["b"], "lesson": {"kind": "hard", "temperature": 1}}),
     ],
 )
-def test_what_schemas_refuse(training: bool, data: dict[str, Any]) -> None:
-    assert not validator(training).is_valid(data)
+def test_what_schemas_refuse(kind: str, data: dict[str, Any]) -> None:
+    assert not validator(kind).is_valid(data)
 
 
 @pytest.mark.parametrize(
-    ("training", "data"),
+    ("kind", "data"),
     [
-        (False, {"teachers": [{"model": "a"}]}),
-        (False, {"extends": "quickstart.yaml"}),
-        (False, {"teachers": [{"model": "a"}], "optimizer": {"lr": 1}}),
-        (False, {"teachers": [{"model": "a"}], "image": {"start": {"scale": 1}, "size": None}}),
-        (True, {"model": "a", "data": {"path": "b"}}),
-        (True, {"extends": "a.yaml", "model": "b"}),
+        ("", {"teachers": [{"model": "a"}]}),
+        ("", {"extends": "quickstart.yaml"}),
+        ("", {"teachers": [{"model": "a"}], "optimizer": {"lr": 1}}),
+        ("", {"teachers": [{"model": "a"}], "image": {"start": {"scale": 1}, "size": None}}),
+        ("training", {"model": "a", "data": {"path": "b"}}),
+        ("training", {"extends": "a.yaml", "model": "b"}),
+        ("distillation", {"student": "a", "dataset": ["b"], "test": {"path": "c"}}),
+        ("distillation", {"student": "a", "dataset": ["b"], "lesson": {"kind": "stored", "temperature": 1}}),
     ],
 )
-def test_what_schemas_accept(training: bool, data: dict[str, Any]) -> None:
-    assert validator(training).is_valid(data)
+def test_what_schemas_accept(kind: str, data: dict[str, Any]) -> None:
+    assert validator(kind).is_valid(data)
 
 
 def test_docstrings_are_descriptions() -> None:
-    schema = json.loads(SCHEMAS[True].read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMAS["training"].read_text(encoding="utf-8"))
     assert schema["description"] == "One network, one data set, one schedule."
     lr = schema["$defs"]["Schedule"]["properties"]["lr"]
     assert lr["description"] == "Peak learning rate, for a loss averaged over the batch." and lr["default"] == 0.2
@@ -162,7 +174,7 @@ def test_kinds_of_plugins_are_in_it(
         "teachers": [{"model": "a"}],
         "image": {"start": {"kind": "stripes_of_a_plugin", "width": 4}},
     }
-    assert not validator(False).is_valid(recipe)
+    assert not validator("").is_valid(recipe)
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
     words = ["schema"]

@@ -20,19 +20,13 @@ from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
-from ensemble.training.augment import _beta, crop_and_flip, cutmix, cutout, mixup
-from ensemble.training.loop import (
-    Augmentation,
-    Progress,
-    Schedule,
-    State,
-    _mixed_cross_entropy,
-    evaluate,
-    recalibrate_bn,
-    train,
-)
+from ensemble.training.augment import Augmentation, _beta, crop_and_flip, cutmix, cutout, mixup, resized_crop
+from ensemble.training.hard_labels import mixed_cross_entropy
+from ensemble.training.loop import Progress, State, train
+from ensemble.training.reading import evaluate, recalibrate_bn
 from ensemble.training.recipe import DataSpec, TrainingRecipe, parse_training_recipe
 from ensemble.training.run import build_network
+from ensemble.training.schedule import Schedule
 from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard
 from models._bundled import read_bundled, with_bundled
@@ -101,8 +95,14 @@ SHORT = Schedule(epochs=6, batch_size=16, lr=0.1, precision="fp32")
 )
 def test_a_tiny_network_learns(schedule: Schedule, augmentation: Augmentation) -> None:
     seen: list[Progress] = []
-    net = trained(schedule, augmentation, after_epoch=lambda progress, state: seen.append(progress))
-    assert [p.epoch for p in seen] == [1, 2, 3, 4, 5, 6] and not net.training
+    net = trained(
+        schedule,
+        augmentation,
+        measure=lambda net, epoch: {"epochs so far": epoch},
+        after_epoch=lambda progress, state: seen.append(progress),
+    )
+    assert [p.epoch for p in seen] == [p.measured["epochs so far"] for p in seen] == [1, 2, 3, 4, 5, 6]
+    assert not net.training and 0.3 < seen[0].agreement < seen[-1].agreement <= 1
     assert seen[-1].loss < seen[0].loss
     test_set = toy_set(64, seed=1)
     assert evaluate(toy_net(), CARD, test_set, CPU) < 0.75
@@ -158,9 +158,12 @@ def test_what_a_network_draws_follows_the_seed() -> None:
     assert same(trained(SHORT, net=dropping_net()), first)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_resumed_run_equals_the_uninterrupted_one(ema: float) -> None:
-    schedule, augmentation = replace(SHORT, ema=ema), Augmentation(crop_padding=1, cutout=2, mixup=0.4)
+@pytest.mark.parametrize(("ema", "optimizer"), [(0.0, "sgd"), (0.9, "sgd"), (0.0, "adamw")])
+def test_a_resumed_run_equals_the_uninterrupted_one(ema: float, optimizer: str) -> None:
+    schedule, augmentation = (
+        replace(SHORT, ema=ema, optimizer=optimizer),
+        Augmentation(crop_padding=1, cutout=2, mixup=0.4),
+    )
     states: list[bytes] = []
     whole = trained(
         *(schedule, augmentation, dropping_net()), after_epoch=lambda progress, state: states.append(to_bytes(state))
@@ -222,6 +225,15 @@ def test_weight_decay_acts_on_matrices_only() -> None:
         assert not torch.equal(b, p), f"{name} is not trained"
 
 
+def test_adamw_by_hand() -> None:
+    """One step: p (1 - lr decay) - lr g / (|g| + eps), which is lr a weight; one-dimensional tensors do not decay."""
+    schedule = replace(SHORT, epochs=1, batch_size=96, optimizer="adamw", weight_decay=0.5, recalibrate_bn=False)
+    net, start = trained(schedule, Augmentation(crop_padding=0)), toy_net()
+    for (name, a), p in zip(net.named_parameters(), start.parameters(), strict=True):
+        moved = (a - p * (1 - 0.1 * 0.5 * (p.ndim > 1))).detach().abs()
+        assert float(moved.max()) == pytest.approx(0.1, rel=1e-3), name
+
+
 def test_learning_rate_by_hand() -> None:
     schedule = Schedule(lr=0.4, warmup=0.2)
     rates = [schedule.lr_at(step, 20) for step in range(20)]
@@ -237,7 +249,7 @@ def test_mixed_cross_entropy_equals_numpy() -> None:
     log_p = logits.numpy() - np.log(np.exp(logits.numpy()).sum(1, keepdims=True))
     target = 0.7 * np.eye(4)[first] + 0.3 * np.eye(4)[second]
     target = 0.9 * target + 0.1 / 4
-    loss = _mixed_cross_entropy(logits, (first, second, 0.7), smoothing=0.1)
+    loss = mixed_cross_entropy(logits, (first, second, 0.7), smoothing=0.1)
     assert float(loss) == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-12)
 
 
@@ -345,6 +357,31 @@ def test_crop_and_flip_equals_numpy(height: int, width: int, padding: int, mirro
         padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
         crop = padded[:, y : y + height, x : x + width]
         np.testing.assert_array_equal(result, crop[:, :, ::-1] if flip and mirror else crop)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 9)])
+def test_resized_crops_equal_numpy(height: int, width: int) -> None:
+    """A ramp x + 10 y is read where the part's pixels lie, up to the border, which is held."""
+    ramp = torch.arange(width) + 10.0 * torch.arange(height)[:, None]
+    cropped = resized_crop(ramp.expand(50, 3, height, width), 0.3, rng())
+    area, ratio, x, y = torch.rand(4, 50, generator=rng()).numpy()
+    area = 0.3 + 0.7 * area
+    stretch = np.exp((2 * ratio - 1) * np.log(4 / 3))  # width over height, in pixels
+    w = np.minimum(np.sqrt(area * height * width * stretch), width)
+    h = np.minimum(np.sqrt(area * height * width / stretch), height)
+    assert (w / h).min() > 0.74 and (w / h).max() < (1.34 if height == width else 1.6) and area.min() < 0.4
+    for i in range(50):
+        columns = x[i] * (width - w[i]) + (np.arange(width) + 0.5) * w[i] / width - 0.5
+        rows = y[i] * (height - h[i]) + (np.arange(height) + 0.5) * h[i] / height - 0.5
+        expected = columns.clip(0, width - 1) + 10 * rows.clip(0, height - 1)[:, None]
+        np.testing.assert_allclose(cropped[i, 1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_resized_crops_that_are_off_draw_nothing(off: float) -> None:
+    images, labels = torch.rand(5, 3, 8, 8, generator=rng(1)), torch.arange(5)
+    seen = [Augmentation(crop_padding=1, crop_scale=scale)(images, labels, rng())[0] for scale in (off, 0.0, 0.5)]
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
@@ -477,6 +514,8 @@ def test_all_mistakes_of_a_recipe_at_once() -> None:
         ("schedule.ema", 0, -1e-9),
         ("schedule.ema", 0.999, 1),
         ("augmentation.crop_padding", 0, -1),
+        ("augmentation.crop_scale", 0, -1e-9),
+        ("augmentation.crop_scale", 1, 1.001),
         ("augmentation.cutout", 0, -1),
         ("augmentation.mixup", 0, -1e-9),
         ("augmentation.cutmix", 0, -1e-9),

@@ -14,8 +14,8 @@ from ensemble.recipe import parse_recipe
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.results import recipe_text
 from ensemble.training.folder import TrainingFolder
-from ensemble.training.loop import Schedule
 from ensemble.training.recipe import DataSpec, TrainingRecipe
+from ensemble.training.schedule import Schedule
 
 RECIPE = TrainingRecipe("resnet20_cifar@random", DataSpec("images.tar"))
 OURS = ["checkpoint.pt", "metrics.jsonl", "recipe.yaml", "summary.json", "weights.safetensors"]

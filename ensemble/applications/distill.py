@@ -1,0 +1,135 @@
+"""Train a student on generated images alone, told by the networks that they come from.
+
+A student without weights begins untrained. Its labels are `hard`, the class that each image was made for; `stored`,
+what the teachers said of each image; or `live`, what the teachers say of each view that the student sees. Real images
+are read for the final test only.
+
+examples:
+  python invert.py distill --dataset results/set --student resnet20_cifar --output results/student
+  python invert.py distill --dataset a b --student wrn16_2_cifar --labels hard --test cifar10.tar.xz --output results/c
+  python invert.py distill --recipe cifar10 --dataset results/set --set lesson.temperature=8 --output results/d
+  python invert.py distill --dataset results/set --student resnet20_cifar --output results/student --resume
+  python invert.py --models resnet20_cifar@results/student/weights.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
+from ensemble.applications._training import ended, recipe_path
+
+
+def arguments(p: Parser) -> None:
+    """The options; what the recipe, too, can say wins over it."""
+    what = p.add_argument_group("what to learn")
+    what.add_argument("--recipe", metavar="FILE", help="a YAML distillation recipe or a shipped one's name, as cifar10")
+    what.add_argument("--dataset", nargs="+", metavar="DIR", help="folders of invert.py dataset")
+    what.add_argument("--student", metavar="MODEL", help="NAME[:option=value][@WEIGHTS]; by default untrained")
+    what.add_argument("--labels", choices=["hard", "stored", "live"], help="what the student is told (default: live)")
+    what.add_argument(
+        "--teacher", action="append", metavar="MODEL", help="a teacher, instead of the dataset's; may be repeated"
+    )
+    what.add_argument("--epochs", type=int, metavar="N", help="passes over the images (default: 200)")
+    what.add_argument("--seed", type=int, metavar="N", help="of weights, order and views (default: 0)")
+    add_overrides(what)
+    real = p.add_argument_group("real images")
+    real.add_argument("--test", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, read at the end")
+    real.add_argument("--test-split", metavar="SPLIT", help="what is read there (default: test)")
+    real.add_argument(
+        "--diagnose", action="store_true", help="also test with BatchNorm statistics of real images of the split train"
+    )
+    add_output(p)
+    add_device(p.add_argument_group("how to compute"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """One student, whose results are written before anything is said of them."""
+    from ensemble.machine.hardware import choose_device
+    from ensemble.machine.progress import progress_reporter
+    from ensemble.plugins import load_entry_points
+    from ensemble.training.distill import distill
+    from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
+    from ensemble.training.folder import TrainingFolder
+
+    load_entry_points()
+    check_alone("distill")
+    recipe = parse_distillation_recipe(described(options))
+    folder = TrainingFolder(Path(options.output).expanduser(), DistillationRecipe)
+    summary = ended(
+        lambda: distill(
+            recipe,
+            folder,
+            choose_device(options.device or "auto"),
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress=progress_reporter(),
+        ),
+        options,
+    )
+    if isinstance(summary, int):
+        return summary
+    for line in said(summary):
+        print(f"{folder.path}: {line}")
+    return 0
+
+
+def described(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe as plain data: the file's, then the options, then --set."""
+    from ensemble.config.overrides import apply_override
+    from ensemble.config.yaml_files import load_yaml
+
+    data = load_yaml(recipe_path(options.recipe, "distillation")) if options.recipe else {}
+    if options.labels:
+        data = apply_override(data, f"lesson.kind={options.labels}")
+    given = {
+        "dataset": options.dataset,
+        "student": options.student,
+        "seed": options.seed,
+        "diagnose": options.diagnose or None,
+    }
+    data |= {key: value for key, value in given.items() if value is not None}
+    inner = {
+        "schedule": {"epochs": options.epochs},
+        "lesson": {"teachers": options.teacher},
+        "test": {"path": options.test, "split": options.test_split},
+    }
+    for key, values in inner.items():
+        named = {name: value for name, value in values.items() if value is not None}
+        if named:
+            data[key] = {**(data.get(key) or {}), **named}
+    for override in options.set:
+        data = apply_override(data, override)
+    _check(options, data)
+    return data
+
+
+def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:
+    """ValueError for what the recipe's own check would tell in words of its fields."""
+    for option in ("dataset", "student"):
+        if not data.get(option):
+            raise ValueError(f"--{option} is missing; give it, or a --recipe that has it; see invert.py distill --help")
+    if options.teacher and isinstance(data["lesson"], dict) and data["lesson"].get("kind") == "hard":
+        raise ValueError("--teacher: hard labels have no teachers; leave it out, or ask for --labels live")
+    if options.test_split and not data["test"].get("path"):
+        raise ValueError("--test-split names a part of real images; give them, as --test DATA")
+
+
+def said(summary: dict[str, Any]) -> list[str]:
+    """What is told at the end."""
+    learned = f"{summary['labels']} labels of {summary['images']} images, {summary['epochs']} epochs"
+    if summary["test_accuracy"] is None:
+        return [f"{learned}; no real images were read"]
+    read = summary["real_images_read"]
+    accuracy = f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
+    lines = [f"{learned}; {accuracy}"]
+    if "best_along_the_way" in summary:
+        best = summary["best_along_the_way"]
+        lines.append(f"best along the way {best['test_accuracy']:.2%}, epoch {best['epoch']}: {best['note']}")
+    if "diagnosis" in summary:
+        found = summary["diagnosis"]
+        accuracy = f"{found['test_accuracy_with_real_bn_statistics']:.2%}, {found['note']}"
+        lines.append(f"with BatchNorm statistics of {found['real_images_read']['images']} real images {accuracy}")
+    return lines

@@ -1,0 +1,188 @@
+"""One distillation from a recipe to the results folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.data.labelled import LabelledImages
+from ensemble.machine import hardware
+from ensemble.machine.files import read_json_lines
+from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
+from ensemble.machine.rng import generator
+from ensemble.training.distillation import DistillationRecipe
+from ensemble.training.folder import METRICS, TrainingFolder
+from ensemble.training.hard_labels import Teaching
+from ensemble.training.loop import train
+from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
+from ensemble.training.run import recorder
+from ensemble.training.student import Student, prepare
+from ensemble.training.weights import save_weights
+from models import sha256
+
+_WATCHED = 1000
+"""At most so many training images are read again after each epoch."""
+
+
+def distill(
+    recipe: DistillationRecipe,
+    folder: TrainingFolder,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: ProgressReporter | None = None,
+) -> dict[str, Any]:
+    """The summary of the run, all of which is in `folder`.
+
+    With `resume`, goes on from the folder's checkpoint; a finished run is left as it is, unless its test is another
+    now. Everything that can be checked is checked before what the folder holds is touched. Raises ValueError as
+    `TrainingFolder.check` does, where another run holds the folder, where datasets, student, teachers and real images
+    do not match, and where the loss is not finite.
+    """
+    folder.check(recipe, resume=resume, overwrite=overwrite)
+    if resume and folder.finished and all(path.startswith("dataset") for path in folder.changes(recipe)):
+        return folder.read_summary()
+    with folder.held():
+        display = FallingSilent(progress or SilentProgress())
+        return _distill(recipe, folder, device, resume, overwrite, display)
+
+
+def _distill(
+    recipe: DistillationRecipe,
+    folder: TrainingFolder,
+    device: torch.device,
+    resume: bool,
+    overwrite: bool,
+    progress: ProgressReporter,
+) -> dict[str, Any]:
+    """`distill`, in a folder that it holds."""
+    began = time.perf_counter()
+    saved = folder.read_checkpoint() if resume else None
+    hardware.set_up("fp32", device)
+    student = prepare(recipe)
+    pool = student.pool
+    lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
+    steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
+    if saved is None:
+        folder.begin(recipe, overwrite=overwrite or resume)
+    elif saved.get("dataset") != pool.digest:
+        raise ValueError(
+            f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"
+        )
+    else:
+        folder.go_on(recipe, saved["epoch"])
+    told = recipe.lesson.names(pool)
+    by = f", told by {', '.join(told)}" if told else ""
+    progress.message(
+        f"{recipe.student} learns from {len(pool.data)} generated images, {recipe.lesson.kind} labels{by}; "
+        "a step is one epoch"
+    )
+    progress.start(recipe.schedule.epochs, 0 if saved is None else saved["epoch"])
+    try:
+        net = _trained(recipe, folder, student, lesson, device, saved, progress)
+    finally:
+        progress.close()
+    save_weights(net, folder.weights, student.card)
+    summary: dict[str, Any] = {
+        "student": recipe.student,
+        "labels": recipe.lesson.kind,
+        "teachers": list(told),
+        "images": len(pool.data),
+        "epochs": recipe.schedule.epochs,
+        "steps": steps,
+        "views_seen": steps * recipe.schedule.batch_size,
+        **_tested(recipe, folder, replace(student, net=net), device),
+        "train_accuracy": evaluate(net, student.card, pool.data, device),
+        "sha256": sha256(folder.weights),
+        "device": str(device),
+        "torch": str(torch.__version__),
+        "wall_seconds": time.perf_counter() - began,
+    }
+    folder.write_summary(summary)
+    return summary
+
+
+def _trained(
+    recipe: DistillationRecipe,
+    folder: TrainingFolder,
+    student: Student,
+    lesson: Teaching,
+    device: torch.device,
+    saved: Mapping[str, Any] | None,
+    progress: ProgressReporter,
+) -> nn.Module:
+    with folder.open_metrics() as metrics:
+        return train(
+            student.net,
+            student.card,
+            student.pool.data,
+            _some(student.pool.data, recipe.seed),
+            schedule=recipe.schedule,
+            augmentation=recipe.augmentation,
+            seed=recipe.seed,
+            device=device,
+            compile_net=recipe.compile and hardware.can_compile(device),
+            lesson=lesson,
+            measure=_tests_along_the_way(recipe.test_every, student, device),
+            saved=saved,
+            after_epoch=recorder(folder, metrics, progress, {"dataset": student.pool.digest}),
+        )
+
+
+def _some(data: LabelledImages, seed: int) -> LabelledImages:
+    """Images that are read after each epoch: all, or some that the seed draws."""
+    chosen = torch.randperm(len(data), generator=generator(seed, "watched"))[:_WATCHED].sort().values
+    return LabelledImages(data.images[chosen], data.labels[chosen], data.class_names)
+
+
+def _tests_along_the_way(
+    every: int, student: Student, device: torch.device
+) -> Callable[[nn.Module, int], Mapping[str, float]]:
+    def measure(net: nn.Module, epoch: int) -> Mapping[str, float]:
+        if student.test_set is None or not every or epoch % every:
+            return {}
+        return {"test_accuracy": evaluate(net, student.card, student.test_set, device)}
+
+    return measure
+
+
+def _tested(
+    recipe: DistillationRecipe, folder: TrainingFolder, student: Student, device: torch.device
+) -> dict[str, Any]:
+    """What the summary says of real images."""
+    if recipe.test is None or student.test_set is None:
+        return {"test_accuracy": None, "real_images_read": {"images": 0, "split": None}}
+    tested: dict[str, Any] = {
+        "test_accuracy": evaluate(student.net, student.card, student.test_set, device),
+        "real_images_read": {"images": len(student.test_set), "split": recipe.test.split},
+    }
+    rows = [row for row in read_json_lines(folder.path / METRICS) if "test_accuracy" in row]
+    if rows:
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        tested["best_along_the_way"] = {
+            "test_accuracy": best["test_accuracy"],
+            "epoch": best["epoch"],
+            "note": "chosen on the test images: not to be reported",
+        }
+    if student.real_set is not None:
+        tested["diagnosis"] = {
+            "test_accuracy_with_real_bn_statistics": _with_statistics(student.real_set, student, device),
+            "real_images_read": {"images": len(student.real_set), "split": recipe.test.train},
+            "note": "a diagnosis: this network has seen real training images",
+        }
+    return tested
+
+
+def _with_statistics(real: LabelledImages, student: Student, device: torch.device) -> float:
+    """The test accuracy with BatchNorm statistics of real images: what it gains was covariate shift."""
+    assert student.test_set is not None
+    net = copy.deepcopy(student.net)
+    recalibrate_bn(net, inputs_of(real.images, student.card, device))
+    return evaluate(net, student.card, student.test_set, device)

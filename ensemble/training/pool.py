@@ -1,0 +1,113 @@
+"""The generated images that a student learns from: one dataset or several, with the classes in one order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ensemble.data.generated import GeneratedImages
+from ensemble.data.labelled import LabelledImages
+from ensemble.data.tree import few
+from ensemble.machine.files import read_json
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher as a dataset names it."""
+
+    model: str
+    sha256: str | None
+    """Of its weights, where they were a file."""
+    class_names: tuple[str, ...]
+    """The dataset's."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images uint8 and targets, and what the datasets' teachers said of them."""
+
+    data: LabelledImages
+    size: int
+    teachers: dict[str, Source]
+    """All that a dataset names."""
+    stored: dict[str, torch.Tensor]
+    """Logits float16 (N, classes) of those that all datasets name."""
+    digest: str
+    """Changes with the images."""
+
+    def ordered(self, class_names: Sequence[str]) -> Pool:
+        """The same with the classes, which are the same, in this order."""
+        old, new = self.data.class_names, tuple(class_names)
+        columns = torch.tensor([old.index(name) for name in new])
+        labels = torch.tensor([new.index(name) for name in old])[self.data.labels]
+        data = replace(self.data, labels=labels, class_names=new)
+        return replace(self, data=data, stored={name: logits[:, columns] for name, logits in self.stored.items()})
+
+
+def read_pool(paths: Sequence[str]) -> Pool:
+    """The datasets' images behind each other, classes in the order of the first.
+
+    Raises ValueError where one cannot be read, is named twice, or differs from the first in its classes or its size,
+    and where two teachers have one name.
+    """
+    folders = [Path(path).expanduser() for path in paths]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("dataset: a folder is given twice; give each once")
+    first, *others = pools = [_read(folder) for folder in folders]
+    for folder, other in zip(folders[1:], others, strict=True):
+        _check_fits(folder, other, folders[0], first)
+    pools = [pool.ordered(first.data.class_names) for pool in pools]
+    shared = [name for name in first.stored if all(name in pool.stored for pool in pools)]
+    return Pool(
+        LabelledImages(
+            torch.cat([pool.data.images for pool in pools]),
+            torch.cat([pool.data.labels for pool in pools]),
+            first.data.class_names,
+        ),
+        first.size,
+        {name: source for pool in reversed(pools) for name, source in pool.teachers.items()},
+        {name: torch.cat([pool.stored[name] for pool in pools]) for name in shared},
+        hashlib.sha256("".join(pool.digest for pool in pools).encode()).hexdigest(),
+    )
+
+
+def _read(folder: Path) -> Pool:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file() and (folder / "images.safetensors").is_file():
+        raise ValueError(
+            f"dataset: {folder} is a results folder, whose images are not a dataset; make one with "
+            "`invert.py dataset --recipe RECIPE --images N --output DIR`"
+        )
+    made = GeneratedImages(folder)
+    data, stored = made.labelled(), {name: made.logits(name) for name in made.teachers}
+    said = read_json(manifest)
+    teachers = {
+        name: Source(said["teachers"][name]["model"], said["teachers"][name].get("sha256"), data.class_names)
+        for name in made.teachers
+    }
+    return Pool(data, made.size, teachers, stored, json.dumps([shard["sha256"] for shard in said["shards"]]))
+
+
+def _check_fits(folder: Path, pool: Pool, other: Path, first: Pool) -> None:
+    """ValueError where `folder` cannot be joined to the first, `other`."""
+    mine, theirs = set(pool.data.class_names), set(first.data.class_names)
+    if mine != theirs:
+        raise ValueError(
+            f"dataset: {folder} and {other} have different classes ({few(mine ^ theirs)}); give datasets of the same"
+        )
+    if pool.size != first.size:
+        raise ValueError(
+            f"dataset: {folder} has images of {pool.size} pixels, {other} of {first.size}; give datasets of one size"
+        )
+    for name, source in pool.teachers.items():
+        known = first.teachers.get(name, source)
+        if (known.model, known.sha256) != (source.model, source.sha256):
+            raise ValueError(
+                f"dataset: the teacher {name} of {folder} ({source.model}) is not that of {other} ({known.model}); "
+                "give datasets whose names mean the same networks"
+            )

@@ -1,0 +1,90 @@
+"""A student before it learns: its network, its images and those it is tested on, with the classes in one order."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.data.tree import few
+from ensemble.training.distillation import DistillationRecipe, RealImages
+from ensemble.training.pool import Pool, read_pool
+from ensemble.training.reading import inputs_of, logits_of
+from ensemble.training.run import build_network, relabelled
+from models import ModelCard, parse_spec
+
+_DIAGNOSED = 5000
+"""At most so many real training images give the statistics of the diagnosis."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network, what it learns from, and what it is tested on."""
+
+    net: nn.Module
+    card: ModelCard
+    pool: Pool
+    test_set: LabelledImages | None
+    real_set: LabelledImages | None
+    """Training images for the diagnosis."""
+
+
+def prepare(recipe: DistillationRecipe) -> Student:
+    """The student, the images and the test images, with the classes in one order, which the student's card says.
+
+    That is the card's own where it knows these classes. An untrained student of others takes the dataset's, as in
+    training. Raises ValueError where names or numbers of classes, or sizes, do not match.
+    """
+    pool = read_pool(recipe.dataset)
+    # weights that are a model's default were trained on real images
+    spec = recipe.student if "@" in recipe.student else f"{recipe.student}@random"
+    net, card = build_network(spec, recipe.seed)
+    names = pool.data.class_names
+    if len(names) != card.num_classes:
+        raise ValueError(
+            f"student: {card.name} has {card.num_classes} classes, the dataset {len(names)}; ask for "
+            f"{card.name}:num_classes={len(names)}"
+        )
+    if set(card.class_names) == set(names):
+        pool = pool.ordered(card.class_names)
+    elif card.class_names and parse_spec(spec).weights != "random":
+        raise ValueError(
+            f"student: {recipe.student} knows other classes than the dataset's "
+            f"({few(set(card.class_names) ^ set(names))}); ask for @random"
+        )
+    card = replace(relabelled(card, pool.data.class_names), input_size=pool.size)
+    _check_size(net, card)
+    test_set = real_set = None
+    if recipe.test is not None:
+        test_set = _real(recipe.test, recipe.test.split, card)
+        real_set = _real(recipe.test, recipe.test.train, card, at_most=_DIAGNOSED) if recipe.diagnose else None
+    return Student(net, card, pool, test_set, real_set)
+
+
+def _check_size(net: nn.Module, card: ModelCard) -> None:
+    """ValueError where the student does not take images of the dataset's size."""
+    blank = torch.zeros(1, 3, card.input_size, card.input_size, dtype=torch.uint8)
+    try:
+        with torch.no_grad():
+            logits_of(copy.deepcopy(net).eval(), inputs_of(blank, card, torch.device("cpu")), card)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"student: {card.name} fails on images of {card.input_size} x {card.input_size}, the dataset's size "
+            f"({' '.join(str(error).split())[:120]}); choose another"
+        ) from None
+
+
+def _real(spec: RealImages, split: str, card: ModelCard, at_most: int | None = None) -> LabelledImages:
+    """Real images at the student's size, labelled by its classes; ValueError where they have others."""
+    data = load_images(spec.path, split, card.input_size, at_most=at_most)
+    unknown, missing = set(data.class_names) - set(card.class_names), set(card.class_names) - set(data.class_names)
+    if unknown or (missing and at_most is None):
+        raise ValueError(
+            f"test: {spec.path}, {split}, has other classes than the dataset ({few(unknown | missing)}); name its "
+            "folders as the dataset's class_names"
+        )
+    index = torch.tensor([card.class_names.index(name) for name in data.class_names])
+    return LabelledImages(data.images, index[data.labels], card.class_names)
