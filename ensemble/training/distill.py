@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ensemble.machine import hardware
 from ensemble.machine.files import read_json_lines
 from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
 from ensemble.machine.rng import generator
+from ensemble.training.cut import Cut, cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.folder import METRICS, TrainingFolder
 from ensemble.training.hard_labels import Teaching
@@ -26,6 +27,7 @@ from ensemble.training.reading import evaluate, inputs_of, logits_of, recalibrat
 from ensemble.training.run import build_network, recorder, relabelled
 from ensemble.training.weights import save_weights
 from models import ModelCard, parse_spec, sha256
+from models.pruned import narrow
 
 _WATCHED = 1000
 """At most so many training images are read again after each epoch."""
@@ -67,6 +69,8 @@ class _Class:
     test_set: LabelledImages | None
     real_set: LabelledImages | None
     """Training images for the diagnosis."""
+    lost: Mapping[str, Any] = field(default_factory=dict)
+    """What pruning took."""
 
 
 def _distill(
@@ -82,6 +86,8 @@ def _distill(
     saved = folder.read_checkpoint() if resume else None
     hardware.set_up("fp32", device)
     student = prepare(recipe)
+    if recipe.prune is not None:
+        student = _pruned(student, recipe.prune, recipe.seed, saved, device)
     pool = student.pool
     lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
@@ -113,6 +119,7 @@ def _distill(
         "epochs": recipe.schedule.epochs,
         "steps": steps,
         "views_seen": steps * recipe.schedule.batch_size,
+        **({"pruned": student.lost} if student.lost else {}),
         **_tested(recipe, folder, replace(student, net=net), device),
         "train_accuracy": evaluate(net, student.card, pool.data, device),
         "sha256": sha256(folder.weights),
@@ -132,7 +139,7 @@ def prepare(recipe: DistillationRecipe) -> _Class:
     """
     pool = read_pool(recipe.dataset)
     # weights that are a model's default were trained on real images
-    spec = recipe.student if "@" in recipe.student else f"{recipe.student}@random"
+    spec = recipe.student if "@" in recipe.student or recipe.prune else f"{recipe.student}@random"
     net, card = build_network(spec, recipe.seed)
     names = pool.data.class_names
     if len(names) != card.num_classes:
@@ -154,6 +161,17 @@ def prepare(recipe: DistillationRecipe) -> _Class:
         test_set = _real(recipe.test, recipe.test.split, card)
         real_set = _real(recipe.test, recipe.test.train, card, at_most=_DIAGNOSED) if recipe.diagnose else None
     return _Class(net, card, pool, test_set, real_set)
+
+
+def _pruned(
+    student: _Class, rule: Cut, seed: int, saved: Mapping[str, Any] | None, device: torch.device
+) -> _Class:
+    """The student without the channels that it loses, or that it lost before the run was saved."""
+    if saved is not None:
+        narrow(student.net, saved["net"], "resume")
+        return replace(student, lost=saved["pruned"])
+    found = cut(student.net, student.card, student.pool, rule, seed, device)
+    return replace(student, net=found.net, lost=found.said())
 
 
 def _check_size(net: nn.Module, card: ModelCard) -> None:
@@ -205,7 +223,7 @@ def _trained(
             lesson=lesson,
             measure=_tests_along_the_way(recipe.test_every, student, device),
             saved=saved,
-            after_epoch=recorder(folder, metrics, progress, {"dataset": student.pool.digest}),
+            after_epoch=recorder(folder, metrics, progress, {"dataset": student.pool.digest, "pruned": dict(student.lost)}),
         )
 
 
