@@ -42,6 +42,8 @@ from models._said import (
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
 from models.edge_popup import METADATA, PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
+from models.pruned import METADATA as PRUNED
+from models.pruned import narrow
 
 POPUP = "popup/"
 """Prefix of any network's name that asks for its edge-popup subnet."""
@@ -240,6 +242,8 @@ def _with_weights(
         warn_of_normalizer(card, weights.path, *normalizer)
     if subnet_layers(net):
         return load_subnet(net, replace(weights, tensors=chosen), card)
+    if PRUNED in weights.metadata:
+        narrow(net, chosen, where)
     used = {id(chosen[key]) for key in wanted if key in chosen}
     check_values({key: value for key, value in weights.tensors.items() if id(value) in used}, where)
     fit(net, chosen, card, where)

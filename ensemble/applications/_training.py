@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,23 @@ def recipe_path(name: str, folder: str = "training") -> Path:
         with suppress(ValueError):
             return recipe_file(f"{folder}/{name}")
     return recipe_file(name)
+
+
+def add_real_images(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a student of generated images is tested on."""
+    real = p.add_argument_group("real images")
+    real.add_argument("--test", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, read at the end")
+    real.add_argument("--test-split", metavar="SPLIT", help="what is read there (default: test)")
+    return real
+
+
+def with_parts(data: dict[str, Any], **parts: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with what is given of its parts; None is not."""
+    for key, values in parts.items():
+        named = {name: value for name, value in values.items() if value is not None}
+        if named:
+            data[key] = {**(data.get(key) or {}), **named}
+    return data
 
 
 def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any] | int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
-from ensemble.applications._training import ended, recipe_path
+from ensemble.applications._training import add_real_images, ended, recipe_path, with_parts
 
 
 def arguments(p: Parser) -> None:
@@ -35,10 +35,7 @@ def arguments(p: Parser) -> None:
     what.add_argument("--epochs", type=int, metavar="N", help="passes over the images (default: 200)")
     what.add_argument("--seed", type=int, metavar="N", help="of weights, order and views (default: 0)")
     add_overrides(what)
-    real = p.add_argument_group("real images")
-    real.add_argument("--test", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, read at the end")
-    real.add_argument("--test-split", metavar="SPLIT", help="what is read there (default: test)")
-    real.add_argument(
+    add_real_images(p).add_argument(
         "--diagnose", action="store_true", help="also test with BatchNorm statistics of real images of the split train"
     )
     add_output(p)
@@ -91,15 +88,12 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
         "diagnose": options.diagnose or None,
     }
     data |= {key: value for key, value in given.items() if value is not None}
-    inner = {
-        "schedule": {"epochs": options.epochs},
-        "lesson": {"teachers": options.teacher},
-        "test": {"path": options.test, "split": options.test_split},
-    }
-    for key, values in inner.items():
-        named = {name: value for name, value in values.items() if value is not None}
-        if named:
-            data[key] = {**(data.get(key) or {}), **named}
+    data = with_parts(
+        data,
+        schedule={"epochs": options.epochs},
+        lesson={"teachers": options.teacher},
+        test={"path": options.test, "split": options.test_split},
+    )
     for override in options.set:
         data = apply_override(data, override)
     _check(options, data)

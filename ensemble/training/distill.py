@@ -22,7 +22,7 @@ from ensemble.training.hard_labels import Teaching
 from ensemble.training.loop import train
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.run import recorder
-from ensemble.training.student import Student, prepare
+from ensemble.training.student import Student, prepare, pruned
 from ensemble.training.weights import save_weights
 from models import sha256
 
@@ -67,6 +67,8 @@ def _distill(
     saved = folder.read_checkpoint() if resume else None
     hardware.set_up("fp32", device)
     student = prepare(recipe)
+    if recipe.prune is not None:
+        student = pruned(student, recipe.prune, recipe.seed, saved, device)
     pool = student.pool
     lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
@@ -98,6 +100,7 @@ def _distill(
         "epochs": recipe.schedule.epochs,
         "steps": steps,
         "views_seen": steps * recipe.schedule.batch_size,
+        **({"pruned": student.lost} if student.lost else {}),
         **_tested(recipe, folder, replace(student, net=net), device),
         "train_accuracy": evaluate(net, student.card, pool.data, device),
         "sha256": sha256(folder.weights),
@@ -118,6 +121,7 @@ def _trained(
     saved: Mapping[str, Any] | None,
     progress: ProgressReporter,
 ) -> nn.Module:
+    kept = {"dataset": student.pool.digest, "pruned": dict(student.lost)}
     with folder.open_metrics() as metrics:
         return train(
             student.net,
@@ -132,7 +136,7 @@ def _trained(
             lesson=lesson,
             measure=_tests_along_the_way(recipe.test_every, student, device),
             saved=saved,
-            after_epoch=recorder(folder, metrics, progress, {"dataset": student.pool.digest}),
+            after_epoch=recorder(folder, metrics, progress, kept),
         )
 
 

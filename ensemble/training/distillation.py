@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
 from ensemble.training.augment import Augmentation
+from ensemble.training.cut import Cut
 from ensemble.training.lessons import Lesson, Live
 from ensemble.training.recipe import RunRecipe
 from ensemble.training.schedule import Schedule
@@ -51,9 +52,11 @@ class DistillationRecipe(RunRecipe):
     free = ("dataset", "test", "diagnose")
 
     student: str
-    """NAME[:option=value][@WEIGHTS]; without weights it begins untrained."""
+    """NAME[:option=value][@WEIGHTS]; without weights it begins untrained, or where it is pruned, with its own."""
     dataset: Annotated[tuple[str, ...], Field(min_length=1)]
     """Folders of `invert.py dataset`, which are joined."""
+    prune: Cut | None = None
+    """What the student loses before it learns."""
     lesson: Lesson = Live()
     """What the student is told."""
     test: RealImages | None = None

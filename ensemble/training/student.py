@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.data.tree import few
+from ensemble.training.cut import Cut, cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.reading import inputs_of, logits_of
 from ensemble.training.run import build_network, relabelled
 from models import ModelCard, parse_spec
+from models.pruned import narrow
 
 _DIAGNOSED = 5000
 """At most so many real training images give the statistics of the diagnosis."""
@@ -30,6 +34,8 @@ class Student:
     test_set: LabelledImages | None
     real_set: LabelledImages | None
     """Training images for the diagnosis."""
+    lost: Mapping[str, Any] = field(default_factory=dict)
+    """What pruning took."""
 
 
 def prepare(recipe: DistillationRecipe) -> Student:
@@ -40,7 +46,7 @@ def prepare(recipe: DistillationRecipe) -> Student:
     """
     pool = read_pool(recipe.dataset)
     # weights that are a model's default were trained on real images
-    spec = recipe.student if "@" in recipe.student else f"{recipe.student}@random"
+    spec = recipe.student if "@" in recipe.student or recipe.prune else f"{recipe.student}@random"
     net, card = build_network(spec, recipe.seed)
     names = pool.data.class_names
     if len(names) != card.num_classes:
@@ -62,6 +68,15 @@ def prepare(recipe: DistillationRecipe) -> Student:
         test_set = _real(recipe.test, recipe.test.split, card)
         real_set = _real(recipe.test, recipe.test.train, card, at_most=_DIAGNOSED) if recipe.diagnose else None
     return Student(net, card, pool, test_set, real_set)
+
+
+def pruned(student: Student, rule: Cut, seed: int, saved: Mapping[str, Any] | None, device: torch.device) -> Student:
+    """The student without the channels that it loses, or that it lost before the run was saved."""
+    if saved is not None:
+        narrow(student.net, saved["net"], "resume")
+        return replace(student, lost=saved["pruned"])
+    found = cut(student.net, student.card, student.pool, rule, seed, device)
+    return replace(student, net=found.net, lost=found.said())
 
 
 def _check_size(net: nn.Module, card: ModelCard) -> None:

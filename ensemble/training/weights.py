@@ -18,6 +18,7 @@ from ensemble.machine.files import write_bytes, write_json
 from ensemble.training.reading import evaluate
 from models import ModelCard, WeightsFile, fit, sha256
 from models.edge_popup import compact, load_subnet, subnet_layers
+from models.pruned import METADATA, is_pruned
 
 LICENCE = "MIT"
 
@@ -34,9 +35,11 @@ def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     """Writes the network's state as safetensors, whole or not at all; the file says what `card` does of it.
 
     Those are the classes, the label space, input size, mean and std: `models.create_model` reads them back. An
-    edge-popup subnet is stored compactly, as its masks.
+    edge-popup subnet is stored compactly, as its masks; a pruned network as the narrower one that it is.
     """
     state, metadata = compact(net) if subnet_layers(net) else (net.state_dict(), {})
+    if is_pruned(net):
+        metadata = metadata | {METADATA: "true"}
     write_bytes(path, _serialised(state, metadata | _about(card)))
 
 
