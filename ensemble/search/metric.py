@@ -44,9 +44,9 @@ class Kit:
 class Metric(Kind):
     """Base of the metrics, each one frozen dataclass in one file:
 
-        @dataclass(frozen=True)
-        class Agreement(Metric, kind="agreement"):
-            def measure(self, kit): ...
+    @dataclass(frozen=True)
+    class Agreement(Metric, kind="agreement"):
+        def measure(self, kit): ...
     """
 
     minimised: ClassVar[bool] = False

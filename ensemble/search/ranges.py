@@ -72,7 +72,7 @@ class Range(Checked):
 
     def encoded(self, value: Any) -> Any:
         """The value as a study holds it; None where it is none of the range's."""
-        if isinstance(value, bool) or not isinstance(value, float | type(1)) or not self.low <= value <= self.high:
+        if isinstance(value, bool) or not isinstance(value, float | int) or not self.low <= value <= self.high:
             return None
         step = self.step or (1.0 if self.int else None)
         return self._typed(value) if step is None or _whole((value - self.low) / step) else None

@@ -41,8 +41,8 @@ class Student(Metric, kind="student"):
         card, judge = model_card(self._spec(kit)), model_card(kit.judge)
         if card.num_classes != judge.num_classes:
             raise ValueError(
-                f"student: {self._spec(kit)} has {card.num_classes} classes and the judge has {judge.num_classes}; name "
-                "another, as --metric '{kind: student, model: NAME:num_classes=N@random}'"
+                f"student: {self._spec(kit)} has {card.num_classes} classes and the judge has {judge.num_classes}; "
+                "name another, as --metric '{kind: student, model: NAME:num_classes=N@random}'"
             )
 
     def measure(self, kit: Kit) -> Measure:
