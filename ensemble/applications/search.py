@@ -12,7 +12,7 @@ target; `inception`, the Inception Score; `distance`, the Frechet distance from 
 --metric '{kind: student, steps: 600}'. At the end the best point and the recipe as it is run on new seeds.
 
 examples:
-  python invert.py search --recipe quickstart --space recipes/search/quickstart.yaml --trials 20 \\
+  python invert.py search --recipe quickstart --space quickstart --trials 20 \\
       --judge mobilenetv2_slim_cifar --output results/search
   python invert.py search --recipe quickstart --space space.yaml --trials 50 --judge mobilenetv2_slim_cifar \\
       --storage postgresql://me@host/studies --output results/search     (the same on further machines)
@@ -34,7 +34,9 @@ def arguments(p: Parser) -> None:
     """The options."""
     what = p.add_argument_group("what to search")
     what.add_argument("--recipe", required=True, metavar="FILE", help="a YAML recipe or a shipped one's name")
-    what.add_argument("--space", required=True, metavar="FILE", help="a YAML file: fields and their values")
+    what.add_argument(
+        "--space", required=True, metavar="FILE", help="a YAML file: fields and their values; or a shipped one's name"
+    )
     what.add_argument("--trials", required=True, type=int, metavar="N", help="points in all, of all workers")
     what.add_argument("--metric", default="student", metavar="NAME", help="what is made best (default: %(default)s)")
     what.add_argument("--judge", required=True, metavar="MODEL", help="a network that is no teacher")
@@ -109,7 +111,8 @@ def _settings(options: argparse.Namespace) -> tuple[Any, Any]:
 
     data = load_yaml(recipe_file(options.recipe))
     recipe = assembled(data, {"device": options.device}, options.set)
-    space = read_space(options.space)
+    file = space_file(options.space)
+    space = read_space(file)
     settings = Settings(
         recipe,
         space,
@@ -120,7 +123,15 @@ def _settings(options: argparse.Namespace) -> tuple[Any, Any]:
         options.sampler,
         options.pruner,
     )
-    return settings, check_space(space, recipe, options.space)
+    return settings, check_space(space, recipe, file)
+
+
+def space_file(name: str) -> Path:
+    """The file, or that of the shipped space search/NAME; ValueError where there is neither."""
+    from ensemble.runs.recipes import recipe_file
+
+    path = Path(name).expanduser()
+    return path if path.is_file() or path.suffix else recipe_file(f"search/{name}")
 
 
 def _print(summary: Mapping[str, Any], folder: Path) -> None:

@@ -46,7 +46,9 @@ class Plan:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of those that teach."""
-        return tuple(name for name, entry in zip(self.names, self.recipe.teachers, strict=True) if not entry.student)
+        return tuple(
+            name for name, entry in zip(self.names, self.recipe.teachers, strict=True) if not entry.student
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:

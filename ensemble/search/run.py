@@ -50,8 +50,8 @@ def search(
     folder.check(settings, resume=resume, overwrite=overwrite)
     with folder.turn():
         folder.begin(settings, resume=resume, overwrite=overwrite)
-    with folder.worker() as worker, database(storage or folder.database) as opened:
-        with folder.turn():  # the tables of a new database are made once
+    with folder.worker() as worker, database(storage or folder.database, folder.turn()) as opened:
+        with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised, make_pruner(settings))
         tasks = Tasks(study, worker)
         folder.go_on(finished=tasks.ended(points) >= points)

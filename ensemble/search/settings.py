@@ -68,4 +68,4 @@ class Settings:
 def parse_metric(text: str) -> Metric:
     """The metric of a name, or of fields as `{kind: student, steps: 600}`; ConfigError for what is none."""
     data = load_text(text, "--metric")
-    return parse(Metric, {"kind": data} if isinstance(data, str) else data, "--metric")  # type: ignore[type-abstract]
+    return parse(Metric, {"kind": data} if isinstance(data, str) else data, "metric")  # type: ignore[type-abstract]

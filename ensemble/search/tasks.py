@@ -11,7 +11,7 @@ import datetime
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,24 +184,21 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def database(url: str) -> Iterator[optuna.storages.RDBStorage]:
-    """The database, with signs of life; silent. ValueError where there is none, MachineFailure where it fails later."""
-    from sqlalchemy.engine import make_url
+def database(url: str, turn: AbstractContextManager[None]) -> Iterator[optuna.storages.RDBStorage]:
+    """The database, with signs of life; silent. Its tables are made within `turn`.
+
+    ValueError where there is none, MachineFailure where it fails later.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        shown = make_url(url).render_as_string(hide_password=True)
-        arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = optuna.storages.RDBStorage(url, arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    except (SQLAlchemyError, ImportError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
-        named = "" if isinstance(error, SQLAlchemyError) and "parse" in why else f" {shown}"
-        raise ValueError(
-            f"--storage{named}: {why}; give a database that can be reached, as sqlite:///FILE or postgresql://HOST/NAME"
-        ) from None
+    with turn:
+        try:
+            storage = _opened(url)
+        except (SQLAlchemyError, ImportError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[0]
+            text = f"--storage{_shown(url)}: {why}; give a database that can be reached"
+            raise ValueError(f"{text}, as sqlite:///FILE or postgresql://HOST/NAME") from None
     try:
         yield storage
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -221,3 +218,21 @@ def open_study(storage: Any, name: str, minimised: bool, pruner: optuna.pruners.
         pruner=pruner or optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
+
+
+def _opened(url: str) -> optuna.storages.RDBStorage:
+    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.storages.RDBStorage(url, arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+
+
+def _shown(url: str) -> str:
+    """The URL without its password; nothing where it is none."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return f" {make_url(url).render_as_string(hide_password=True)}"
+    except ArgumentError:
+        return ""

@@ -56,6 +56,8 @@ class Student(Metric, kind="student"):
     def _accuracy(
         self, kit: Kit, held_out: LabelledImages, images: torch.Tensor, targets: torch.Tensor, seed: int
     ) -> float:
+        if len(images) < 2:
+            raise ValueError("student: it takes at least two images of a point; set images_per_class")
         set_up("fp32", kit.device)
         net, card = untrained_model(self._spec(kit), seed)
         batch = min(self.batch_size, len(images))
