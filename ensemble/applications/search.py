@@ -105,12 +105,16 @@ def run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> tuple[Any, Any]:
     """What is searched, and recipes of the space that were tried."""
     from ensemble.config.yaml_files import load_yaml
+    from ensemble.runs.job import job
     from ensemble.runs.recipes import assembled, recipe_file
     from ensemble.search.settings import Settings, parse_metric
     from ensemble.search.space import check_space, read_space
 
     data = load_yaml(recipe_file(options.recipe))
     recipe = assembled(data, {"device": options.device}, options.set)
+    if not isinstance(recipe.runtime.device, str):
+        raise ValueError("runtime.device: a list is for ranks, and a search is one process; name one (--device)")
+    job(recipe, None).check(ranks=1)
     file = space_file(options.space)
     space = read_space(file)
     settings = Settings(

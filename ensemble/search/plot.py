@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ensemble.search.points import Row
@@ -35,7 +34,7 @@ def plot(settings: Settings, rows: Sequence[Row]) -> bytes:
         panel = figure.add_subplot(grid[1 + i // _COLUMNS, i % _COLUMNS])
         _of_field(panel, path, values, shown)
     stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)
+    figure.savefig(stream, format="png")
     return stream.getvalue()
 
 

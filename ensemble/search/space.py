@@ -80,7 +80,7 @@ def check_space(space: Space, recipe: Recipe, file: str | Path) -> list[Recipe]:
     for values in _probes(space):
         try:
             point = point_of(recipe, values)
-            job(point, None)  # what cards, files and sizes do not allow
+            job(point, None).check(ranks=1)  # what cards, files and sizes do not allow
             found.append(point)
         except ConfigError as error:
             problems += [f"{file}: {_without_value(problem, values)}" for problem in error.problems]

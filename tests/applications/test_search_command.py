@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
-from conftest import Ended, end, start, tree
+from conftest import ROOT, Ended, end, environment, start, tree
 from quick import quick
 
 from ensemble.config.yaml_files import load_yaml
@@ -69,9 +71,9 @@ def points(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_points_are_recipes_and_the_first_is_the_recipe_as_it_is(run: Run, line: Any, tmp_path: Path) -> None:
-    assert run(*line("out", "--seeds", 2, trials=4)).code == 0
+    assert run(*line("out", "--seeds", 2, trials=3)).code == 0
     found = rows(tmp_path / "out")
-    assert [row["point"] for row in found] == list(range(4)) and {row["state"] for row in found} == {"complete"}
+    assert [row["point"] for row in found] == list(range(3)) and {row["state"] for row in found} == {"complete"}
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert found[0]["values"] == {
         "image.start.scale": recipe.image.start.scale,  # type: ignore[attr-defined]
@@ -79,8 +81,8 @@ def test_points_are_recipes_and_the_first_is_the_recipe_as_it_is(run: Run, line:
         "stages[0].iterations": 2,
         "optimizer.schedule": "cosine",
     }
-    assert len({json.dumps(row["values"]) for row in found}) == 4
-    for row in found[1:]:  # run again apart from any study
+    assert len({json.dumps(row["values"]) for row in found}) == 3
+    for row in found[1:2]:  # run again apart from any study
         again = point_of(recipe, row["values"])
         values = [float(made(again, seed_at(recipe, place))[0].double().mean()) for place in (0, 1)]
         assert row["seeds"] == values and row["mean"] == pytest.approx(mean(values))
@@ -110,18 +112,18 @@ def test_the_best_recipe_loads_and_the_files_agree(run: Run, line: Any, tmp_path
 def test_a_resumed_search_equals_an_uninterrupted_one(
     run: Run, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(*line("whole", trials=13)).code == 0  # the last ones are drawn by what is known
+    assert run(*line("whole", trials=12)).code == 0  # the last ones are drawn by what is known
     assert run(*line("longer", trials=4)).code == 0
-    assert run(*line("longer", "--resume", trials=13)).code == 0
+    assert run(*line("longer", "--resume", trials=12)).code == 0
     assert points(tmp_path / "longer") == points(tmp_path / "whole")
     monkeypatch.setenv("STRIKE", "SIGTERM:8")
     monkeypatch.setenv("STRUCK", str(tmp_path / "struck"))
-    ended = run(*line("ended", trials=13))
+    ended = run(*line("ended", trials=12))
     assert ended.code == 143 and ended.errors == ["invert.py: interrupted; the same command with --resume goes on"]
     before = points(tmp_path / "ended")
     assert [row["state"] for row in before] == ["complete"] * 3
     assert not (tmp_path / "ended" / "summary.json").exists()
-    assert run(*line("ended", "--resume", trials=13)).code == 0
+    assert run(*line("ended", "--resume", trials=12)).code == 0
     assert points(tmp_path / "ended") == points(tmp_path / "whole")
     assert not (tmp_path / "ended" / "workers").exists()
 
@@ -158,6 +160,29 @@ def test_a_database_elsewhere_is_joined_by_the_same_command(run: Run, line: Any,
     assert not (tmp_path / "here" / "study.db").exists()
     assert run(*line("other", "--storage", url, "--set", "seed=5", trials=1)).code == 0  # another study
     assert points(tmp_path / "other")[0]["seeds"] != points(tmp_path / "here")[0]["seeds"]
+
+
+def test_held_out_images_are_made_once_for_all_workers(
+    run: Run, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble.search.images.HELD_OUT_IMAGES", 3)
+    student = "{kind: student, model: tiny_b@random, steps: 2}"
+    how = ["--storage", f"sqlite:///{tmp_path / 'shared.db'}", "--seeds", 1]
+    assert run(*line("here", *how, metric=student, trials=1)).code == 0
+    made_there = (tmp_path / "here" / "held_out.safetensors").read_bytes()
+    ended = run(*line("there", *how, metric=student, trials=2))
+    assert ended.code == 2 and len(ended.errors) == 1
+    assert "lacks the held-out images that the study has; copy held_out.safetensors" in ended.errors[0]
+    shutil.copy(tmp_path / "here" / "held_out.safetensors", tmp_path / "there")
+    assert run(*line("there", *how, metric=student, trials=2)).code == 0
+    assert (tmp_path / "there" / "held_out.safetensors").read_bytes() == made_there
+    seeds = [row["seeds"] for row in points(tmp_path / "there")]
+    assert len(seeds) == 2 and all(0 <= value <= 1 for (value,) in seeds)
+    (tmp_path / "there" / "held_out.safetensors").write_bytes(made_there[:-1] + b"\x01")
+    ended = run(*line("there", *how, metric=student, trials=3))
+    assert ended.code == 2 and "holds other held-out images than the study has" in ended.errors[0]
+    (tmp_path / "there" / "held_out.safetensors").write_bytes(b"damaged")
+    assert "cannot be read" in run(*line("there", *how, metric=student, trials=3)).errors[0]
 
 
 @pytest.mark.usefixtures("fast")
@@ -250,6 +275,8 @@ def test_all_mistakes_of_a_space_are_told_at_once(run: Run, line: Any, tmp_path:
 OPTIONS = [
     (["--judge", "tiny_a@random"], "tiny_a@random is a teacher"),
     (["--judge", "tiny_renamed@random"], "has other classes than the first teacher"),
+    (["--set", "runtime.device=[cpu, cpu]"], "a list is for ranks"),
+    (["--set", "trials=2", "--set", "runtime.replicas=2"], "replicas: 1 ranks cannot be divided"),
     (["--judge", "nonesuch"], "nonesuch"),
     (["--metric", "brihgtness"], "brihgtness"),
     (["--metric", "{kind: student, step: 3}"], "did you mean 'steps'?"),
@@ -281,12 +308,14 @@ def test_a_password_is_not_told(run: Run, line: Any) -> None:
     assert ended.code == 2 and len(ended.errors) == 1 and "secret" not in ended.errors[0]
 
 
-@pytest.mark.parametrize("package", ["optuna", "matplotlib"])
-def test_without_the_extra(run: Run, line: Any, monkeypatch: pytest.MonkeyPatch, package: str, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    ended = run(*line("out"))
-    assert ended.code == 2 and not (tmp_path / "out").exists()
-    assert ended.errors == [f"invert.py: search: the package {package} is not installed; pip install -e '.[search]'"]
+def test_without_the_extra(line: Any, tmp_path: Path) -> None:
+    words = [str(word) for word in line("out")]
+    for package in ("optuna", "matplotlib"):
+        code = f"import sys; sys.modules[{package!r}] = None; from ensemble import cli; sys.exit(cli.main({words!r}))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 2 and not (tmp_path / "out").exists()
+        text = f"search: the package {package} is not installed; pip install -e '.[search]'"
+        assert done.stderr.splitlines() == [f"invert.py: {text}"]
 
 
 @pytest.mark.usefixtures("fast")

@@ -15,7 +15,6 @@ from ensemble.machine.errors import MachineFailure
 from ensemble.search.folder import SearchFolder
 from ensemble.search.tasks import TaskFailed, Tasks, database, open_study
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # trials that nobody works on are asked for
 
 
