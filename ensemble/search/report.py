@@ -22,7 +22,7 @@ def table(settings: Settings, rows: Sequence[Row], best: Row | None, said: Confi
         f"# Search by `{metric.kind}`",
         "",
         f"Judge: {settings.judge}. {'Less' if metric.minimised else 'More'} is better. Each point is the mean of "
-        f"{settings.seeds} seeds. Point 0 is the recipe as it is. Sampler: {settings.sampler}, pruner: "
+        f"{settings.seeds} seed(s). Point 0 is the recipe as it is. Sampler: {settings.sampler}, pruner: "
         f"{settings.pruner}.",
         "",
         *confirmed(best, said),
@@ -54,7 +54,7 @@ def confirmed(best: Row | None, said: Confirmation | str | None) -> list[str]:
 def best_recipe(settings: Settings, best: Row, said: Confirmation | str | None) -> str:
     """The recipe of the best point as YAML, under a comment that says where it comes from."""
     about = [
-        f"Point {best['point']} of a search by {settings.metric.kind}, {best['mean']:.6g}, judged by {settings.judge};",
+        f"Point {best['point']} of a search by {settings.metric.kind}, {best['mean']:.6g}, judged by {settings.judge}.",
         *(f"  {path}: {json.dumps(value)}" for path, value in best["values"].items() if best["point"]),
         *confirmed(best, said),
     ]
