@@ -26,6 +26,22 @@ def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
     return _replace(data, steps, load_text(text, f"override {override!r}"), "", override)
 
 
+def value_at(data: Any, path: str) -> Any:
+    """What stands at a path as `a.b[1].c`; None also where nothing does.
+
+    Raises ConfigError with one line where this is no path.
+    """
+    steps, rest = _split_override(f"{path}=")
+    if rest:
+        raise ConfigError([f"{path}: no path of a field; write it as optimizer.lr or objectives[0].weight"])
+    for step in steps:
+        try:
+            data = data[step]
+        except (LookupError, TypeError):
+            return None
+    return data
+
+
 def _split_override(override: str) -> tuple[list[str | int], str]:
     rest = override if override.startswith("[") else f".{override}"
     steps: list[str | int] = []

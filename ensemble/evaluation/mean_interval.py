@@ -12,11 +12,19 @@ _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 def mean_interval(values: Sequence[float], digits: int = 3) -> str:
     """`mean ± half-width` of the 95 % interval (Student's t) of up to five values; of one value, that value.
 
-    half-width = t sd / sqrt(n), with the unbiased sd. ValueError for no values or more than five.
+    ValueError for no values or more than five.
     """
-    if not 1 <= len(values) <= 5:
-        raise ValueError(f"an interval of {len(values)} values; give one to five")
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
-    half = _T95[len(values)] * stdev(values) / len(values) ** 0.5
+    half = half_width(values)
     return f"{mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval (Student's t) of the mean of two to five values: t sd / sqrt(n), with the unbiased sd.
+
+    ValueError for another number of values.
+    """
+    if not 2 <= len(values) <= 5:
+        raise ValueError(f"an interval of {len(values)} values; give one to five")
+    return _T95[len(values)] * stdev(values) / len(values) ** 0.5

@@ -20,7 +20,7 @@ from ensemble.config.yaml_files import load_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
-FILES = sorted(RECIPES.rglob("*.yaml"))
+FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "search")  # those are spaces
 SCHEMAS = {
     "": RECIPES / "recipe.schema.json",
     "training": RECIPES / "training/training.schema.json",

@@ -1,0 +1,1 @@
+"""The metrics of a search, one file each."""

@@ -1,0 +1,43 @@
+"""Fréchet distance from real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from ensemble.data.labelled import load_images
+from ensemble.evaluation.judge import Judge
+from ensemble.search.metric import Kit, Measure, Metric
+
+
+@dataclass(frozen=True)
+class Distance(Metric, kind="distance"):
+    """The Fréchet distance from real images of the same classes in the judge's features, at least 0; less is better.
+
+    It is biased upwards, the more so the fewer images there are: compare only points of as many images. What is
+    found is chosen by real images, so it is no data-free result; the test split is left alone.
+    """
+
+    minimised: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = True
+
+    split: str = "train"
+    """Which real images."""
+    images: Annotated[int, Field(ge=2)] = 5000
+    """How many of them at most, drawn always alike."""
+
+    def measure(self, kit: Kit) -> Measure:
+        net, card = kit.network
+        assert kit.data is not None, "checked before"
+        judge = Judge(net, card, load_images(kit.data, self.split, card.input_size, at_most=self.images))
+
+        def distance(images: torch.Tensor, targets: torch.Tensor, seed: int) -> float:
+            found = judge(images, targets).frechet
+            if found is None:
+                raise ValueError("distance: it takes at least two images of a point, and two real ones of its classes")
+            return found
+
+        return distance

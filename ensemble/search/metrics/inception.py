@@ -1,0 +1,27 @@
+"""Inception Score by a network that was no teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ensemble.evaluation.classification import logits_of
+from ensemble.evaluation.inception_score import inception_score
+from ensemble.search.metric import Kit, Measure, Metric
+
+
+@dataclass(frozen=True)
+class Inception(Metric, kind="inception"):
+    """The Inception Score by the judge's probabilities, in [1, classes].
+
+    It is biased downwards, the more so the fewer images there are: compare only points of as many images.
+    """
+
+    def measure(self, kit: Kit) -> Measure:
+        net, card = kit.network
+
+        def score(images: torch.Tensor, targets: torch.Tensor, seed: int) -> float:
+            return inception_score(logits_of(net, card, images).double().softmax(1))[0]
+
+        return score
