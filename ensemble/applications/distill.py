@@ -8,6 +8,7 @@ examples:
   python invert.py distill --dataset results/set --student resnet20_cifar --output results/student
   python invert.py distill --dataset a b --student wrn16_2_cifar --labels hard --test cifar10.tar.xz --output results/c
   python invert.py distill --recipe cifar10 --dataset results/set --set lesson.temperature=8 --output results/d
+  python invert.py distill --dataset results/set --student resnet20_cifar --rounds 4 --output results/adaptive
   python invert.py distill --dataset results/set --student resnet20_cifar --output results/student --resume
   python invert.py --models resnet20_cifar@results/student/weights.safetensors
 """
@@ -16,10 +17,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
 from ensemble.applications._training import add_real_images, ended, recipe_path, with_parts
+
+if TYPE_CHECKING:
+    from ensemble.runs.rounds import Rounds
 
 
 def arguments(p: Parser) -> None:
@@ -35,6 +39,13 @@ def arguments(p: Parser) -> None:
     what.add_argument("--epochs", type=int, metavar="N", help="passes over the images (default: 200)")
     what.add_argument("--seed", type=int, metavar="N", help="of weights, order and views (default: 0)")
     add_overrides(what)
+    turns = p.add_argument_group("in rounds, each with new images on which the student differs from its teachers")
+    turns.add_argument(
+        "--rounds", type=int, metavar="R", help="how many; the new images are made as the dataset's were"
+    )
+    turns.add_argument("--round-images", type=int, metavar="N", help="new ones in each (default: 300)")
+    turns.add_argument("--round-epochs", type=int, metavar="N", help="before each round (default: 20)")
+    turns.add_argument("--competition", type=float, metavar="W", help="weight of the difference (default: 1)")
     add_real_images(p).add_argument(
         "--diagnose", action="store_true", help="also test with BatchNorm statistics of real images of the split train"
     )
@@ -47,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.machine.hardware import choose_device
     from ensemble.machine.progress import progress_reporter
     from ensemble.plugins import load_entry_points
+    from ensemble.runs.rounds import RoundsRun
     from ensemble.training.distill import distill
     from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
     from ensemble.training.folder import TrainingFolder
@@ -55,22 +67,35 @@ def run(options: argparse.Namespace) -> int:
     check_alone("distill")
     recipe = parse_distillation_recipe(described(options))
     folder = TrainingFolder(Path(options.output).expanduser(), DistillationRecipe)
-    summary = ended(
-        lambda: distill(
-            recipe,
-            folder,
-            choose_device(options.device or "auto"),
-            resume=options.resume,
-            overwrite=options.overwrite,
-            progress=progress_reporter(),
-        ),
-        options,
-    )
+    device, rounds = choose_device(options.device or "auto"), _rounds(options)
+    how = {"resume": options.resume, "overwrite": options.overwrite}
+
+    def act() -> dict[str, Any]:
+        if rounds is None:
+            return distill(recipe, folder, device, progress=progress_reporter(), **how)
+        return RoundsRun(recipe, rounds, folder.path, device).run(progress=progress_reporter(), **how)
+
+    summary = ended(act, options)
     if isinstance(summary, int):
         return summary
     for line in said(summary):
         print(f"{folder.path}: {line}")
     return 0
+
+
+def _rounds(options: argparse.Namespace) -> Rounds | None:
+    """What is asked for of rounds; ValueError for parts of them without any."""
+    from ensemble.config.parsing import parse
+    from ensemble.runs.rounds import Rounds
+
+    said = {"images": options.round_images, "epochs": options.round_epochs, "competition": options.competition}
+    given = {name: value for name, value in said.items() if value is not None}
+    if options.rounds is None:
+        if given:
+            option = "--competition" if "competition" in given else f"--round-{next(iter(given))}"
+            raise ValueError(f"{option} is about rounds; say how many, with --rounds R")
+        return None
+    return parse(Rounds, given | {"count": options.rounds})
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""A student and its images in rounds: each time new images on which it differs from its teachers, and all are kept."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from ensemble.config.checked import Checked
+from ensemble.config.overrides import differences
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml, load_yaml
+from ensemble.machine.files import read_json, write_json, write_text
+from ensemble.machine.lock import LOCK, OWNER, held
+from ensemble.machine.progress import ProgressReporter
+from ensemble.runs.dataset_folder import DatasetFolder
+from ensemble.runs.dataset_job import DatasetJob, dataset_job
+from ensemble.training.distill import distill
+from ensemble.training.distillation import DistillationRecipe
+from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
+
+MARK = "rounds.yaml"
+"""What shows whose a folder is: the distillation and its rounds."""
+_SEEDS = 1_000_000
+"""Between the first batches of two rounds."""
+
+
+@dataclass(frozen=True)
+class Rounds(Checked):
+    """How often new images are made against the student as it is, and how (Adaptive DeepInversion, Yin et al. 2020)."""
+
+    count: PositiveInt
+    images: PositiveInt = 300
+    """New ones in each round."""
+    epochs: PositiveInt = 20
+    """Of the student before each round; `schedule.epochs` are those after the last."""
+    competition: PositiveFloat = 1.0
+    """The weight of the term `competition`, 1 - JS of teacher and student; the first pool was made without."""
+
+
+@dataclass(frozen=True)
+class RoundsRun:
+    """The parts of it: `student_0`, `images_1`, `student_1`, and so on, each a folder of its own below `path`."""
+
+    recipe: DistillationRecipe
+    rounds: Rounds
+    path: Path
+    device: torch.device
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """ValueError where the run may not write here, or its images cannot be made; changes nothing."""
+        there = {file.name for file in self.path.iterdir()} - {LOCK, OWNER} if self.path.is_dir() else set()
+        if there and MARK not in there:
+            raise ValueError(f"output: {self.path} holds something else than rounds; give another folder")
+        if there and not resume and not overwrite:
+            raise ValueError(
+                f"output: {self.path} is not empty; pass --overwrite to replace its rounds, --resume to go on, or "
+                "another folder"
+            )
+        if there and resume and (changed := differences(load_yaml(self.path / MARK), self._described())):
+            raise ValueError(
+                f"resume: {self.path} holds rounds that differ in {', '.join(changed)}; pass --overwrite instead to "
+                "replace them, or give another folder"
+            )
+        student = self.recipe.student
+        self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
+
+    def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:
+        """The last student's summary, which is written beside its weights in the folder itself."""
+        self.check(resume=resume, overwrite=overwrite)
+        with held(self.path):
+            write_text(self.path / MARK, dump_yaml(self._described()))
+            summary: dict[str, Any] = {}
+            for number in range(self.rounds.count + 1):
+                if number:
+                    progress.message(f"round {number} of {self.rounds.count}")
+                    self._make(number, resume, overwrite, progress)
+                folder = TrainingFolder(self.path / f"student_{number}", DistillationRecipe)
+                go_on = {"resume": resume and folder.path.exists(), "overwrite": overwrite}
+                summary = distill(self._lesson(number), folder, self.device, progress=progress, **go_on)
+            shutil.copyfile(folder.weights, self.path / WEIGHTS)
+            summary |= {"rounds": list(self._told())}
+            write_json(self.path / SUMMARY, summary)
+        return summary
+
+    def _lesson(self, number: int) -> DistillationRecipe:
+        """What the student does before round number + 1, or after the last."""
+        mine = tuple(str(self._images(i).path) for i in range(1, number + 1))
+        recipe = replace(self.recipe, student=self._student(number), dataset=(*self.recipe.dataset, *mine))
+        if number == self.rounds.count:
+            return recipe
+        schedule = replace(recipe.schedule, epochs=self.rounds.epochs)
+        return replace(recipe, schedule=schedule, test=None, test_every=0, diagnose=False)
+
+    def _student(self, number: int) -> str:
+        """As it is before its lesson of that number: the first time as the recipe says, then with its own weights."""
+        if not number:
+            return self.recipe.student
+        name = self.recipe.student.partition("@")[0]
+        return f"{name}@{self.path / f'student_{number - 1}' / WEIGHTS}"
+
+    def _images(self, number: int) -> DatasetFolder:
+        return DatasetFolder(self.path / f"images_{number}")
+
+    def _make(self, number: int, resume: bool, overwrite: bool, progress: ProgressReporter) -> None:
+        """The images of a round."""
+        go_on = resume and self._images(number).path.exists()
+        job = self._job(number, self._student(number), resume=go_on, overwrite=overwrite and not go_on)
+        job.check(1)
+        if not job.is_finished:
+            job.run(time.perf_counter(), progress)
+
+    def _job(self, number: int, student: str, *, resume: bool, overwrite: bool) -> DatasetJob:
+        """By the first pool's recipe, with the student beside its teachers."""
+        pool = DatasetFolder(Path(self.recipe.dataset[0]).expanduser())
+        if not pool.finished:
+            raise ValueError(f"dataset: {pool.path} is no finished dataset, whose recipe makes the new images")
+        recipe = pool.read_recipe()
+        if any(entry.student for entry in recipe.teachers):
+            raise ValueError(f"dataset: {pool.path} was made beside a student already; give the first pool first")
+        plain = to_plain(recipe) | {"seed": recipe.seed + _SEEDS * number, "verifiers": []}
+        plain["teachers"] = [*plain["teachers"], {"model": student, "student": True}]
+        plain["objectives"] = [*plain["objectives"], {"kind": "competition", "weight": self.rounds.competition}]
+        output = self._images(number).path
+        return dataset_job(plain, {}, [], output, self.rounds.images, resume=resume, overwrite=overwrite)
+
+    def _described(self) -> dict[str, Any]:
+        return {"rounds": to_plain(self.rounds), "distillation": to_plain(self.recipe)}
+
+    def _told(self) -> Iterator[Mapping[str, Any]]:
+        """Of each round, how many new images there are and how many of them each teacher reads as their target."""
+        for number in range(1, self.rounds.count + 1):
+            manifest = read_json(self._images(number).path / "manifest.json")
+            yield {
+                "images": manifest["images"],
+                "teachers": {k: v["accuracy"] for k, v in manifest["teachers"].items()},
+            }

@@ -1,0 +1,96 @@
+"""`invert.py distill --rounds`: new images against the student as it is, all kept; every mistake is a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ONE, PLUGIN
+
+from ensemble import GeneratedImages, create_model, load_plugin
+from ensemble.config.yaml_files import load_yaml
+
+SMALL = ["--set", "schedule.batch_size=4", "--set", "schedule.precision=fp32", "--set", "augmentation.crop_padding=1"]
+ROUNDS = ["--rounds", "2", "--round-images", "6", "--round-epochs", "2", "--epochs", "1", "--competition", "5"]
+
+
+@pytest.fixture
+def pool(run, tmp_path: Path) -> Path:
+    made = ["--images", "6", "--images-per-class", "2", "--iterations", "2", "--output", tmp_path / "pool"]
+    assert run("dataset", *ONE, *made).code == 0
+    return tmp_path / "pool"
+
+
+def line(pool: Path, out: Path, *more: object) -> list[object]:
+    words = ["distill", *PLUGIN[:2], "--dataset", pool, "--student", "tiny_b", "--device", "cpu"]
+    return [*words, *SMALL, "--output", out, *more]
+
+
+def test_rounds_keep_all_images_and_part_the_student_from_the_teachers(run, pool: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(*line(pool, out, *ROUNDS))
+    assert ended.code == 0 and "18 images" in ended.output
+    parts = {file.name for file in out.iterdir()}
+    assert {f"{kind}_{i}" for kind, numbers in (("student", (0, 1, 2)), ("images", (1, 2))) for i in numbers} <= parts
+    recipe = load_yaml(out / "images_2" / "recipe.yaml")
+    assert recipe["teachers"][-1]["student"] and recipe["teachers"][-1]["model"].endswith(
+        "student_1/weights.safetensors"
+    )
+    assert recipe["objectives"][-1]["kind"] == "competition" and recipe["objectives"][-1]["weight"] == 5
+    assert GeneratedImages(out / "images_2").teachers == ("tiny_a",)
+    assert load_yaml(out / "student_1" / "recipe.yaml")["schedule"]["epochs"] == 2
+    assert load_yaml(out / "student_2" / "recipe.yaml")["schedule"]["epochs"] == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"] == 18 and [each["images"] for each in summary["rounds"]] == [6, 6]
+    assert (out / "weights.safetensors").read_bytes() == (out / "student_2/weights.safetensors").read_bytes()
+    load_plugin(PLUGIN[1])
+    create_model(f"tiny_b@{out / 'weights.safetensors'}")
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bits(run, pool: Path, tmp_path: Path, monkeypatch) -> None:
+    import ensemble.runs.rounds as rounds
+
+    assert run(*line(pool, tmp_path / "whole", *ROUNDS)).code == 0
+    kept, calls = rounds.distill, []
+
+    def once(*args: object, **options: object) -> dict:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return kept(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds, "distill", once)
+    assert run(*line(pool, tmp_path / "cut", *ROUNDS)).code == 130
+    monkeypatch.setattr(rounds, "distill", kept)
+    assert run(*line(pool, tmp_path / "cut", *ROUNDS)).code == 2, "it is not empty"
+    assert run(*line(pool, tmp_path / "cut", *ROUNDS, "--resume")).code == 0
+    shards = [(tmp_path / name / "images_2/shards/000000.safetensors").read_bytes() for name in ("whole", "cut")]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert shards[0] == shards[1] and weights[0] == weights[1]
+    changed = run(*line(pool, tmp_path / "cut", *ROUNDS, "--resume", "--competition", "2"))
+    assert changed.code == 2 and "rounds.competition" in changed.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--round-images", "6"], "--round-images is about rounds; say how many, with --rounds R"),
+        (["--competition", "6"], "--competition is about rounds"),
+        (["--rounds", "0"], "count"),
+        (["--rounds", "1", "--dataset", "nowhere"], "nowhere is no finished dataset"),
+        (["--rounds", "1", "--student", "resnet20_cifar"], "classes"),
+    ],
+)
+def test_mistakes_are_one_line(run, pool: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    ended = run(*line(pool, tmp_path / "out", *more))
+    assert ended.code == 2 and len(ended.errors) == 1 and said in ended.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_rounds_is_not_replaced(run, pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--overwrite"))
+    assert ended.code == 2 and "holds something else than rounds" in ended.errors[0]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"mine.txt"}
