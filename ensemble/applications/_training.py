@@ -34,7 +34,10 @@ def with_parts(data: dict[str, Any], **parts: Mapping[str, Any]) -> dict[str, An
     for key, values in parts.items():
         named = {name: value for name, value in values.items() if value is not None}
         if named:
-            data[key] = {**(data.get(key) or {}), **named}
+            part = data.get(key) or {}
+            if not isinstance(part, Mapping):
+                raise ValueError(f"{key}: expected a mapping in the recipe, got {part!r}")
+            data[key] = {**part, **named}
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
 
 MARK = "rounds.yaml"
 """What shows whose a folder is: the distillation and its rounds."""
+_PART = re.compile(r"(student|images)_\d+")
 _SEEDS = 1_000_000
 """Between the first batches of two rounds."""
 
@@ -75,6 +77,8 @@ class RoundsRun:
         """The last student's summary, which is written beside its weights in the folder itself."""
         self.check(resume=resume, overwrite=overwrite)
         with held(self.path):
+            if overwrite:  # parts of an earlier run would be taken for this one's
+                self._remove()
             write_text(self.path / MARK, dump_yaml(self._described()))
             summary: dict[str, Any] = {}
             for number in range(self.rounds.count + 1):
@@ -89,10 +93,20 @@ class RoundsRun:
             write_json(self.path / SUMMARY, summary)
         return summary
 
+    def _remove(self) -> None:
+        """The parts of an earlier run, and what it ended with."""
+        for name in (SUMMARY, WEIGHTS):
+            (self.path / name).unlink(missing_ok=True)
+        for part in self.path.iterdir():
+            if _PART.fullmatch(part.name) and part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+
     def _lesson(self, number: int) -> DistillationRecipe:
         """What the student does before round number + 1, or after the last."""
         mine = tuple(str(self._images(i).path) for i in range(1, number + 1))
         recipe = replace(self.recipe, student=self._student(number), dataset=(*self.recipe.dataset, *mine))
+        if number:
+            recipe = replace(recipe, prune=None)  # it has lost its channels
         if number == self.rounds.count:
             return recipe
         schedule = replace(recipe.schedule, epochs=self.rounds.epochs)
@@ -125,7 +139,12 @@ class RoundsRun:
         if any(entry.student for entry in recipe.teachers):
             raise ValueError(f"dataset: {pool.path} was made beside a student already; give the first pool first")
         plain = to_plain(recipe) | {"seed": recipe.seed + _SEEDS * number, "verifiers": []}
-        plain["teachers"] = [*plain["teachers"], {"model": student, "student": True}]
+        plain["runtime"] |= {
+            "replicas": 1,
+            "device": str(self.device),
+        }  # this process makes them, whoever made the pool
+        alone = [entry | {"ranks": None} for entry in plain["teachers"]]
+        plain["teachers"] = [*alone, {"model": student, "student": True}]
         plain["objectives"] = [*plain["objectives"], {"kind": "competition", "weight": self.rounds.competition}]
         output = self._images(number).path
         return dataset_job(plain, {}, [], output, self.rounds.images, resume=resume, overwrite=overwrite)

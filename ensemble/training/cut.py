@@ -28,9 +28,9 @@ _STEPS = 100
 class Cut(Checked):
     """Channels are taken from a trained network, the least important first, in all layers at once.
 
-    taylor:     |sum of g w| over a channel's weights w, g their gradient of the cross-entropy with the classes that the
-                images were made for (Molchanov et al. 2019)
-    magnitude:  the l2 norm of a channel's weights
+    taylor:     the sum of |g w| over a channel's weights w, g their gradient of the cross-entropy with the classes that
+                the images were made for (after Molchanov et al. 2019, who square the sum of g w)
+    magnitude:  the sum of squares of a channel's weights
     bn_scale:   |gamma| of its BatchNorm (Liu et al. 2017)
 
     Each divided by its layer's mean. Channels that only make sense together, as over a residual sum, go together. The
