@@ -20,6 +20,7 @@ from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import METRICS, TrainingFolder
 from ensemble.training.hard_labels import Teaching
 from ensemble.training.loop import train
+from ensemble.training.pool import read_pool
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.run import recorder
 from ensemble.training.student import Student, prepare, pruned
@@ -48,7 +49,9 @@ def distill(
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
     if resume and folder.finished and all(path.startswith("dataset") for path in folder.changes(recipe)):
-        return folder.read_summary()
+        saved = folder.read_checkpoint()
+        if saved is not None and saved.get("dataset") == read_pool(recipe.dataset).digest:  # wherever it lies now
+            return folder.read_summary()
     with folder.held():
         display = FallingSilent(progress or SilentProgress())
         return _distill(recipe, folder, device, resume, overwrite, display)

@@ -404,3 +404,11 @@ def test_out_of_memory(
     monkeypatch.setattr("ensemble.training.distill.train", fails)
     assert cli.main(line(tmp_path, dataset, "--labels", "hard")) == 1
     assert "out of memory; a smaller batch, --set schedule.batch_size=N, needs less" in capsys.readouterr().err
+
+
+def test_a_finished_run_does_not_answer_for_other_images(dataset: Path, tmp_path: Path, capsys) -> None:
+    assert cli.main(line(tmp_path, dataset)) == 0
+    other = a_dataset(tmp_path / "other", seed=5)
+    assert cli.main(line(tmp_path, other, "--resume")) == 2
+    assert "the dataset holds other images now" in capsys.readouterr().err
+    assert cli.main(line(tmp_path, dataset, "--resume")) == 0
