@@ -192,10 +192,10 @@ class Recipe(Checked):
         if any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives):
             yield from self.looking_back("a term's memory")
         yield from self.student_rules()
-        teachers = sum(not entry.student for entry in self.teachers)
+        teachers = self.teaching
         if self.ensemble.count > teachers > 0:
             yield f"ensemble.count: {self.ensemble.count} of {teachers} teachers cannot act"
-        if self.ensemble.aggregation == "agree" and self.ensemble.acting_of(teachers) == 1:
+        if self.ensemble.aggregation == "agree" and self.acting == 1:
             yield "ensemble.aggregation: `agree` needs several teachers that act at a step, and one does; use `sum`"
         if self.agreement and teachers == 1:
             yield "agreement: it compares teachers, and there is one; name more, or leave it out"
@@ -229,10 +229,19 @@ class Recipe(Checked):
             yield f"trials: {what} goes back to the batches before, and there is one; ask for more (--trials 10)"
 
     @property
+    def teaching(self) -> int:
+        """How many of `teachers` teach: all but a student, which comes last."""
+        return sum(not entry.student for entry in self.teachers)
+
+    @property
+    def acting(self) -> int:
+        """How many of them act at a step."""
+        return self.ensemble.acting_of(self.teaching)
+
+    @property
     def alternates(self) -> bool:
         """Whether not all teachers act at each step."""
-        teachers = sum(not entry.student for entry in self.teachers)
-        return self.ensemble.acting_of(teachers) < teachers
+        return self.acting < self.teaching
 
     @property
     def iterations(self) -> int:

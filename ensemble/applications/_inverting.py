@@ -135,10 +135,11 @@ def without(words: Sequence[str], valued: Collection[str], flags: Collection[str
     return rest
 
 
-def tell_stopped(stop: Exception) -> int:
-    """A line of a stop that was asked for; the exit code."""
+def tell_stopped(stop: Exception, options: argparse.Namespace) -> int:
+    """A line of a stop that was asked for, which ends with what to do; the exit code."""
     if is_main_process():
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         note = "; nothing is lost by what torchrun reports now, its own way to end" if under_torchrun else ""
-        print(f"invert.py: {stop}{note}", file=sys.stderr)
+        instead = " instead of --overwrite" if options.overwrite else ""
+        print(f"invert.py: {stop}{instead}{note}", file=sys.stderr)
     return 0

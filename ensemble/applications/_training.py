@@ -8,7 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ensemble.applications._inverting import tell_stopped
+
+if TYPE_CHECKING:
+    from ensemble.runs.rounds import Rounds
 
 
 def recipe_path(name: str, folder: str = "training") -> Path:
@@ -39,6 +44,55 @@ def with_parts(data: dict[str, Any], **parts: Mapping[str, Any]) -> dict[str, An
                 raise ValueError(f"{key}: expected a mapping in the recipe, got {part!r}")
             data[key] = {**part, **named}
     return data
+
+
+def distilled(
+    command: str,
+    options: argparse.Namespace,
+    describe: Callable[[argparse.Namespace], dict[str, Any]],
+    tell: Callable[[dict[str, Any]], list[str]],
+    rounds: Callable[[argparse.Namespace], Rounds | None] = lambda options: None,
+) -> int:
+    """One distillation, or one in rounds: its results are written, then told line by line; the exit code."""
+    from ensemble.applications._options import check_alone
+    from ensemble.machine.hardware import choose_device
+    from ensemble.machine.progress import progress_reporter
+    from ensemble.plugins import load_entry_points
+    from ensemble.runs.rounds import RoundsRun
+    from ensemble.runs.trial import Interrupted
+    from ensemble.training.distill import distill
+    from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
+    from ensemble.training.folder import TrainingFolder
+
+    load_entry_points()
+    check_alone(command)
+    recipe, asked = parse_distillation_recipe(describe(options)), rounds(options)
+    folder = TrainingFolder(Path(options.output).expanduser(), DistillationRecipe)
+    device = choose_device(options.device or "auto")
+    how = {"resume": options.resume, "overwrite": options.overwrite}
+
+    def act() -> dict[str, Any]:
+        if asked is None:
+            return distill(recipe, folder, device, progress=progress_reporter(), **how)
+        return RoundsRun(recipe, asked, folder.path, device).run(progress=progress_reporter(), **how)
+
+    try:
+        summary = ended(act, options)
+    except Interrupted as stop:  # while a round's images were made
+        return tell_stopped(stop, options)
+    if isinstance(summary, int):
+        return summary
+    for line in tell(summary):
+        print(f"{folder.path}: {line}")
+    return 0
+
+
+def tested(summary: Mapping[str, Any]) -> str:
+    """What a student reads of real images, if any were."""
+    if summary["test_accuracy"] is None:
+        return "no real images were read"
+    read = summary["real_images_read"]
+    return f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
 
 
 def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any] | int:

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         made = prepared.run(began, progress_reporter(launched_rank()))
     except Interrupted as stop:
-        return tell_stopped(stop)
+        return tell_stopped(stop, options)
     if made is not None:
         from ensemble.runs.reports import print_dataset
 

@@ -16,11 +16,10 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
-from ensemble.applications._training import add_real_images, ended, recipe_path, with_parts
+from ensemble.applications._options import Parser, add_device, add_output, add_overrides
+from ensemble.applications._training import add_real_images, distilled, recipe_path, tested, with_parts
 
 if TYPE_CHECKING:
     from ensemble.runs.rounds import Rounds
@@ -54,33 +53,8 @@ def arguments(p: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """One student, whose results are written before anything is said of them."""
-    from ensemble.machine.hardware import choose_device
-    from ensemble.machine.progress import progress_reporter
-    from ensemble.plugins import load_entry_points
-    from ensemble.runs.rounds import RoundsRun
-    from ensemble.training.distill import distill
-    from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
-    from ensemble.training.folder import TrainingFolder
-
-    load_entry_points()
-    check_alone("distill")
-    recipe = parse_distillation_recipe(described(options))
-    folder = TrainingFolder(Path(options.output).expanduser(), DistillationRecipe)
-    device, rounds = choose_device(options.device or "auto"), _rounds(options)
-    how = {"resume": options.resume, "overwrite": options.overwrite}
-
-    def act() -> dict[str, Any]:
-        if rounds is None:
-            return distill(recipe, folder, device, progress=progress_reporter(), **how)
-        return RoundsRun(recipe, rounds, folder.path, device).run(progress=progress_reporter(), **how)
-
-    summary = ended(act, options)
-    if isinstance(summary, int):
-        return summary
-    for line in said(summary):
-        print(f"{folder.path}: {line}")
-    return 0
+    """One student, or one in rounds."""
+    return distilled("distill", options, described, said, _rounds)
 
 
 def _rounds(options: argparse.Namespace) -> Rounds | None:
@@ -139,11 +113,7 @@ def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:
 def said(summary: dict[str, Any]) -> list[str]:
     """What is told at the end."""
     learned = f"{summary['labels']} labels of {summary['images']} images, {summary['epochs']} epochs"
-    if summary["test_accuracy"] is None:
-        return [f"{learned}; no real images were read"]
-    read = summary["real_images_read"]
-    accuracy = f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
-    lines = [f"{learned}; {accuracy}"]
+    lines = [f"{learned}; {tested(summary)}"]
     if "best_along_the_way" in summary:
         best = summary["best_along_the_way"]
         lines.append(f"best along the way {best['test_accuracy']:.2%}, epoch {best['epoch']}: {best['note']}")

@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         results = prepared.run(began, progress_reporter(launched_rank()))
     except Interrupted as stop:
-        return tell_stopped(stop)
+        return tell_stopped(stop, options)
     if results is not None:
         from ensemble.runs.reports import print_summary
 

@@ -12,11 +12,10 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
-from ensemble.applications._training import add_real_images, ended, with_parts
+from ensemble.applications._options import Parser, add_device, add_output, add_overrides
+from ensemble.applications._training import add_real_images, distilled, tested, with_parts
 
 
 def arguments(p: Parser) -> None:
@@ -41,35 +40,11 @@ def arguments(p: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """One network, whose results are written before anything is said of them."""
-    from ensemble.machine.hardware import choose_device
-    from ensemble.machine.progress import progress_reporter
-    from ensemble.plugins import load_entry_points
+    """One network, narrower."""
     from ensemble.training.cut import pruning_library
-    from ensemble.training.distill import distill
-    from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
-    from ensemble.training.folder import TrainingFolder
 
-    load_entry_points()
-    check_alone("prune")
-    recipe = parse_distillation_recipe(described(options))
     pruning_library()
-    folder = TrainingFolder(Path(options.output).expanduser(), DistillationRecipe)
-    summary = ended(
-        lambda: distill(
-            recipe,
-            folder,
-            choose_device(options.device or "auto"),
-            resume=options.resume,
-            overwrite=options.overwrite,
-            progress=progress_reporter(),
-        ),
-        options,
-    )
-    if isinstance(summary, int):
-        return summary
-    print(f"{folder.path}: {said(summary)}")
-    return 0
+    return distilled("prune", options, described, said)
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
@@ -95,12 +70,8 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
-def said(summary: dict[str, Any]) -> str:
+def said(summary: dict[str, Any]) -> list[str]:
     """What is told at the end."""
     lost = summary["pruned"]
-    text = f"{lost['flops']:.1%} of the multiplications and {lost['parameters']['after']} of "
-    text += f"{lost['parameters']['before']} parameters are left"
-    if summary["test_accuracy"] is None:
-        return f"{text}; no real images were read"
-    read = summary["real_images_read"]
-    return f"{text}; test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
+    parameters = f"{lost['parameters']['after']} of {lost['parameters']['before']} parameters"
+    return [f"{lost['flops']:.1%} of the multiplications and {parameters} are left; {tested(summary)}"]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ensemble.data.export import write_tree
 from ensemble.data.labelled import LabelledImages
 from ensemble.data.shards import SHARDS, Shard, class_labels, file_sha256, read_manifest
+from ensemble.data.soft_labels import deviation, pooled
 from ensemble.machine.progress import ProgressReporter, SilentProgress
 
 Item = tuple[torch.Tensor, int, torch.Tensor]
@@ -32,7 +33,8 @@ class GeneratedImages(Dataset[Item]):
 
     def __init__(self, path: str | Path, *, verify: bool = False) -> None:
         self.path = Path(path).expanduser()
-        manifest = read_manifest(self.path)
+        manifest = self.manifest = read_manifest(self.path)
+        """What the dataset says of itself."""
         try:
             models = {str(name): str(said["model"]) for name, said in manifest["teachers"].items()}
             class_names, size = tuple(map(str, manifest["class_names"])), int(manifest["size"])
@@ -90,13 +92,10 @@ class GeneratedImages(Dataset[Item]):
         if not temperature > 0:
             raise ValueError(f"soft labels: the temperature must be positive, not {temperature}")
         said = [self.logits(name).float() for name in self.teachers]
-        centred = [z - z.mean(1, keepdim=True) for z in said]
-        scales = [float(z.double().square().mean().sqrt()) for z in centred]
+        scales = [deviation(z) for z in said]
         scale = sum(scales) / len(scales)
-        total = torch.zeros_like(centred[0])
-        for z, own in zip(centred, scales, strict=True):
-            total += (z * (scale / (own or 1.0) / temperature)).softmax(1)
-        return total / len(scales)
+        scaled = [z * (scale / (own or 1.0)) for z, own in zip(said, scales, strict=True)]
+        return (pooled(scaled, "probabilities", temperature) / temperature).softmax(1)
 
     def labelled(self) -> LabelledImages:
         """All images, uint8, with their targets, in memory."""

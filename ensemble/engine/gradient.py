@@ -89,6 +89,8 @@ class EnsembleLoss:
     ) -> None:
         """`cells` are this rank's; `reduce` sums over ranks; `seed` is that of what terms draw."""
         self.members = tuple(members)
+        self.teachers = [t for t, member in enumerate(self.members) if not member.profile.student]
+        """The members that teach."""
         self.formulation = formulation
         self.cells = tuple(cells)
         self.recompute = recompute
@@ -160,7 +162,7 @@ class EnsembleLoss:
         return _with_prior(record, self.formulation.prior_loss(view))
 
     def parts(self, view: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Each teacher's part of the gradient with respect to `view`, (N, 3, H, W), one after the other.
+        """Each of `teachers`' part of the gradient with respect to `view`, (N, 3, H, W), one after the other.
 
         All act. A part is what comes back through the teacher: w_t times the gradient of its terms where these read
         nothing of the other teachers. Parts and the priors' gradient add to that of L. One sum over ranks for the
@@ -171,7 +173,7 @@ class EnsembleLoss:
         with torch.no_grad():
             exchanged = self._exchanged(view, weights)
         _, at_sums = self._losses(exchanged, weights, view.shape[2])
-        for t in weights:
+        for t in self.teachers:
             part = self.reduction.zeros(view.shape, view.dtype, view.device)
             for cell in self.cells:
                 if cell.teacher == t:
@@ -207,7 +209,7 @@ class EnsembleLoss:
 
     def weights(self, acting: Collection[int]) -> dict[int, float]:
         """The weights of these teachers, which sum to 1, and of a student, which is always there."""
-        present = [t for t, member in enumerate(self.members) if t in acting or member.profile.student]
+        present = [t for t in range(len(self.members)) if t in acting or t not in self.teachers]
         total = sum(self.members[t].weight for t in present)
         return {t: self.members[t].weight / total for t in present}
 

@@ -119,12 +119,11 @@ class Inversion:
 
     def weights_at(self, step: int) -> dict[int, float]:
         """The acting teachers of a step and their weights, which sum to 1, and the student's."""
-        teachers = sum(not member.profile.student for member in self.loss.members)
-        return self.loss.weights(
-            acting_teachers(
-                self.acting, self.acting_count, self.acting_per, teachers=teachers, seed=self.seed, step=step
-            )
+        teachers = len(self.loss.teachers)
+        acting = acting_teachers(
+            self.acting, self.acting_count, self.acting_per, teachers=teachers, seed=self.seed, step=step
         )
+        return self.loss.weights(acting)
 
     def result(self) -> torch.Tensor:
         """The best images measured, or the last where none was: (N, 3, H, W), RGB clipped to [0, 1]."""

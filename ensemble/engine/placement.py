@@ -62,10 +62,8 @@ def place(
     assert teachers and images > 0 and world_size > 0
     fixed = list(ranks or [None] * teachers)
     if alternate and not any(fixed) and images >= world_size:
-        bounds = [images * i // world_size for i in range(world_size + 1)]
-        return Placement(
-            images, tuple(tuple(Cell(t, a, b) for t in range(teachers)) for a, b in itertools.pairwise(bounds))
-        )
+        cut = [_cut(Cell(t, 0, images), world_size) for t in range(teachers)]
+        return Placement(images, tuple(zip(*cut, strict=True)))
     if any(count is not None for count in fixed) or world_size > teachers:
         return _split(_ranks_per_teacher(costs, images, world_size, fixed), images)
     bins: list[list[int]] = [[] for _ in range(world_size)]
@@ -96,11 +94,8 @@ def _ranks_per_teacher(costs: Sequence[float], images: int, world_size: int, fix
 
 
 def _split(counts: Sequence[int], images: int) -> Placement:
-    cells = []
-    for teacher, count in enumerate(counts):
-        bounds = [images * i // count for i in range(count + 1)]
-        cells += [(Cell(teacher, a, b),) for a, b in itertools.pairwise(bounds)]
-    return Placement(images, tuple(cells))
+    whole = [Cell(teacher, 0, images) for teacher in range(len(counts))]
+    return Placement(images, tuple((part,) for cell, n in zip(whole, counts, strict=True) for part in _cut(cell, n)))
 
 
 def place_cells(
@@ -124,6 +119,10 @@ def place_cells(
 
 def slices(cell: Cell, size: int | None) -> list[Cell]:
     """The cell in micro-batches of at most `size` images, as even as possible."""
-    count = 1 if size is None else -(-cell.images // size)
+    return _cut(cell, 1 if size is None else -(-cell.images // size))
+
+
+def _cut(cell: Cell, count: int) -> list[Cell]:
+    """The cell in so many parts, which differ by one image at most."""
     bounds = [cell.start + cell.images * i // count for i in range(count + 1)]
     return [Cell(cell.teacher, a, b) for a, b in itertools.pairwise(bounds)]

@@ -66,6 +66,19 @@ def in_use(folder: Path, by: str) -> ValueError:
     return ValueError(f"output: {folder} is in use by {by}; let it end first, or give another folder")
 
 
+def contents(folder: Path) -> set[str]:
+    """The names in the folder, but for what a lock leaves; none where there is no folder. ValueError for a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file; give a folder")
+    return {file.name for file in folder.iterdir()} - {LOCK, OWNER} if folder.is_dir() else set()
+
+
+def not_empty(folder: Path, instead: str) -> ValueError:
+    """The mistake of writing where something is: somebody writes it now, or `instead` says what to do."""
+    by = holder(folder)
+    return ValueError(f"output: {folder} is not empty; {instead}") if by is None else in_use(folder, by)
+
+
 # --- locked by the system -------------------------------------------------------------------------------------
 
 

@@ -52,8 +52,7 @@ class Competition(TeacherTerm, kind="competition"):
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
         """The batch's log-probabilities, each image's at its row: (N, C)."""
-        rows = F.log_softmax(seen.logits.double() / self.temperature, 1)
-        return F.pad(rows, (0, 0, batch.start, batch.images - batch.stop))
+        return batch.placed(F.log_softmax(seen.logits.double() / self.temperature, 1))
 
     def loss(self, total: Totals, t: int) -> torch.Tensor:
         students = [s for s in total if total.batch(s).teacher.student]

@@ -30,8 +30,7 @@ class Repulsion(TeacherTerm, kind="repulsion"):
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
         """The batch's unit features, each at its row: (N, D)."""
-        unit = F.normalize(seen.features.double(), dim=1)
-        return F.pad(unit, (0, 0, batch.start, batch.images - batch.stop))
+        return batch.placed(F.normalize(seen.features.double(), dim=1))
 
     def loss(self, total: Totals, t: int) -> torch.Tensor:
         batch = total.batch(t)

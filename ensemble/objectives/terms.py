@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from ensemble.config.kinds import Kind
 from ensemble.machine.errors import is_out_of_memory
@@ -63,6 +64,10 @@ class Slice:
         if key not in self.constants:
             self.constants[key] = make()
         return self.constants[key]
+
+    def placed(self, rows: torch.Tensor) -> torch.Tensor:
+        """The slice's `rows` (n, D) at their place among the batch's, (N, D), which are 0 elsewhere: slices add."""
+        return F.pad(rows, (0, 0, self.start, self.images - self.stop))
 
     @property
     def statistics(self) -> BNStatistics:

@@ -84,6 +84,8 @@ def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, Row], wan
             continue
         name, loaded = placed.profile.name, placed.profile.card.loaded
         found[name] = {"model": entry.model, "sha256": loaded.sha256 if loaded else None}
+        if entry.classes is not None:
+            found[name]["classes"] = entry.classes
         if placed.measurement is not None:
             found[name]["statistics"] = placed.measurement.digest
         found[name]["accuracy"] = right[name] / wanted.images

@@ -27,13 +27,12 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
+from ensemble.machine.lock import contents, held, not_empty
 from ensemble.recipe import Recipe, parse_recipe
 
 BEGUN, RECIPE, BATCHES, COST, GRID = "begun.json", "recipe.yaml", "batches.jsonl", "cost.json", "grid.png"
 _FILES = (MANIFEST, COST, GRID, BATCHES, RECIPE, BEGUN)
 """In the order in which they are removed: the first says that all is there, the last whose the others are."""
-_LOCKS = {LOCK, OWNER}
 _NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers", "trials", "agreement")
 """Parts of a recipe that do not decide which images come out, or only how many."""
 
@@ -159,9 +158,7 @@ class DatasetFolder:
         An empty folder, or none, may be written to. Another only with `resume`, where it holds this dataset, or fewer
         images of it, or with `overwrite`, where no file with a name of ours is somebody else's.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output: {self.path} is a file; give a folder")
-        names = {file.name for file in self.path.iterdir()} - _LOCKS if self.path.is_dir() else set()
+        names = contents(self.path)
         if not names:
             return
         if resume and names != {f"{BEGUN}.tmp"}:
@@ -169,13 +166,8 @@ class DatasetFolder:
         elif overwrite:
             self._check_ours()
         elif not resume:
-            other = holder(self.path)
-            if other is not None:
-                raise in_use(self.path, other)
-            raise ValueError(
-                f"output: {self.path} is not empty; pass --overwrite to replace a dataset there, --resume to go on "
-                "with it, or another folder"
-            )
+            instead = "pass --overwrite to replace a dataset there, --resume to go on with it, or another folder"
+            raise not_empty(self.path, instead)
 
     def goes_on(self) -> bool:
         """Whether there is a recipe to go on with: one that was killed before begins again."""

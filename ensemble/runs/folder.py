@@ -27,7 +27,7 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
+from ensemble.machine.lock import LOCK, OWNER, contents, held, not_empty
 
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
@@ -80,17 +80,14 @@ class ResultsFolder:
 
         It changes nothing.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output: {self.path} is a file; give a folder")
+        names = contents(self.path)
         if is_dataset(self.path) and overwrite:
             raise ValueError(f"output: {self.path} holds a dataset, which a run does not replace; give another folder")
-        if self.path.is_dir() and {file.name for file in self.path.iterdir()} - _LOCKS and not overwrite:
-            other = holder(self.path)
-            if other is not None:
-                raise in_use(self.path, other)
-            raise ValueError(
-                f"output: {self.path} is not empty; pass overwrite (--overwrite) to replace its results, resume "
-                "(--resume) to continue the run, or another folder"
+        if names and not overwrite:
+            raise not_empty(
+                self.path,
+                "pass overwrite (--overwrite) to replace its results, resume (--resume) to continue the run, or "
+                "another folder",
             )
 
     def begin(self, overwrite: bool = False) -> None:

@@ -57,8 +57,7 @@ class Plan:
     @property
     def batch_size(self) -> int:
         """How many images a batch has."""
-        kinds = self.cards[0].num_classes if self.classes is None else len(self.classes)
-        return self.recipe.image.batch_size or kinds * self.recipe.images_per_class
+        return _batch_size(self.recipe, self.cards[0].num_classes if self.classes is None else len(self.classes))
 
     def targets(self, trial: int) -> torch.Tensor:
         """The targets of one trial's batch, int64 (N,)."""
@@ -98,9 +97,8 @@ def make_plan(
     for entry in recipe.teachers:
         own_targets(torch.tensor(classes or range(cards[0].num_classes)), entry, cards[0])
     size = recipe.image.size or max(card.input_size for card in cards)
-    students = sum(entry.student for entry in recipe.teachers)
-    acting = recipe.ensemble.acting_of(len(cards) - students) + students
-    passes = recipe.iterations * recipe.trials * acting
+    students = len(cards) - recipe.teaching
+    passes = recipe.iterations * recipe.trials * (recipe.acting + students)
     precision = resolve_precision(recipe.runtime.precision, devices)
     compiled = resolve_compile(recipe.runtime.compile, devices, passes)
     runtime = replace(
@@ -144,8 +142,11 @@ def _classes(recipe: Recipe, card: ModelCard) -> tuple[tuple[int, ...] | None, t
         classes = parse_targets(recipe.targets, card.num_classes, card.class_names, numbers)
         return classes, classes or ()
     shares = parse_shares(recipe.targets, card.num_classes, card.class_names, numbers)
-    size = recipe.image.batch_size or len(shares) * recipe.images_per_class
-    return tuple(shares), spread(shares, size * recipe.trials)
+    return tuple(shares), spread(shares, _batch_size(recipe, len(shares)) * recipe.trials)
+
+
+def _batch_size(recipe: Recipe, classes: int) -> int:
+    return recipe.image.batch_size or classes * recipe.images_per_class
 
 
 def _idle_levels(

@@ -75,7 +75,7 @@ def _largest_that_fits(plan: Plan, ensemble: PlacedEnsemble, context: ProcessCon
 
 def _acting_together(inversion: Inversion) -> list[dict[int, float]]:
     """Weights under which each teacher acts in the company that takes most memory."""
-    everyone = range(len(inversion.loss.members))
+    loss = inversion.loss
     if inversion.acting == "turn" or (inversion.acting == "random" and inversion.acting_count == 1):
-        return [{t: 1.0} for t in everyone]
-    return [{t: 1.0 / len(everyone) for t in everyone}]
+        return [loss.weights([t]) for t in loss.teachers]
+    return [loss.weights(loss.teachers)]

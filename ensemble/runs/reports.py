@@ -92,7 +92,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
     if runtime.replicas > 1:
         say(f"{runtime.replicas} replicas of these ranks make their trials side by side")
     teaching = [teacher.cost for teacher in ensemble.teachers if not teacher.profile.student]
-    a_step = sum(teaching) * plan.recipe.ensemble.acting_of(len(teaching)) / len(teaching)
+    a_step = sum(teaching) * plan.recipe.acting / len(teaching)
     a_step += sum(ensemble.costs) - sum(teaching)  # the student sees every step
     flops = a_step * len(plan.targets(0)) * plan.recipe.iterations * plan.recipe.trials
     say(

@@ -17,8 +17,8 @@ from ensemble.config.checked import Checked
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
-from ensemble.machine.files import read_json, write_json, write_text
-from ensemble.machine.lock import LOCK, OWNER, held
+from ensemble.machine.files import write_json, write_text
+from ensemble.machine.lock import contents, held, not_empty
 from ensemble.machine.progress import ProgressReporter
 from ensemble.runs.dataset_folder import DatasetFolder
 from ensemble.runs.dataset_job import DatasetJob, dataset_job
@@ -57,15 +57,15 @@ class RoundsRun:
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """ValueError where the run may not write here, or its images cannot be made; changes nothing."""
-        there = {file.name for file in self.path.iterdir()} - {LOCK, OWNER} if self.path.is_dir() else set()
+        there = contents(self.path)
         if there and MARK not in there:
             raise ValueError(f"output: {self.path} holds something else than rounds; give another folder")
         if there and not resume and not overwrite:
-            raise ValueError(
-                f"output: {self.path} is not empty; pass --overwrite to replace its rounds, --resume to go on, or "
-                "another folder"
-            )
-        if there and resume and (changed := differences(load_yaml(self.path / MARK), self._described())):
+            instead = "pass --overwrite to replace its rounds, --resume to go on, or another folder"
+            raise not_empty(self.path, instead)
+        free = tuple(f"distillation.{name}" for name in self.recipe.free)
+        changed = differences(load_yaml(self.path / MARK), self._described()) if there and resume else []
+        if changed := [path for path in changed if not path.startswith(free)]:
             raise ValueError(
                 f"resume: {self.path} holds rounds that differ in {', '.join(changed)}; pass --overwrite instead to "
                 "replace them, or give another folder"
@@ -155,7 +155,7 @@ class RoundsRun:
     def _told(self) -> Iterator[Mapping[str, Any]]:
         """Of each round, how many new images there are and how many of them each teacher reads as their target."""
         for number in range(1, self.rounds.count + 1):
-            manifest = read_json(self._images(number).path / "manifest.json")
+            manifest = self._images(number).read_manifest()
             yield {
                 "images": manifest["images"],
                 "teachers": {k: v["accuracy"] for k, v in manifest["teachers"].items()},

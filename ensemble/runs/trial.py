@@ -185,6 +185,6 @@ def _read(inversion: Inversion, compare: bool) -> TrialResults:
     readings = inversion.loss.read(images)
     logits = {name: tensor.float().cpu() for name, tensor in readings.logits.items()}
     moments = {name: tensor.cpu() for name, tensor in readings.moments.items()}
-    names = [member.name for member in inversion.loss.members]
+    names = [inversion.loss.members[t].name for t in inversion.loss.teachers]
     agreement = agreement_of(names, inversion.loss.parts(images)) if compare else None
     return TrialResults(images.float().cpu(), readings.record.values(), logits, moments, agreement)

@@ -19,7 +19,7 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.files import replacing, why_unwritable, write_json, write_json_lines, write_text
-from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
+from ensemble.machine.lock import contents, held, holder, in_use
 from ensemble.search.settings import Settings
 
 SEARCH, STUDY, HELD_OUT = "search.yaml", "study.db", "held_out.safetensors"
@@ -28,7 +28,6 @@ WORKERS = "workers"
 _JOURNALS = tuple(f"{STUDY}-{end}" for end in ("journal", "wal", "shm"))
 _FILES = (SUMMARY, PLOT, BEST, TABLE, POINTS, HELD_OUT, *_JOURNALS, STUDY, SEARCH)
 """The settings come last where they are removed: they show whose the others are."""
-_LOCKS = {LOCK, OWNER}
 _KEYS = {"metric", "judge", "seeds", "sampler", "pruner", "space", "recipe"}
 
 
@@ -75,11 +74,10 @@ class SearchFolder:
         An empty folder, or none, may be written to. Another only with `resume`, where it holds this search, or with
         `overwrite`, where it holds a search that nobody works on.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output: {self.path} is a file; give a folder")
+        names = contents(self.path)
         if why := why_unwritable(self.path):
             raise ValueError(f"output: {self.path} cannot be made, {why}; give another folder")
-        if not self.path.is_dir() or {file.name for file in self.path.iterdir()} <= _LOCKS:
+        if not names:
             return
         stored = self._stored()
         if not resume and not overwrite:

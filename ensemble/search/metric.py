@@ -53,8 +53,6 @@ class Metric(Kind):
     """Whether less is better."""
     needs_data: ClassVar[bool] = False
     """Whether it compares with real images (--data)."""
-    needs_held_out: ClassVar[bool] = False
-    """Whether it uses `Kit.held_out`."""
 
     def check(self, kit: Kit) -> None:
         """ValueError for what can be refused before anything is computed."""

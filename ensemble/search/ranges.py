@@ -63,7 +63,8 @@ class Range(Checked):
         step = self.step or (1.0 if self.int else None)
         if step is None:
             return None
-        return [self._typed(self.low + i * step) for i in range(round((self.high - self.low) / step) + 1)]
+        last = round((self.high - self.low) / step)
+        return [self._typed(min(self.low + i * step, self.high)) for i in range(last + 1)]
 
     def suggest(self, name: str, trial: Asks) -> Any:
         if self.int:

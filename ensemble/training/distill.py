@@ -69,9 +69,7 @@ def _distill(
     began = time.perf_counter()
     saved = folder.read_checkpoint() if resume else None
     hardware.set_up("fp32", device)
-    student = prepare(recipe)
-    if recipe.prune is not None:
-        student = pruned(student, recipe.prune, recipe.seed, saved, device)
+    student = pruned(prepare(recipe), recipe, saved, device)
     pool = student.pool
     lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs

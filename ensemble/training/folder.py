@@ -24,7 +24,7 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import LOCK, OWNER, held, holder, in_use
+from ensemble.machine.lock import contents, held, not_empty
 from ensemble.training.loop import State
 from ensemble.training.recipe import RunRecipe, TrainingRecipe
 
@@ -64,22 +64,15 @@ class TrainingFolder:
         what the recipe calls `free` may be another now), or with `overwrite`, where no file with a name of ours is
         somebody else's.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output: {self.path} is a file; give a folder")
-        if not self.path.is_dir() or {file.name for file in self.path.iterdir()} <= {LOCK, OWNER}:
+        if not contents(self.path):
             return
         if resume:
             self._check_same(recipe)
         elif overwrite:
             self._check_ours()
         else:
-            other = holder(self.path)
-            if other is not None:
-                raise in_use(self.path, other)
-            raise ValueError(
-                f"output: {self.path} is not empty; pass --overwrite to replace its results, --resume to continue "
-                "the run, or another folder"
-            )
+            instead = "pass --overwrite to replace its results, --resume to continue the run, or another folder"
+            raise not_empty(self.path, instead)
 
     def begin(self, recipe: RunRecipe, *, overwrite: bool = False) -> None:
         """Makes the folder, with the recipe in it; what an earlier training run wrote is removed, nothing else.

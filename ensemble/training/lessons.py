@@ -11,11 +11,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from ensemble.config.kinds import Kind
+from ensemble.data.soft_labels import Average, centred, deviation, pooled
 from ensemble.training.augment import MixedLabels
 from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
 from ensemble.training.schedule import Schedule
-from ensemble.training.soft_labels import Average, centred, deviation, kl_divergence, pooled, scales, squared_distance
+from ensemble.training.soft_labels import kl_divergence, scales, squared_distance
 from ensemble.training.teachers import Teacher, made_teacher
 from models import ModelCard, create_model
 
@@ -155,12 +156,12 @@ def _network(name: str, pool: Pool, device: torch.device) -> Teacher:
     """The dataset's teacher of this name, or the network that it names itself."""
     source = pool.teachers.get(name)
     net, card = create_model(name if source is None else source.model)
-    order = pool.data.class_names
+    order, classes = pool.data.class_names, None
     if source is not None:
-        order, weights = source.class_names, card.loaded
+        order, classes, weights = source.class_names, source.classes, card.loaded
         if source.sha256 and weights and weights.sha256 and weights.sha256 != source.sha256:
             raise ValueError(
                 f"teacher: the weights of {source.model} are others than those that made the dataset; name the "
                 "network by --teacher MODEL, or ask for --labels stored"
             )
-    return made_teacher(name, net, card, pool.data.class_names, order, device)
+    return made_teacher(name, net, card, pool.data.class_names, order, device, classes)

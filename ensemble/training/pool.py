@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from ensemble.data.generated import GeneratedImages
 from ensemble.data.labelled import LabelledImages
+from ensemble.data.shards import is_dataset
 from ensemble.data.tree import few
-from ensemble.machine.files import read_json
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Source:
     """Of its weights, where they were a file."""
     class_names: tuple[str, ...]
     """The dataset's."""
+    classes: Mapping[str, int] | None = None
+    """Where these are among its own, where the recipe mapped them."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ def read_pool(paths: Sequence[str]) -> Pool:
     folders = [Path(path).expanduser() for path in paths]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("dataset: a folder is given twice; give each once")
-    first, *others = pools = [_read(folder) for folder in folders]
-    for folder, other in zip(folders[1:], others, strict=True):
-        _check_fits(folder, other, folders[0], first)
+    pools = [_read(folder) for folder in folders]
+    for earlier, later in combinations(zip(folders, pools, strict=True), 2):
+        _check_fits(*later, *earlier)
+    first = pools[0]
     pools = [pool.ordered(first.data.class_names) for pool in pools]
     shared = [name for name in first.stored if all(name in pool.stored for pool in pools)]
     return Pool(
@@ -77,35 +81,34 @@ def read_pool(paths: Sequence[str]) -> Pool:
 
 
 def _read(folder: Path) -> Pool:
-    manifest = folder / "manifest.json"
-    if not manifest.is_file() and (folder / "images.safetensors").is_file():
+    if not is_dataset(folder) and (folder / "images.safetensors").is_file():
         raise ValueError(
             f"dataset: {folder} is a results folder, whose images are not a dataset; make one with "
             "`invert.py dataset --recipe RECIPE --images N --output DIR`"
         )
     made = GeneratedImages(folder)
     data, stored = made.labelled(), {name: made.logits(name) for name in made.teachers}
-    said = read_json(manifest)
+    said = made.manifest["teachers"]
     teachers = {
-        name: Source(said["teachers"][name]["model"], said["teachers"][name].get("sha256"), data.class_names)
+        name: Source(said[name]["model"], said[name].get("sha256"), data.class_names, said[name].get("classes"))
         for name in made.teachers
     }
-    return Pool(data, made.size, teachers, stored, json.dumps([shard["sha256"] for shard in said["shards"]]))
+    return Pool(data, made.size, teachers, stored, json.dumps([shard["sha256"] for shard in made.manifest["shards"]]))
 
 
-def _check_fits(folder: Path, pool: Pool, other: Path, first: Pool) -> None:
-    """ValueError where `folder` cannot be joined to the first, `other`."""
-    mine, theirs = set(pool.data.class_names), set(first.data.class_names)
+def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
+    """ValueError where `folder` cannot be joined to `other`."""
+    mine, theirs = set(pool.data.class_names), set(earlier.data.class_names)
     if mine != theirs:
         raise ValueError(
             f"dataset: {folder} and {other} have different classes ({few(mine ^ theirs)}); give datasets of the same"
         )
-    if pool.size != first.size:
+    if pool.size != earlier.size:
         raise ValueError(
-            f"dataset: {folder} has images of {pool.size} pixels, {other} of {first.size}; give datasets of one size"
+            f"dataset: {folder} has images of {pool.size} pixels, {other} of {earlier.size}; give datasets of one size"
         )
     for name, source in pool.teachers.items():
-        known = first.teachers.get(name, source)
+        known = earlier.teachers.get(name, source)
         if (known.model, known.sha256) != (source.model, source.sha256):
             raise ValueError(
                 f"dataset: the teacher {name} of {folder} ({source.model}) is not that of {other} ({known.model}); "

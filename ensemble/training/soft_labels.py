@@ -1,24 +1,13 @@
-"""Soft labels: several teachers' logits as one, and a student's distance from them."""
+"""How far teachers are scaled, and how far a student is from what it is told."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 
-Average = Literal["probabilities", "logits"]
-
-
-def centred(logits: torch.Tensor) -> torch.Tensor:
-    """Without their mean over the classes, which no softmax sees."""
-    return logits - logits.mean(1, keepdim=True)
-
-
-def deviation(logits: torch.Tensor) -> float:
-    """How far a teacher's logits (N, classes) reach: the root mean square, over images and classes, of the centred."""
-    return float(centred(logits.double()).square().mean().sqrt())
+from ensemble.data.soft_labels import centred
 
 
 def scales(deviations: Mapping[str, float]) -> dict[str, float]:
@@ -31,19 +20,6 @@ def scales(deviations: Mapping[str, float]) -> dict[str, float]:
         if not (math.isfinite(s) and s > 0):
             raise ValueError(f"lesson: {name} tells no classes apart in these images; leave it out of the teachers")
     return {name: mean / s for name, s in deviations.items()}
-
-
-def pooled(logits: Sequence[torch.Tensor], average: Average, temperature: float) -> torch.Tensor:
-    """One teacher's worth of logits z (N, classes) from those of K teachers, scaled: their mean, or with
-    `probabilities` those whose softmax at the temperature is the mean of theirs,
-
-        softmax(z / T) = 1/K Σ_t softmax(z_t / T).
-    """
-    each = torch.stack([centred(z) for z in logits])
-    if average == "logits" or len(each) == 1:
-        return each.mean(0)
-    logs = (each / temperature).log_softmax(2)
-    return temperature * (logs.logsumexp(0) - math.log(len(each)))
 
 
 def kl_divergence(told: torch.Tensor, logits: torch.Tensor, temperature: float, scale: bool) -> torch.Tensor:

@@ -12,8 +12,9 @@ from torch import nn
 
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.data.tree import few
-from ensemble.training.cut import Cut, cut
+from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
+from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.reading import inputs_of, logits_of
 from ensemble.training.run import build_network, relabelled
@@ -70,12 +71,26 @@ def prepare(recipe: DistillationRecipe) -> Student:
     return Student(net, card, pool, test_set, real_set)
 
 
-def pruned(student: Student, rule: Cut, seed: int, saved: Mapping[str, Any] | None, device: torch.device) -> Student:
-    """The student without the channels that it loses, or that it lost before the run was saved."""
+def pruned(
+    student: Student, recipe: DistillationRecipe, saved: Mapping[str, Any] | None, device: torch.device
+) -> Student:
+    """The student without the channels that it loses, or that it lost before the run was saved; whole where none are.
+
+    Raises ValueError where a dataset calls another network by the name of the one that is pruned, which teaches it.
+    """
+    if recipe.prune is None:
+        return student
+    namesake = student.pool.teachers.get(recipe.student)
+    taught = isinstance(recipe.lesson, Soft) and recipe.student in recipe.lesson.teachers
+    if taught and namesake is not None and namesake.model != recipe.student:
+        raise ValueError(
+            f"prune: {recipe.student} is what the dataset calls {namesake.model}; name the network with its weights, "
+            f"as {recipe.student}@{student.card.default_weights or 'FILE'}"
+        )
     if saved is not None:
         narrow(student.net, saved["net"], "resume")
         return replace(student, lost=saved["pruned"])
-    found = cut(student.net, student.card, student.pool, rule, seed, device)
+    found = cut(student.net, student.card, student.pool, recipe.prune, recipe.seed, device)
     return replace(student, net=found.net, lost=found.said())
 
 

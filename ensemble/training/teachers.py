@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +43,21 @@ class Teacher:
 
 
 def made_teacher(
-    name: str, net: nn.Module, card: ModelCard, class_names: Sequence[str], order: Sequence[str], device: torch.device
+    name: str,
+    net: nn.Module,
+    card: ModelCard,
+    class_names: Sequence[str],
+    order: Sequence[str],
+    device: torch.device,
+    classes: Mapping[str, int] | None = None,
 ) -> Teacher:
     """The teacher whose logits are to be those of `class_names`; of a card without names, they are of `order`.
 
-    Raises ValueError where it does not know all of these classes.
+    `classes` says where they are among its own, whatever the card says. Raises ValueError where it does not know all of
+    these classes.
     """
+    if classes is not None:
+        return _made(name, net, card, [classes[label] for label in class_names], device)
     known = card.class_names or tuple(order)
     if len(known) != card.num_classes:
         raise ValueError(
@@ -60,5 +69,8 @@ def made_teacher(
             f"teacher: {name} does not know the dataset's classes, of which it lacks "
             f"{few(set(class_names) - set(known))}; name another"
         )
-    columns = torch.tensor([known.index(label) for label in class_names], device=device)
-    return Teacher(name, channels_last(net.to(device)).eval(), card, columns)
+    return _made(name, net, card, [known.index(label) for label in class_names], device)
+
+
+def _made(name: str, net: nn.Module, card: ModelCard, columns: Sequence[int], device: torch.device) -> Teacher:
+    return Teacher(name, channels_last(net.to(device)).eval(), card, torch.tensor(columns, device=device))

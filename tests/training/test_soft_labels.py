@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from ensemble.data.soft_labels import centred, deviation, pooled
 from ensemble.machine.rng import generator
-from ensemble.training.soft_labels import centred, deviation, kl_divergence, pooled, scales, squared_distance
+from ensemble.training.soft_labels import kl_divergence, scales, squared_distance
 
 
 def logits(seed: int, n: int = 6, classes: int = 4) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -28,8 +28,6 @@ class Student(Metric, kind="student"):
     training loop is that of `invert.py train`, with crops and flips and a fixed number of steps, whatever the number
     of images; the last step's network is judged.
     """
-
-    needs_held_out: ClassVar[bool] = True
 
     model: str | None = None
     """The student; by default ResNet-20 with the judge's number of classes."""
