@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ONE, PLUGIN
+from PIL import Image
+from safetensors.torch import load_file
 
 from ensemble import GeneratedImages, create_model, load_plugin
 from ensemble.config.yaml_files import load_yaml
@@ -17,7 +19,7 @@ ROUNDS = ["--rounds", "2", "--round-images", "6", "--round-epochs", "2", "--epoc
 
 @pytest.fixture
 def pool(run, tmp_path: Path) -> Path:
-    made = ["--images", "6", "--images-per-class", "2", "--iterations", "2", "--output", tmp_path / "pool"]
+    made = ["--images", "6", "--images-per-class", "2", "--iterations", "4", "--output", tmp_path / "pool"]
     assert run("dataset", *ONE, *made).code == 0
     return tmp_path / "pool"
 
@@ -94,3 +96,51 @@ def test_what_is_no_rounds_is_not_replaced(run, pool: Path, tmp_path: Path) -> N
     ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--overwrite"))
     assert ended.code == 2 and "holds something else than rounds" in ended.errors[0]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"mine.txt"}
+
+
+def test_a_student_is_pruned_once(run, pool: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning")
+    assert run(*line(pool, tmp_path / "first", "--epochs", "1")).code == 0
+    weights = tmp_path / "first/weights.safetensors"
+    prune = ["--set", "prune={flops: 0.7, importance: magnitude}", "--student", f"tiny_b@{weights}"]
+    assert run(*line(pool, tmp_path / "out", *ROUNDS, *prune)).code == 0
+    lost = [json.loads((tmp_path / f"out/student_{i}/summary.json").read_text()).get("pruned") for i in range(3)]
+    assert lost[0] is not None and lost[1] is None and lost[2] is None
+    narrow = [load_file(tmp_path / f"out/student_{i}/weights.safetensors")["conv.weight"].shape for i in range(3)]
+    assert narrow[0] == narrow[1] == narrow[2] and narrow[0][0] < 12
+
+
+def test_overwriting_keeps_no_part_of_what_was_there(run, pool: Path, tmp_path: Path, monkeypatch) -> None:
+    import ensemble.runs.rounds as rounds
+
+    assert run(*line(pool, tmp_path / "out", *ROUNDS)).code == 0
+
+    def stopped(*args: object, **options: object) -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "distill", stopped)
+    ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--overwrite"))
+    assert ended.code == 130 and "--resume instead of --overwrite" in ended.errors[-1]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"rounds.yaml"}
+
+
+def test_a_stop_while_images_are_made_says_how_to_go_on(run, pool: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MISFORTUNE", "term:0:2")
+    for option, said in (([], "--resume"), (["--overwrite"], "--resume instead of --overwrite")):
+        ended = run(*line(pool, tmp_path / "out", *ROUNDS, *option))
+        assert ended.code == 0 and len(ended.errors) == 1 and ended.errors[0].endswith(f"same command with {said}")
+
+
+def test_finished_rounds_may_be_tested_later(run, pool: Path, tmp_path: Path) -> None:
+    assert run(*line(pool, tmp_path / "out", *ROUNDS)).code == 0
+    for i, name in enumerate(("circle", "square", "star")):
+        (tmp_path / "real/test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (60 * i, 90, 20)).save(tmp_path / "real/test" / name / "0.png")
+    ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--resume", "--test", tmp_path / "real"))
+    assert ended.code == 0 and "on 3 real images (test)" in ended.output
+
+
+def test_a_file_is_no_folder(run, pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    ended = run(*line(pool, tmp_path / "out", *ROUNDS))
+    assert ended.code == 2 and ended.errors == [f"invert.py: output: {tmp_path / 'out'} is a file; give a folder"]

@@ -9,6 +9,12 @@ import torch
 from conftest import PLUGIN, end, images, start
 from safetensors.torch import load_file
 
+from ensemble import load_plugin, load_recipe
+from ensemble.machine.ranks import ProcessContext
+from ensemble.runs.build import build_ensemble, build_inversion
+from ensemble.runs.plan import make_plan
+from ensemble.runs.prepare import _acting_together
+
 SHORT = ["--iterations", "4", "--precision", "fp64", "--seed", "3", "--targets", "0", "1", "--images-per-class", "3"]
 STUDENT = "{model: tiny_plain@random, student: true}"
 NETWORKS = f"teachers=[{{model: tiny_a@random}}, {{model: tiny_b@random}}, {STUDENT}]"
@@ -35,6 +41,30 @@ def test_two_ranks_do_as_one_and_the_student_is_written_beside_the_teachers(run,
     )
     assert pulled["tiny_a/competition"] < not_pulled["tiny_a/competition"]
     assert pulled["student/bn_matching"] == 0
+
+
+def test_agreement_is_the_teachers(run, tmp_path):
+    assert run(*line("agreement=true"), "--output", tmp_path / "out").code == 0
+    assert load_file(tmp_path / "out/agreement.safetensors").keys() == {"maps", "tiny_a~tiny_b"}
+
+
+@pytest.mark.parametrize(("acting", "company"), [("turn", [{0, 2}, {1, 2}]), ("all", [{0, 1, 2}])])
+def test_memory_is_tried_with_the_student(acting, company, tmp_path):
+    """What acts together while `micro_batch: auto` looks for what fits."""
+    load_plugin(PLUGIN[1])
+    recipe = load_recipe(written(tmp_path, acting))
+    plan = make_plan(recipe, [torch.device("cpu")])
+    alone = ProcessContext(0, 1, torch.device("cpu"))
+    inversion = build_inversion(plan, build_ensemble(plan, alone), alone, 0)
+    assert [weights.keys() for weights in _acting_together(inversion)] == company
+    assert all(sum(weights.values()) == 1 for weights in _acting_together(inversion))
+
+
+def written(folder, acting):
+    file = folder / "recipe.yaml"
+    terms = "[{kind: cross_entropy}, {kind: competition}]"
+    file.write_text(f"{NETWORKS.replace('=', ': ', 1)}\nensemble: {{acting: {acting}}}\nobjectives: {terms}\n")
+    return str(file)
 
 
 def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):

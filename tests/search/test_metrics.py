@@ -139,6 +139,8 @@ def test_better_is_said_where_the_interval_leaves_out_zero() -> None:
 def test_values_of_a_range() -> None:
     assert Range(0.0, 0.3, step=0.1).grid == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert Range(1.0, 4.0, int=True).grid == [1, 2, 3, 4] and Range(0.0, 1.0).grid is None
+    for steps in (Range(0.1, 0.3, step=0.1), Range(0.05, 0.35, step=0.1)):  # 0.1 + 2 * 0.1 is above 0.3
+        assert all(steps.encoded(value) is not None for value in steps.grid or [None])
     assert Range(1.0, 4.0, int=True).probes == [1, 4] and Range(0.1, 0.5).probes == [0.1, 0.5]
     assert [Range(0.0, 1.0, step=0.25).encoded(value) for value in (0.5, 0.3, 2, True, "a")] == [0.5, *[None] * 4]
     assert Choice((True, 1, None)).encoded(1) == "1" and Choice((True, None)).encoded(1) is None

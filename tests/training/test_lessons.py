@@ -249,6 +249,18 @@ def test_a_live_teachers_classes_are_found_by_name() -> None:
     torch.testing.assert_close(teach(student, VIEWS, PLAIN)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_live_teachers_classes_are_those_that_the_dataset_says() -> None:
+    """Its recipe mapped them, so neither its card's names nor the dataset's order count."""
+    own = {label: (3 * i + 1) % 10 for i, label in enumerate(CIFAR10_CLASSES)}
+    pool = replace(pool_of({}), teachers={"mapped": Source(A, None, CIFAR10_CLASSES, own)})
+    loss, told = Live(divergence="mse").begin(pool, CARD, FP32, CPU)(STUDENT, VIEWS, PLAIN)
+    rgb = VIEWS * torch.tensor(CARD.std)[:, None, None] + torch.tensor(CARD.mean)[:, None, None]
+    z = plainly_read(A, rgb)[:, [own[label] for label in CIFAR10_CLASSES]]
+    expected = (z - z.mean(1, keepdim=True) - STUDENT + STUDENT.mean(1, keepdim=True)).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(told, z.argmax(1))
+
+
 def test_other_weights_than_the_datasets_are_no_teacher() -> None:
     right = model_card(A).weights["cifar10"].sha256
     for digest in (None, right):
@@ -323,6 +335,12 @@ def test_datasets_that_do_not_fit(tmp_path: Path) -> None:
     refused(other, r"have different classes \(cat, cow, dog\)")
     model = {"a": {"model": "b", "sha256": None}}
     refused(toy(tmp_path / "model", teachers=model), r"the teacher a of .*model \(b\) is not that of .*one \(a\)")
+    second, third = (
+        toy(tmp_path / name, logits={"b": said(3, 7)[:, :3]}, teachers={"b": {"model": name, "sha256": None}})
+        for name in ("second", "third")
+    )
+    with pytest.raises(ValueError, match=r"the teacher b of .*third \(third\) is not that of .*second \(second\)"):
+        read_pool([one, str(second), str(third)])
     refused(tmp_path / "nothing", "nothing holds no ")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/images.safetensors").touch()

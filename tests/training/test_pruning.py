@@ -157,6 +157,19 @@ def test_mistakes_are_one_line(more: list[str], said: str, dataset: Path, tmp_pa
     assert not (tmp_path / "out/recipe.yaml").exists()
 
 
+def test_a_network_is_not_taught_by_its_namesake(tmp_path: Path, capsys) -> None:
+    """The dataset's `resnet20_cifar` had other weights than those of the name alone."""
+    images, targets = torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10
+    models = {"resnet20_cifar": {"model": "resnet20_cifar@mine.safetensors", "sha256": None}}
+    logits = {"resnet20_cifar": torch.zeros(20, 10)}
+    made = write_dataset(tmp_path / "set", images, targets, CIFAR10_CLASSES, logits, models)
+    assert cli.main(line(made, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.strip()
+    assert "is what the dataset calls resnet20_cifar@mine.safetensors; name the network" in error
+    assert error.endswith("as resnet20_cifar@cifar10") and len(error.splitlines()) == 1
+    assert cli.main(line(made, tmp_path / "out", model="resnet20_cifar@cifar10")) == 0, capsys.readouterr().err
+
+
 def test_without_the_library_a_line_says_how(dataset: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert cli.main(line(dataset, tmp_path / "out")) == 2
