@@ -177,7 +177,7 @@ class Recipe(Checked):
     agreement: bool = False
     """Compare the teachers' gradients at the end, image by image and place by place: one more pass of each teacher."""
     record_every: PositiveInt = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; where teachers take turns, between lines of one teacher's, all in a row."""
     checkpoint: CheckpointRule = CheckpointRule()
     runtime: Runtime = Runtime()
 

@@ -156,8 +156,7 @@ class _Index:
             "pictures": self._pictures(),
             "stages": [run.stages for run in self.runs],
             "curves": [
-                [{"trial": c.trial, "steps": c.steps, "series": c.series, "events": c.events} for c in run.curves]
-                for run in self.runs
+                [{"trial": c.trial, "series": c.series, "events": c.events} for c in run.curves] for run in self.runs
             ],
             "maps": [[] if run.maps is None else [*maps(run.maps)] for run in self.runs],
             "layers": [

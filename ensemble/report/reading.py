@@ -58,14 +58,17 @@ class Picture:
     """Mean cosine between the teachers' gradients, where the run compared them."""
 
 
+Series = tuple[list[int], list[float | None]]
+"""Steps, and the values there; None for what was not finite."""
+
+
 @dataclass(frozen=True)
 class Curves:
-    """One trial over its steps; a value that was not finite, or not recorded, is None."""
+    """One trial over its steps."""
 
     trial: int
-    steps: list[int]
-    series: dict[str, list[float | None]]
-    """`loss`, `prior`, `lr` and `TEACHER/TERM`."""
+    series: dict[str, Series]
+    """`loss`, `prior`, `lr` and `TEACHER/TERM`: each at the steps at which it was recorded, as teachers take turns."""
     events: list[tuple[int, str]]
 
 
@@ -253,11 +256,15 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
     found = []
     for trial, mine in sorted(trials.items()):
         events = [(int(row["step"]), str(row["event"])) for row in mine if row.get("event")]
-        kept = _thinned([row for row in mine if row.keys() - _NO_VALUES - {"lr"}], points)
-        keys = dict.fromkeys(key for row in kept for key in row if key not in _NO_VALUES)
-        series = {key: [_number(row.get(key)) for row in kept] for key in keys}
-        found.append(Curves(trial, [int(row["step"]) for row in kept], series, events))
+        recorded = [row for row in mine if row.keys() - _NO_VALUES - {"lr"}]
+        keys = dict.fromkeys(key for row in recorded for key in row if key not in _NO_VALUES)
+        found.append(Curves(trial, {key: _series(key, recorded, points) for key in keys}, events))
     return tuple(found)
+
+
+def _series(key: str, rows: Sequence[Mapping[str, Any]], points: int) -> Series:
+    kept = _thinned([row for row in rows if key in row], points)
+    return [int(row["step"]) for row in kept], [_number(row[key]) for row in kept]
 
 
 def _thinned(rows: list[Mapping[str, Any]], points: int) -> list[Mapping[str, Any]]:

@@ -161,13 +161,15 @@ def count(here: Replica, step: Step) -> None:
 
 def show(here: Replica, trial: int, step: Step) -> None:
     """Metrics and progress."""
-    recorded = step.number % here.plan.recipe.record_every == 0 or step.last
+    recipe = here.plan.recipe
+    each = recipe.teaching if recipe.ensemble.acting == "turn" else 1  # or an even interval would leave teachers out
+    recorded = step.number % recipe.record_every < each or step.last
     values: dict[str, float] = {}
     if recorded:
         losses = step.record.values()
         here.first_losses.setdefault(trial, losses if step.number == 0 else {})
         values = {**losses, "lr": step.lr}
-        if len(here.plan.recipe.stages) > 1:
+        if len(recipe.stages) > 1:
             values["stage"] = step.stage + 1
     if here.board is not None and values:
         here.board.scalars(trial, step.number, {**values, "stage": step.stage + 1})

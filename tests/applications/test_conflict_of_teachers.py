@@ -71,6 +71,16 @@ def test_several_trials_draw_their_teachers(per, run, tmp_path):
         assert {text.split(" misses")[0] for text in warned if "misses" in text} <= set.union(*acting)
 
 
+def test_teachers_in_turn_are_all_recorded(run, tmp_path):
+    """Of two teachers only the first acts at every fourth step."""
+    turn = ["--set", "ensemble.acting=turn", "--set", "record_every=4", "--iterations", "9"]
+    assert run(*TWO, *SHORT, *SCORES, *turn, "--output", tmp_path).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    acted = [(line["step"], *(key for key in line if key.endswith("/accuracy"))) for line in lines]
+    a, b = "tiny_a/accuracy", "tiny_b/accuracy"
+    assert acted == [(0, a), (1, b), (4, a), (5, b), (8, a)]
+
+
 def test_a_dry_run_tells_the_rule(run, tmp_path):
     rule = "ensemble={acting: random, count: 2, per: batch, aggregation: agree, threshold: 0.9}"
     ended = run(*THREE, *SHORT, *SCORES, "--set", rule, "--dry-run", "--output", tmp_path / "none")

@@ -212,9 +212,10 @@ def test_curves_layers_and_events_are_the_folders(tmp_path: Path) -> None:
     found = parsed(make(tmp_path / "a"))
     (trial,) = found.data["curves"][0]
     recorded = read_json_lines(tmp_path / "a/metrics.jsonl")
-    assert trial["steps"] == [row["step"] for row in recorded]
     for key in ("loss", "prior", "lr", "net_b/cross_entropy"):
-        assert trial["series"][key] == pytest.approx([row[key] for row in recorded], rel=1e-4)
+        steps, values = trial["series"][key]
+        assert steps == [row["step"] for row in recorded]
+        assert values == pytest.approx([row[key] for row in recorded], rel=1e-4)
     assert trial["events"] == [[10, "stage 2 of 2: 10 steps"]] and found.data["stages"] == [[0, 10]]
     expected = ["layer2.bn", 0.2, pytest.approx(1 / 3, rel=1e-4), 0.05, 0.2]
     assert found.data["layers"][0]["net_a"][2] == expected
@@ -228,7 +229,25 @@ def test_long_runs_are_thinned_and_keep_their_end(tmp_path: Path) -> None:
     long[7]["loss"] = None  # was not finite
     write_json_lines(folder / "metrics.jsonl", [*long, {"trial": 0, "step": 6000, "stage": 1, "lr": 0.1, "event": "e"}])
     for trial in parsed(folder).data["curves"][0]:
-        assert trial["steps"][0] == 0 and trial["steps"][-1] == 5000 and len(trial["steps"]) <= 402
+        for steps, values in trial["series"].values():
+            assert steps[0] == 0 and steps[-1] == 5000 and len(steps) <= 402 and len(values) == len(steps)
+
+
+def test_teachers_that_take_turns_have_curves_at_their_own_steps(tmp_path: Path) -> None:
+    """A loss that was not finite is a gap; steps of others are none. Thinning leaves no teacher out."""
+    folder = make(tmp_path / "a")
+    names = ("net_a", "net_b")
+    rows = [{"loss": 1.0, f"{names[i % 2]}/x": 1.0 * i, "trial": 0, "step": i, "stage": 1} for i in range(2001)]
+    rows[4]["net_a/x"] = None  # was not finite
+    write_json_lines(folder / "metrics.jsonl", rows[:9])
+    series = parsed(folder).data["curves"][0][0]["series"]
+    assert series["net_a/x"] == [[0, 2, 4, 6, 8], [0.0, 2.0, None, 6.0, 8.0]]
+    assert series["net_b/x"] == [[1, 3, 5, 7], [1.0, 3.0, 5.0, 7.0]]
+    write_json_lines(folder / "metrics.jsonl", rows)
+    series = parsed(folder).data["curves"][0][0]["series"]
+    for name, first, last in (("net_a", 0, 2000), ("net_b", 1, 1999)):
+        steps = series[f"{name}/x"][0]
+        assert steps[0] == first and steps[-1] == last and 100 < len(steps) <= 402
 
 
 def test_teachers_of_other_classes_are_read_by_the_runs_names(tmp_path: Path) -> None:

@@ -342,12 +342,12 @@
   function curvePanels() {
     const panels = new Map();
     data.curves.forEach((trials, run) => trials.forEach((trial) => {
-      for (const [key, y] of Object.entries(trial.series)) {
+      for (const [key, [x, y]] of Object.entries(trial.series)) {
         const cut = key.lastIndexOf("/"), network = cut < 0 ? null : key.slice(0, cut), term = cut < 0 ? key : key.slice(cut + 1);
         if (!panels.has(term)) panels.set(term, []);
         const name = (network ?? term) + runSuffix(run);
         const colour = network === null ? (many ? `var(--c${run % 8})` : "var(--ink)") : colourOf(network);
-        panels.get(term).push({ name, colour, dash: DASHES[run % DASHES.length], faint: trials.length > 1, x: trial.steps, y });
+        panels.get(term).push({ name, colour, dash: DASHES[run % DASHES.length], faint: trials.length > 1, x, y });
       }
     }));
     const order = (term) => ({ loss: 0, accuracy: 8, lr: 9 }[term] ?? (term === "prior" ? 7 : 1));
