@@ -21,6 +21,7 @@ import ensemble
 from ensemble import ImageTerm, ModelCard, Recipe, Results, Slice, TeacherTerm, Totals, invert, load_recipe
 from ensemble.runs.folder import ResultsFolder
 from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Observation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -286,13 +287,24 @@ def test_a_term_whose_sums_grow_with_the_slice_is_named() -> None:
         invert([(net(0), CARD)], terms=[Rows()], **OPTIONS)
 
 
-def test_a_term_that_taps_layers_is_refused_until_there_are_taps() -> None:
+def test_a_term_taps_layers_by_their_names() -> None:
     class Tapping(Margin):
-        def needs(self, teacher: object) -> list[str]:
-            return ["conv"]
+        layer = "conv"
 
-    with pytest.raises(ValueError, match="Tapping asks to tap conv"):
-        invert([(net(0), CARD)], terms=[Tapping()], **OPTIONS)
+        def needs(self, teacher: object) -> list[Tap]:
+            return [Tap(self.layer)]
+
+        def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+            assert seen.taps[Tap("conv")].shape[1] == 6
+            return seen.taps[Tap("conv")].mean((1, 2, 3)).sum() / batch.images
+
+    class Mistaken(Tapping):
+        layer = "convv"
+
+    results = invert([(net(0), CARD)], terms=[Tapping()], **OPTIONS)
+    assert results is not None and len(results.images) == 4
+    with pytest.raises(ValueError, match="has no layer 'convv'; did you mean conv"):
+        invert([(net(0), CARD)], terms=[Mistaken()], **OPTIONS)
 
 
 def test_the_last_good_images_are_left_on_the_error() -> None:

@@ -144,7 +144,7 @@ class EnsembleLoss:
         self._exchange.open(self.reduction, {})
         seen: dict[int, list[tuple[Cell, Observation]]] = {t: [] for t in weights}
         for cell in self.cells:
-            seen[cell.teacher].append((cell, self._run(cell, view[cell.start : cell.stop])[1]))
+            seen[cell.teacher].append((cell, self._run(cell, view[cell.start : cell.stop], whole=True)[1]))
         record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
         record = _with_prior(record, self.formulation.prior_loss(view))
         logits, moments = {}, {}
@@ -218,9 +218,9 @@ class EnsembleLoss:
 
     # --- a cell -----------------------------------------------------------------------------------------------
 
-    def _run(self, cell: Cell, images: torch.Tensor) -> tuple[list[torch.Tensor], Observation]:
-        """Observe a cell and add it to the exchange: its terms' sums, and what was seen."""
-        seen = self._observe(cell, images)
+    def _run(self, cell: Cell, images: torch.Tensor, whole: bool = False) -> tuple[list[torch.Tensor], Observation]:
+        """Observe a cell and add it to the exchange: its terms' sums, and what was seen, `whole` also beyond taps."""
+        seen = self._observe(cell, images, whole)
         sums = self._sums(cell, seen, images.shape[2])
         targets = self.members[cell.teacher].targets[cell.start : cell.stop]
         accuracy = (seen.logits.detach().argmax(1) == targets).sum().double() / self.images
@@ -228,10 +228,10 @@ class EnsembleLoss:
         self._exchange.add(cell.teacher, sums, accuracy, ~finite)
         return sums, seen
 
-    def _observe(self, cell: Cell, images: torch.Tensor) -> Observation:
+    def _observe(self, cell: Cell, images: torch.Tensor, whole: bool = False) -> Observation:
         teacher = self.members[cell.teacher].teacher
         assert teacher is not None, "a cell was placed on a rank that does not hold its teacher"
-        return teacher.observe(images)
+        return teacher.observe(images, whole=whole)
 
     def _sums(self, cell: Cell, seen: Observation, view_size: int) -> list[torch.Tensor]:
         batch = self._slice(cell.teacher, cell.start, cell.stop, view_size)

@@ -13,6 +13,7 @@ from pydantic import NonNegativeFloat
 from ensemble.machine.rng import generator
 from ensemble.objectives.terms import Slice, TeacherTerm, Totals
 from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Observation, Profile
 
 _LEAST_VARIANCE = 0.05
@@ -62,7 +63,7 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         slack += f", emphasis {self.emphasis:g}" if self.emphasis else ""
         return f"{self.name}[{self.convention}{slack}, first x {self.first:g}{factors}]"
 
-    def needs(self, teacher: Profile) -> Sequence[str]:
+    def needs(self, teacher: Profile) -> Sequence[Tap]:
         if teacher.statistics is None:
             raise ValueError(
                 f"teachers: {teacher.name} has no BatchNorm layers that run, but bn_matching needs them; drop the "

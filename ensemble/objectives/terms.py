@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from ensemble.config.kinds import Kind
 from ensemble.machine.errors import is_out_of_memory
 from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Observation, Profile
 
 
@@ -111,13 +112,15 @@ class TeacherTerm(Objective):
     """Whether it draws the images to their targets."""
     reads_features: ClassVar[bool] = False
     """Whether `sums` reads `seen.features`."""
+    reads_taps_alone: ClassVar[bool] = False
+    """Whether `sums` reads `seen.taps` and nothing else: where all terms do, a pass need not go on to the logits."""
     compares: ClassVar[bool] = False
     """Whether it reads the student, too; others read teachers alone."""
     memory: int = 0
     """How many of the run's earlier images `loss` reads the features of (`Slice.earlier`)."""
 
-    def needs(self, teacher: Profile) -> Sequence[str]:
-        """Names of the layers to tap; ValueError where the teacher lacks what the term reads."""
+    def needs(self, teacher: Profile) -> Sequence[Tap]:
+        """What to tap, for `seen.taps`; ValueError where the teacher lacks what the term reads."""
         return ()
 
     def check(self, teachers: Sequence[Profile]) -> None:

@@ -17,6 +17,7 @@ from ensemble.image.warm import Warm
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
+from ensemble.objectives.terms import Formulation
 from ensemble.recipe import Recipe, Stage
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.teachers.cost import count_cost
@@ -109,6 +110,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teacher.admit(stage.size or plan.size, plan.size)
         if any(term.reads_features for term in plan.formulation.teacher_terms):
             teacher.emit_features()
+        _tap(teacher, plan.formulation, entry.student)
         teachers.append(teacher)
         costs.append(count_cost(teacher))
     profiles = [
@@ -116,11 +118,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         for teacher, entry in zip(teachers, recipe.teachers, strict=True)
     ]
     for term in plan.formulation.teacher_terms:
-        read = [profile for profile in profiles if term.compares or not profile.student]
-        term.check(read)
-        for profile in read:
-            if tapped := ", ".join(term.needs(profile)):
-                raise ValueError(f"{term.name} asks to tap {tapped}; only logits and layers' moments are observed")
+        term.check([profile for profile in profiles if term.compares or not profile.student])
     images = len(plan.targets(0))
     flops = [cost.flops for cost in costs]
     world = world_size or context.world_size
@@ -150,6 +148,14 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         )
     ]
     return PlacedEnsemble(tuple(placed), placement)
+
+
+def _tap(teacher: Teacher, formulation: Formulation, student: bool) -> None:
+    """Let the teacher observe what its terms ask for beside logits and moments."""
+    terms = [term for term in formulation.teacher_terms if term.compares or not student]
+    taps = [tap for term in terms for tap in term.needs(teacher.profile())]
+    if taps:
+        teacher.tap(taps, alone=all(term.reads_taps_alone for term in terms))
 
 
 def build_inversion(

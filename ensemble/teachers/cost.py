@@ -35,5 +35,6 @@ def count_cost(teacher: Teacher) -> Cost:
         sdpa_kernel(SDPBackend.MATH),  # attention as products, counted alike on every device
     ):
         seen = teacher.observe(view)
-        torch.autograd.grad(seen.logits.sum() + seen.moments.sum(), view)
+        parts = [part for part in (seen.logits, seen.moments, *seen.taps.values()) if part.requires_grad]
+        torch.autograd.grad([part.sum() for part in parts], view)
     return Cost(float(counter.get_total_flops()), sum(kept.values()))

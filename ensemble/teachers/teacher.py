@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -20,16 +21,19 @@ from ensemble.teachers.measured import Measurement
 from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch, watch_measured
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
 from models import ModelCard, network_input, network_logits
 
 
 class Observation(NamedTuple):
     """`logits` (n, classes), at least fp32; `moments` packed (2, C) (see `BNStatistics`), C = 0 where none are;
-    `features` (n, D), the input of the layer that makes the logits, D = 0 where no term reads them."""
+    `features` (n, D), the input of the layer that makes the logits, D = 0 where no term reads them; `taps`, what terms
+    asked to tap, each (n, C, ...) (see `Tapped`), at least fp32."""
 
     logits: torch.Tensor
     moments: torch.Tensor
     features: torch.Tensor
+    taps: Mapping[Tap, torch.Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,16 @@ class Profile:
     """D."""
     student: bool = False
     """It is no teacher: images are to part it from them."""
+    taps: Mapping[Tap, Tapped] = field(default_factory=dict)
+    """What is tapped, at its own input size."""
 
     def example(self, device: torch.device) -> Observation:
         """The shapes of what it says of one image; the values are zeros."""
         channels = 0 if self.statistics is None else len(self.statistics.mean)
         logits = torch.zeros(1, self.card.num_classes, dtype=torch.float64, device=device)
         zeros = torch.zeros(2, channels + self.features, dtype=torch.float64, device=device)
-        return Observation(logits, zeros[:, :channels], zeros[:1, channels:])
+        taps = {tap: logits.new_zeros((1, at.channels, *at.positions)) for tap, at in self.taps.items()}
+        return Observation(logits, zeros[:, :channels], zeros[:1, channels:], taps)
 
 
 class Teacher:
@@ -96,6 +103,10 @@ class Teacher:
         self._activations = self.wide
         self._features: FeatureHook | None = None
         self._classifier = ""
+        self._taps: Taps | None = None
+        self._tapped: dict[Tap, tuple[Tapped, int]] = {}
+        self._places: list[int] = []
+        self._stops = False
         self._run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = self._forward
         self.net = _cast(copied(net).eval().requires_grad_(False), self.wide, {}).to(self.device)
         with torch.no_grad():
@@ -240,7 +251,33 @@ class Teacher:
 
     def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
         """What every rank knows of it; `layers` are factors of its BN layers."""
-        return Profile(self.name, self.card, self.statistics, layers or {}, self.feature_size)
+        tapped = {tap: layout for tap, (layout, _) in self._tapped.items()}
+        return Profile(self.name, self.card, self.statistics, layers or {}, self.feature_size, taps=tapped)
+
+    def tap(self, taps: Sequence[Tap], *, alone: bool) -> None:
+        """Observe these values, too. `alone`: nothing else is read but at the end, so a pass stops at the last of them.
+
+        To be called once, and before `rewrite`, which then leaves the network as it is: layers keep their places.
+        ValueError for a layer that is not there, or a value that belongs to no image.
+        """
+        size = self.card.input_size
+
+        def run(images: int) -> tuple[torch.Tensor, ...]:
+            return self._forward(torch.full((images, 3, size, size), 0.5, dtype=self.wide, device=self.device))
+
+        own = find_taps(self.name, self.net, taps, run)
+        self._taps, self._stops = Taps(self.net, list(own.values())), alone
+        with torch.no_grad(), self._taps.catching(stops=False):
+            logits = run(2)[0]
+            if self._taps.missing:
+                raise ValueError(
+                    f"{self.name}: {self._taps.missing[0]} holds no tensor; take a layer within or around it"
+                )
+        found = self._taps.take(logits)
+        self._places = [self._taps.wanted.index(tap) for tap in own.values()]
+        self._tapped = {
+            tap: laid_out(self.name, tap, found[place], self.net) for tap, place in zip(own, self._places, strict=True)
+        }
 
     def emit_features(self) -> None:
         """Observe features, too; ValueError where no last layer makes the logits."""
@@ -264,7 +301,7 @@ class Teacher:
 
     def rewrite(self) -> None:
         """Replace the network by an equivalent one that is faster on a CPU, where there is one (see `rewritten`)."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self._taps is not None:
             return
         sizes = {self.card.input_size, *self._input_sizes.values()}
         rng = generator(0, "example")
@@ -299,6 +336,9 @@ class Teacher:
         All teachers share one code object, of which dynamo compiles 8 variants and then quietly none: the limit is
         raised out of reach, and to meet it all the same is an error.
         """
+        if self._taps is not None:
+            self.notes.append(f"{self.name} is tapped, so it runs uncompiled")
+            return
         compiler = cpp_compiler()
         if compiler is not None:
             os.environ.setdefault("CXX", compiler)  # torch itself looks for g++ alone
@@ -307,20 +347,46 @@ class Teacher:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self._run = torch.compile(self._forward, dynamic=False)
 
-    def observe(self, view: torch.Tensor) -> Observation:
-        """What the teacher makes of `view` (n, 3, H, H), RGB in [0, 1], resized to the input size for views of H."""
-        return Observation(*self._run(view))
+    def observe(self, view: torch.Tensor, *, whole: bool = False) -> Observation:
+        """What the teacher makes of `view` (n, 3, H, H), RGB in [0, 1], resized to the input size for views of H.
 
-    def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        A pass that stops at taps alone has logits and moments of zeros, unless the `whole` is asked for.
+        """
+        if self._taps is None:
+            logits, moments, features = self._run(view)
+            return Observation(logits, moments, features)
+        return self._with_taps(view, self._taps, stops=self._stops and not whole)
+
+    def _with_taps(self, view: torch.Tensor, taps: Taps, stops: bool) -> Observation:
+        logits, moments, features = (
+            part.expand(len(view), -1).to(view.device) if k != 1 else part.to(view.device)
+            for k, part in enumerate(self.profile().example(view.device)[:3])
+        )
+        with taps.catching(stops):
+            logits, moments, features = self._forward(view)
+        self._sink.clear()
+        found = taps.take(logits)
+        values = {
+            tap: found[place].movedim(dim, 1).to(self.wide)
+            for (tap, (_, dim)), place in zip(self._tapped.items(), self._places, strict=True)
+        }
+        return Observation(logits, moments, features, values)
+
+    def _input(self, view: torch.Tensor) -> torch.Tensor:
         size = self._input_sizes.get(view.shape[2], self.card.input_size)
         if view.shape[2] != size or view.shape[3] != size:
             view = resize_bilinear(view, size)
         x = network_input(view.to(self.wide), self.card).to(self._activations)
-        self._sink.clear()
-        output = entry(self.net)(x.contiguous(memory_format=torch.channels_last))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _logits(self, output: object) -> torch.Tensor:
         logits = network_logits(output).to(self.wide)
-        if self._probabilities:
-            logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
+        return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if self._probabilities else logits
+
+    def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self._input(view)
+        self._sink.clear()
+        logits = self._logits(entry(self.net)(x))
         moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
         self._sink.clear()
         features = logits.new_zeros((len(view), 0)) if self._features is None else self._features.take().to(self.wide)

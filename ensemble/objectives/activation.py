@@ -1,0 +1,197 @@
+"""Images that units prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeInt
+
+from ensemble.objectives.selection import Unit, expand, parse_selection
+from ensemble.objectives.terms import Slice, TeacherTerm, Totals
+from ensemble.teachers.directions import read_direction
+from ensemble.teachers.taps import Tap, Tapped
+from ensemble.teachers.teacher import Observation, Profile
+
+Reduction = Literal["mean", "sum", "norm", "dot_cos"]
+COSINE = 0.1
+"""`dot_cos` takes cosines below it as this much, so that a gradient remains."""
+
+
+@dataclass(frozen=True)
+class Activation(TeacherTerm, kind="activation"):
+    """-sum_i a_i, a_i how much image i excites its unit.
+
+    A sum over images, not the mean as other terms: so an image does not depend on how many others there are. Beside a
+    term of the batch, such as bn_matching, a weight of 1 / N puts all on one scale.
+
+    `units` names them (see `selection`), and image i of the batch has the i-th, in turn. Where a_i is taken at several
+    positions, `reduction` makes them one number:
+
+    - `mean` (lucent) or `sum` (cnnpref) over positions;
+    - `norm`, the l2 norm over positions (torch-dreams);
+    - `dot_cos`, the mean of d.v max(0.1, cos(d, v))^`power`, v the layer's channels at a position and d the
+      direction: the unit's axis, or a file's (lucid's direction objective; power 0 is the mean).
+
+    A file with a number for each position (`mask=`) is multiplied with the value and summed, whatever the reduction.
+    Each a_i depends on its own image alone.
+    """
+
+    reads_taps_alone: ClassVar[bool] = True
+    units: str | tuple[str, ...]
+    weight: float = 1.0
+    reduction: Reduction = "mean"
+    power: NonNegativeInt = 2
+
+    def rules(self) -> Iterator[str]:
+        if not self.selections:
+            yield "units: none given; as units: layer3.0:7"
+        for text in self.selections:
+            try:
+                parse_selection(text)
+            except ValueError as error:
+                yield str(error)
+        if self.reduction != "dot_cos" and self.power != type(self).power:
+            yield f"power: it is for `reduction: dot_cos`, and it is `{self.reduction}`"
+
+    def needs(self, teacher: Profile) -> Sequence[Tap]:
+        return [part.tap for text in self.selections for part in parse_selection(text) if part.of(teacher.name)]
+
+    def check(self, teachers: Sequence[Profile]) -> None:
+        names = [teacher.name for teacher in teachers]
+        for text in self.selections:
+            for part in parse_selection(text):
+                if part.teacher and part.teacher not in names:
+                    raise ValueError(
+                        f"units: {text!r}: no teacher is called {part.teacher!r}; they are {', '.join(names)}"
+                    )
+        counts = set()
+        for teacher in teachers:
+            units = self.units_of(teacher)
+            counts.add(len(units))
+            for unit in (unit for several in units for unit in several if unit.file):
+                _check_file(unit, teacher.taps[unit.tap])
+        if len(counts) > 1:
+            raise ValueError(f"units: {self._text} are {' and '.join(map(str, sorted(counts)))} units of the teachers")
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """Each selection, as it was written."""
+        return (self.units,) if isinstance(self.units, str) else self.units
+
+    def units_of(self, teacher: Profile) -> list[tuple[Unit, ...]]:
+        """What each of the units is in this teacher, summed; ValueError where it is not there."""
+        taps = tuple(teacher.taps.items())
+        return _units(self.selections, teacher.name, taps, teacher.card.class_names)
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        """The images' a_i at their rows: (N, 1)."""
+        units = self.units_of(batch.teacher)
+        mine = [units[i % len(units)] for i in range(batch.start, batch.stop)]
+        values = seen.logits.new_zeros(len(mine), dtype=torch.float64)
+        for tap, value in seen.taps.items():
+            entries = [(row, unit) for row, several in enumerate(mine) for unit in several if unit.tap == tap]
+            if entries:
+                prefix = batch.teacher.taps[tap].prefix
+                values = values + self._excited(value, entries, prefix, len(mine))
+        return batch.placed(values[:, None])
+
+    def per_image(self, total: Totals, t: int) -> torch.Tensor:
+        """The images' parts of the loss, which is their sum: (N,)."""
+        return -total[t][:, 0]
+
+    def loss(self, total: Totals, t: int) -> torch.Tensor:
+        return self.per_image(total, t).sum()
+
+    def describe(self) -> str:
+        return f"activation of {self._text} ({self.reduction})"
+
+    @property
+    def _text(self) -> str:
+        first, *rest = self.selections
+        return f"{first} and {len(rest)} more" if rest else first
+
+    def _excited(
+        self, value: torch.Tensor, entries: Sequence[tuple[int, Unit]], prefix: int, images: int
+    ) -> torch.Tensor:
+        """What `entries`, of one tap, add to the images' a_i: (images,), float64. `value` is (n, C, ...)."""
+        flat = value.flatten(2) if value.ndim > 2 else value[:, :, None]
+        at = Tapped(value.shape[1], tuple(value.shape[2:]), prefix)
+        groups: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
+        for row, unit in entries:
+            for channel in unit.channels or (-1,):
+                key = unit.position, f"{'mask' if unit.whole else 'dir'}={unit.file}" if unit.file else ""
+                groups.setdefault(key, []).append((row, channel, unit.factor))
+        found = flat.new_zeros(images, dtype=torch.float64)
+        for (position, file), triples in groups.items():
+            rows, channels, factors = zip(*triples, strict=True)
+            places = Unit(entries[0][1].tap, position=position).places(at)
+            each = self._of_group(flat, torch.tensor(rows), torch.tensor(channels), places, file)
+            onto = flat.new_zeros((images, len(rows)), dtype=torch.float64)
+            onto[torch.tensor(rows), torch.arange(len(rows))] = onto.new_tensor(factors)
+            found = found + onto @ each.double()
+        return found
+
+    def _of_group(
+        self,
+        flat: torch.Tensor,
+        rows: torch.Tensor,
+        channels: torch.Tensor,
+        places: list[int] | None,
+        file: str,
+    ) -> torch.Tensor:
+        """The number of each entry, (R,), of `flat` (n, C, P)."""
+        if file.startswith("mask="):
+            weights = read_direction(file.partition("=")[2]).to(flat)
+            return (flat[rows] * weights.reshape(flat.shape[1:])).sum((1, 2))
+        if file:
+            direction = read_direction(file.partition("=")[2]).to(flat)
+            picked = torch.einsum("rcp,c->rp", flat[rows], direction)
+            size = direction.norm()
+        else:
+            picked, size = flat[rows, channels], flat.new_ones(())
+        if places is not None:
+            picked = picked[:, places]
+        match self.reduction:
+            case "sum":
+                return picked.sum(1)
+            case "norm":
+                return picked.square().sum(1).clamp_min(torch.finfo(picked.dtype).tiny).sqrt()
+            case "dot_cos":
+                lengths = flat[rows].norm(dim=1)
+                lengths = lengths if places is None else lengths[:, places]
+                cosine = picked / (lengths * size).clamp_min(torch.finfo(picked.dtype).eps)
+                return (picked * cosine.clamp_min(COSINE) ** self.power).mean(1)
+            case _:
+                return picked.mean(1)
+
+
+@lru_cache(maxsize=256)
+def _units(
+    selections: tuple[str, ...], teacher: str, taps: tuple[tuple[Tap, Tapped], ...], class_names: Sequence[str]
+) -> list[tuple[Unit, ...]]:
+    layouts = dict(taps)
+    found = []
+    for text in selections:
+        parts = parse_selection(text)
+        own = [expand(part, layouts[part.tap], class_names) for part in parts if part.of(teacher)]
+        length = max((len(units) for units in own), default=1)
+        if any(len(units) not in (1, length) for units in own):
+            raise ValueError(
+                f"units: {text!r} adds {' and '.join(str(len(u)) for u in own)} units; let them be as many"
+            )
+        found += [tuple(units[k % len(units)] for units in own) for k in range(length)]
+    return found
+
+
+def _check_file(unit: Unit, at: Tapped) -> None:
+    """ValueError where a direction or mask has another shape than the layer's value."""
+    shape, wanted = (
+        tuple(read_direction(unit.file).shape),
+        (at.channels, *at.positions) if unit.whole else (at.channels,),
+    )
+    if shape != wanted:
+        raise ValueError(f"units: {unit.file} holds numbers of shape {shape}; {unit.tap} has {wanted}")

@@ -1,0 +1,165 @@
+"""Which units: one line of text, the same in recipes, on the command line and in Python.
+
+SELECTION  = [-] SUMMAND [+|- SUMMAND ...]                      summed in one image
+SUMMAND    = [FACTOR *] [TEACHER/]LAYER[#CALL][.in|.out]:CHANNELS[@POSITION]
+CHANNELS   = 7 | 0-63 | 7,9 | *        each its own image
+           | {7,9}                     summed in one image
+           | cat                       by the classes' names, of layers with one channel a class
+           | dir=FILE | mask=FILE      a direction of C numbers, or C numbers at each position, .npy or .safetensors
+POSITION   = centre | Y,X | cls | patches | t=T                 by default all
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ensemble.teachers.taps import Tap, Tapped
+
+_POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
+_NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)\s*\*\s*(.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Summand:
+    """One layer's part of a selection, as it was written; it can stand for several units, one an image."""
+
+    teacher: str
+    """Empty: every teacher."""
+    tap: Tap
+    channels: str
+    position: str
+    factor: float = 1.0
+
+    def of(self, teacher: str) -> bool:
+        """Whether it is this teacher's."""
+        return self.teacher in ("", teacher)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of what one image is to excite: `factor` times some numbers of a tapped value."""
+
+    tap: Tap
+    channels: tuple[int, ...] = ()
+    """Summed; empty where a file says what is weighted."""
+    position: str = ""
+    factor: float = 1.0
+    file: str = ""
+    whole: bool = False
+    """The file has numbers for each position, not for the channels alone."""
+
+    def __str__(self) -> str:
+        channels = str(self.channels[0]) if len(self.channels) == 1 else "{" + ",".join(map(str, self.channels)) + "}"
+        what = f"{'mask' if self.whole else 'dir'}={self.file}" if self.file else channels
+        factor = "" if abs(self.factor) == 1 else f"{abs(self.factor):g}*"
+        return factor + f"{self.tap}:{what}" + (f"@{self.position}" if self.position else "")
+
+    def places(self, at: Tapped) -> list[int] | None:
+        """Which of the flattened positions count; None: all. ValueError where the value has no such place."""
+        if not self.position:
+            return None
+        size = at.positions
+        if self.position in ("centre", "center") and len(size) == 2:
+            return [size[0] // 2 * size[1] + size[1] // 2]
+        if "," in self.position and len(size) == 2:
+            y, x = map(int, self.position.split(","))
+            if y < size[0] and x < size[1]:
+                return [y * size[1] + x]
+        if self.position == "cls" and at.prefix:
+            return [0]
+        if self.position == "patches" and len(size) == 1:
+            return list(range(at.prefix, size[0]))
+        if self.position.startswith("t=") and len(size) == 1 and int(self.position[2:]) < size[0]:
+            return [int(self.position[2:])]
+        seen = {0: "a vector", 1: f"{size[0] if size else 0} tokens", 2: " x ".join(map(str, size))}[len(size)]
+        raise ValueError(f"{self.tap}@{self.position}: there is no such place; the layer's value is {seen}")
+
+
+def parse_selection(text: str) -> list[Summand]:
+    """The summands of one selection; ValueError with what is wrong with it."""
+    parts = re.split(r"\s+([+-])\s+", text.strip())
+    signs = ["+", *parts[1::2]]
+    return [
+        _summand(part.strip(), -1.0 if sign == "-" else 1.0, text) for part, sign in zip(parts[::2], signs, strict=True)
+    ]
+
+
+def _summand(part: str, factor: float, text: str) -> Summand:
+    if part.startswith("-"):
+        part, factor = part[1:].lstrip(), -factor
+    if (number := _NUMBER.fullmatch(part)) is not None:
+        factor, part = factor * float(number[1]), number[2]
+    for mark in (":dir=", ":mask="):
+        if mark in part:
+            where, _, rest = part.partition(mark)
+            channels = mark[1:] + rest
+            break
+    else:
+        where, colon, channels = part.rpartition(":")
+        if not colon or not channels:
+            raise ValueError(
+                f"units: {text!r}: say which channels of {part.rstrip(':') or 'which layer'}, "
+                "as LAYER:7, LAYER:0-63 or LAYER:*"
+            )
+    position = ""
+    if (match := _POSITION.fullmatch(channels)) is not None:
+        channels, position = match[1], match[2]
+    teacher, _, layer = where.rpartition("/")
+    side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
+    layer = layer.removesuffix(".in").removesuffix(".out")
+    layer, _, call = layer.partition("#")
+    if not layer or (call and not (call.isdigit() and int(call) > 0)):
+        raise ValueError(f"units: {text!r}: {where!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]:CHANNELS")
+    return Summand(teacher, Tap(layer, int(call or 1), side), channels.strip(), position, factor)
+
+
+def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Unit]:
+    """The units that a summand stands for, where its tap's value is laid out like this, one an image.
+
+    ValueError for a channel that is not there, a place that is not, or a class that is none.
+    """
+    unit = Unit(summand.tap, position=summand.position, factor=summand.factor)
+    if summand.channels.startswith(("dir=", "mask=")):
+        kind, _, file = summand.channels.partition("=")
+        units = [replace(unit, file=file, whole=kind == "mask")]
+    else:
+        units = [replace(unit, channels=part) for part in _channels(summand, at, class_names)]
+    for one in units[:1]:
+        one.places(at)
+    return units
+
+
+def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[tuple[int, ...]]:
+    names = {}
+    if len(class_names) == at.channels:
+        names = {name.lower(): k for k, name in reversed([*enumerate(class_names)])}
+    if summand.channels.lower() in names:
+        return [(names[summand.channels.lower()],)]
+    if summand.channels == "*":
+        return [(k,) for k in range(at.channels)]
+    found: list[tuple[int, ...]] = []
+    for item in re.findall(r"\{[^}]*\}|[^,]+", summand.channels):
+        inner = item.strip()
+        parts = [_range(part.strip(), at, names, summand) for part in inner.strip("{}").split(",")]
+        channels = [k for part in parts for k in part]
+        found += [tuple(channels)] if inner.startswith("{") else [(k,) for k in channels]
+    return found
+
+
+def _range(text: str, at: Tapped, names: dict[str, int], summand: Summand) -> Sequence[int]:
+    if (match := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is not None:
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"units: {summand.tap}: range {text} runs backwards")
+        if last >= at.channels:
+            raise ValueError(f"units: {summand.tap}: there is no channel {last}; it has 0 to {at.channels - 1}")
+        return range(first, last + 1)
+    if text.lower() in names:
+        return [names[text.lower()]]
+    near = difflib.get_close_matches(text.lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; give channels by their numbers, 7, 0-63, 7,9 or *"
+    raise ValueError(f"units: {summand.tap}: {text!r} names no channel{hint}")

@@ -1,0 +1,270 @@
+"""The value of any layer of a network, in or out, at any of its calls, and of the operations between layers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+LOGITS = "logits"
+"""Names what the network says, where it has no layer of that name."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A value in a forward pass: the input or output of a layer, by its dotted name, at its `call`-th call.
+
+    `LAYER.FUNCTION()`, as `layer1.0.add()`, is what a function returns that a layer's own forward calls, outside the
+    layers within it. The names are PyTorch's; the node names of torch.fx are understood too (`layer1.0.relu_1` for the
+    second call).
+    """
+
+    layer: str
+    call: int = 1
+    side: Literal["in", "out"] = "out"
+
+    def __str__(self) -> str:
+        return self.layer + (f"#{self.call}" if self.call > 1 else "") + (".in" if self.side == "in" else "")
+
+
+class Tapped(NamedTuple):
+    """How a tap's value is laid out: (n, `channels`, *`positions`) for n images, wherever the network has its channels.
+
+    `positions` is empty for vectors, (T,) for tokens, of which the first `prefix` are class tokens, (H, W) for maps.
+    """
+
+    channels: int
+    positions: tuple[int, ...] = ()
+    prefix: int = 0
+
+
+class Layer(NamedTuple):
+    """What a probe saw of a layer: its class, how often it is called, and its first call's shapes of one image."""
+
+    name: str
+    kind: str
+    calls: int
+    shape_in: tuple[int, ...] | None
+    shape: tuple[int, ...] | None
+    """None where it is no tensor with the images along its first dimension."""
+
+
+class _Caught(Exception):
+    """Ends a forward pass: all that was wanted has been seen."""
+
+
+class Taps:
+    """What a network's taps hold in a forward pass: copies, which a later operation in place does not change."""
+
+    def __init__(self, net: nn.Module, taps: Sequence[Tap]) -> None:
+        """Hang on `net`, which must have the layers; see `found_taps`."""
+        self.wanted = tuple(dict.fromkeys(taps))
+        self._net = net
+        self._caught: dict[Tap, torch.Tensor] = {}
+        self._calls: Counter[str] = Counter()
+        self._stops = False
+        self._inside: list[str] = []
+        self._waits = any(tap.layer == LOGITS for tap in self.wanted)
+        self._operations = {tap.layer for tap in self.wanted if tap.layer.endswith("()")}
+        for layer in {tap.layer for tap in self.wanted} - self._operations - {LOGITS}:
+            module = net.get_submodule(layer)
+            module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
+            module.register_forward_hook(self._leaving(layer))
+        if self._operations:
+            for name, module in net.named_modules():
+                module.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
+                module.register_forward_hook(lambda *_: (self._inside.pop(), None)[1])
+
+    @contextmanager
+    def catching(self, stops: bool) -> Iterator[None]:
+        """Watch a forward pass; where it `stops`, it ends at the last tap, without an error."""
+        self._caught.clear()
+        self._calls.clear()
+        self._inside.clear()
+        self._stops = stops
+        try:
+            if self._operations:
+                with _Watching(self._operation):
+                    yield
+            else:
+                yield
+        except _Caught:
+            pass
+
+    @property
+    def missing(self) -> list[Tap]:
+        """Those that were not seen, or hold no tensor; not the logits, which the caller has."""
+        return [tap for tap in self.wanted if tap not in self._caught and tap.layer != LOGITS]
+
+    def take(self, logits: torch.Tensor) -> list[torch.Tensor]:
+        """The values, in the order in which they were asked for, as the network lays them out."""
+        found = [self._caught.get(tap, logits) if tap.layer == LOGITS else self._caught[tap] for tap in self.wanted]
+        self._caught.clear()
+        return found
+
+    def _catch(self, tap: Tap, value: object) -> None:
+        if tap in self.wanted and isinstance(value, torch.Tensor):
+            self._caught[tap] = value.clone()
+            if self._stops and not self.missing and not self._waits:
+                raise _Caught
+
+    def _entering(self, layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._calls[layer] += 1
+            self._catch(Tap(layer, self._calls[layer], "in"), _first(args, kwargs))
+
+        return hook
+
+    def _leaving(self, layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            self._catch(Tap(layer, self._calls[layer]), output)
+
+        return hook
+
+    def _operation(self, name: str, value: object) -> None:
+        layer = _called(self._inside, name) if self._inside else ""
+        if layer in self._operations:
+            self._calls[layer] += 1
+            self._catch(Tap(layer, self._calls[layer]), value)
+
+
+class _Watching(TorchFunctionMode):
+    """Tells of every function that returns a tensor, outermost calls alone."""
+
+    def __init__(self, tell: Callable[[str, object], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        value = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name != "__get__" and isinstance(value, torch.Tensor):
+            plain = name.strip("_")
+            self._tell(re.sub(r"^[ir](?=(add|sub|mul|truediv|matmul)$)", "", plain), value)
+        return value
+
+
+def list_layers(net: nn.Module, run: Callable[[int], object]) -> list[Layer]:
+    """The layers of `net`, in the order in which they run; `run(n)` is a forward pass of n images.
+
+    Layers that do not run come last, with 0 calls. Functions that a layer with layers within it calls stand among them,
+    as `LAYER.FUNCTION()`.
+    """
+    seen: dict[str, list[Any]] = {}
+    inside: list[str] = []
+    handles = []
+
+    def enter(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inside.append(name)
+            seen.setdefault(name, [type(module).__name__, 0, _shape(_first(args, kwargs)), None])[1] += 1
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            inside.pop()
+            if seen[name][1] == 1:
+                seen[name][3] = _shape(output)
+
+        return hook
+
+    def operation(name: str, value: object) -> None:
+        if inside and inside[-1] in parents:
+            seen.setdefault(_called(inside, name), ["function", 0, None, _shape(value)])[1] += 1
+
+    modules = dict(net.named_modules())
+    parents = {name for name, module in modules.items() if next(module.children(), None) is not None}
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(enter(name, module), with_kwargs=True))
+        handles.append(module.register_forward_hook(leave(name)))
+    try:
+        with torch.no_grad(), _Watching(operation):
+            run(2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ran = [Layer(name, *values) for name, values in seen.items() if name]
+    return ran + [Layer(name, type(m).__name__, 0, None, None) for name, m in modules.items() if name not in seen]
+
+
+def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int], object]) -> dict[Tap, Tap]:
+    """The taps of network `name` as it has them, node names of torch.fx replaced by layers and calls.
+
+    ValueError, with the nearest names, where it has no such layer, or the layer is not called so often.
+    """
+    layers = {layer.name: layer for layer in list_layers(net, run)}
+    found = {}
+    for tap in taps:
+        own = _named(tap, layers)
+        layer = layers.get(own.layer)
+        if layer is None and own.layer != LOGITS:
+            near = difflib.get_close_matches(tap.layer, layers, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"invert.py --list-layers {name} shows them"
+            raise ValueError(f"{name} has no layer {tap.layer!r}; {hint}")
+        if layer is not None and own.call > layer.calls:
+            often = f"is called {layer.calls} time(s)" if layer.calls else "does not run in eval mode"
+            raise ValueError(f"{name}: {tap}: the layer {often}")
+        if own.side == "in" and own.layer.endswith("()"):
+            raise ValueError(f"{name}: {tap}: of a function only what comes out can be had; leave out .in")
+        found[tap] = own
+    return found
+
+
+def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[Tapped, int]:
+    """How a value of two images is laid out, and the dimension of its channels.
+
+    Images are square, so of four dimensions the two equal ones are the map; where all are equal, channels come first,
+    as everywhere in PyTorch but after a LayerNorm over the last one. ValueError for a value that has not the images
+    along its first dimension, or more dimensions than a map.
+    """
+    shape = tuple(small.shape)
+    if len(shape) not in (2, 3, 4) or shape[0] != 2 or not small.is_floating_point():
+        why = f"its value has shape {(*shape,)} for two images" if small.is_floating_point() else "it holds no numbers"
+        raise ValueError(f"{name}: {tap} cannot be tapped: {why}; take a layer around it")
+    if len(shape) == 2:
+        return Tapped(shape[1]), 1
+    if len(shape) == 3:
+        prefix = int(getattr(net, "num_prefix_tokens", 1 if hasattr(net, "class_token") else 0))
+        return Tapped(shape[2], (shape[1],), prefix if prefix < shape[1] else 0), 2
+    last = shape[1] == shape[2] != shape[3] or (shape[1] == shape[3] and _normalises_last(net, tap.layer))
+    return (Tapped(shape[3], shape[1:3]), 3) if last else (Tapped(shape[1], shape[2:]), 1)
+
+
+def _normalises_last(net: nn.Module, layer: str) -> bool:
+    module = dict(net.named_modules()).get(layer)
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+
+
+def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
+    match = re.fullmatch(r"(.+)_(\d+)", tap.layer)
+    for layer, call in ((tap.layer, tap.call), (match[1], int(match[2]) + 1) if match else (tap.layer, tap.call)):
+        for name in (layer, f"{layer}()"):
+            if name in layers:
+                return replace(tap, layer=name, call=call)
+    return tap
+
+
+def _called(inside: Sequence[str], function: str) -> str:
+    """The name of what a function returns that is called within these modules, the innermost last."""
+    return f"{inside[-1]}.{function}()" if inside[-1] else f"{function}()"
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2:
+        return tuple(value.shape[1:])
+    return None

@@ -1,0 +1,227 @@
+"""Taps: the values of layers, against what the layers returned, and what a forward that stops leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ensemble.teachers.taps import LOGITS, Layer, Tap, Tapped, list_layers
+from ensemble.teachers.teacher import Teacher
+from models import ModelCard, create_model, network_input
+
+CARD = ModelCard("tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3))
+
+
+class Block(nn.Module):
+    """One relu in place, called twice; a sum that torch writes into its first summand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.bn(self.conv(x)))
+        y = self.conv(y)
+        y += x
+        return self.relu(y)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.block = Block()
+        self.idle = nn.Linear(2, 2)
+        self.head = nn.Linear(6, 4)
+        self.seen = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.block(self.stem(x)) - 0.1)
+        self.seen += 1
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    net = Net().double().eval()
+    net.block.bn.running_mean.normal_()
+    net.block.bn.running_var.uniform_(0.5, 2)
+    return net
+
+
+def teacher_of(net: nn.Module, *taps: Tap, alone: bool = False, card: ModelCard = CARD) -> Teacher:
+    teacher = Teacher("t", net, card, dtype=torch.float64)
+    teacher.tap(taps, alone=alone)
+    return teacher
+
+
+def by_hand(net: Net, x: torch.Tensor) -> dict[Tap, torch.Tensor]:
+    stem = net.stem(x)
+    first = net.block.conv(stem)
+    bn = net.block.bn(first)
+    second = net.block.conv(bn.relu())
+    out = (second + stem).relu()
+    last = (out - 0.1).relu()
+    return {
+        Tap("stem"): stem,
+        Tap("block.conv"): first,
+        Tap("block.bn", side="in"): first,
+        Tap("block.bn"): bn,
+        Tap("block.relu", side="in"): bn,
+        Tap("block.relu"): bn.relu(),
+        Tap("block.conv", 2, "in"): bn.relu(),
+        Tap("block.conv", 2): second,
+        Tap("block.conv_1"): second,  # torch.fx's name of the second call
+        Tap("block.add()"): second + stem,
+        Tap("block.relu", 2): out,
+        Tap("block"): out,
+        Tap("sub()"): out - 0.1,
+        Tap("relu()"): last,
+        Tap("head", side="in"): last.mean((2, 3)),
+        Tap(LOGITS): net.head(last.mean((2, 3))),
+    }
+
+
+def test_values_and_gradients_are_the_networks_own(net: Net) -> None:
+    view = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    leaf, other = view.clone().requires_grad_(), view.clone().requires_grad_()
+    expected = by_hand(net, network_input(other, CARD))
+    teacher = teacher_of(net, *expected)
+    teacher.rewrite()
+    seen = teacher.observe(leaf)
+    assert list(seen.taps) == list(expected)
+    for tap, value in expected.items():
+        torch.testing.assert_close(seen.taps[tap], value, msg=str(tap))
+        weights = torch.randn(value.shape, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((seen.taps[tap] * weights).sum(), leaf, retain_graph=True)
+        (wanted,) = torch.autograd.grad((value * weights).sum(), other, retain_graph=True)
+        torch.testing.assert_close(gradient, wanted, msg=str(tap))
+    assert bool((seen.taps[Tap("block.bn")] < 0).any())  # what a hook that keeps no copy sees is rectified
+
+
+def test_a_pass_stops_at_its_last_tap(net: Net) -> None:
+    teacher = teacher_of(net, Tap("block.bn"), Tap("stem"), alone=True)
+    assert isinstance(teacher.net, Net)
+    before = teacher.net.seen
+    view = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    seen = teacher.observe(view)
+    assert teacher.net.seen == before and not seen.logits.any() and seen.moments.shape == (2, 6)
+    whole = teacher.observe(view, whole=True)
+    assert teacher.net.seen == before + 1 and bool(whole.logits.any()) and bool(whole.moments.any())
+    torch.testing.assert_close(seen.taps[Tap("stem")], whole.taps[Tap("stem")])
+
+
+def test_layers_are_listed_in_the_order_of_their_calls(net: Net) -> None:
+    layers = list_layers(net, lambda n: net(torch.rand(n, 3, 8, 8, dtype=torch.float64)))
+    assert layers[0] == Layer("stem", "Conv2d", 1, (3, 8, 8), (6, 4, 4))
+    names = [layer.name for layer in layers]
+    assert names == [
+        *("stem", "block", "block.conv", "block.bn", "block.relu"),
+        *("block.add()", "sub()", "relu()", "mean()", "head", "idle"),
+    ]
+    assert [layer.calls for layer in layers if layer.name in ("block.conv", "block.relu", "idle")] == [2, 2, 0]
+
+
+class Channels(nn.Module):
+    """Maps with their channels last, and tokens with a class token, as transformers have them."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 2, stride=2)
+        self.last = nn.Identity()
+        self.norm = nn.LayerNorm(4)
+        self.tokens = nn.Identity()
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.last(self.conv(x).permute(0, 2, 3, 1))
+        self.norm(x[..., :4])
+        x = x.flatten(1, 2)
+        x = self.tokens(torch.cat([x.mean(1, keepdim=True), x], 1))
+        return self.head(x[:, 0])
+
+
+def test_channels_come_first_however_they_lie() -> None:
+    net = Channels().double().eval()
+    taps = Tap("conv"), Tap("last"), Tap("norm"), Tap("tokens"), Tap("head")
+    teacher = teacher_of(net, *taps)
+    layouts = teacher.profile().taps
+    assert [layouts[tap] for tap in taps] == [
+        Tapped(5, (4, 4)),
+        Tapped(5, (4, 4)),
+        Tapped(4, (4, 4)),
+        Tapped(5, (17,), 1),
+        Tapped(4),
+    ]
+    seen = teacher.observe(torch.rand(3, 3, 8, 8, dtype=torch.float64)).taps
+    torch.testing.assert_close(seen[Tap("conv")], seen[Tap("last")])
+    torch.testing.assert_close(seen[Tap("conv")].flatten(2), seen[Tap("tokens")][:, :, 1:])
+    example = teacher.profile().example(torch.device("cpu"))
+    assert {tap: value.shape[1:] for tap, value in example.taps.items()} == {t: v.shape[1:] for t, v in seen.items()}
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        (Tap("block.bm"), r"t has no layer 'block.bm'; did you mean block.bn"),
+        (Tap("nowhere_at_all"), r"t has no layer 'nowhere_at_all'; invert.py --list-layers t shows them"),
+        (Tap("block.conv", 3), r"t: block.conv#3: the layer is called 2 time\(s\)"),
+        (Tap("idle"), r"t: idle: the layer does not run in eval mode"),
+        (Tap("sub()", side="in"), r"of a function only what comes out can be had; leave out .in"),
+    ],
+)
+def test_a_wrong_name_is_told_in_one_line(net: Net, tap: Tap, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        teacher_of(net, tap)
+
+
+def test_a_value_that_belongs_to_no_image_is_refused() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.head = nn.Unflatten(3, (2, 4)), nn.Linear(192, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.cut(x).flatten(1))
+
+    with pytest.raises(ValueError, match=r"t: cut cannot be tapped: its value has shape \(2, 3, 8, 2, 4\)"):
+        teacher_of(Windows().double(), Tap("cut"))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet", "timm/convnext_atto", "timm/vit_tiny_patch16_224"])
+def test_networks_of_the_zoos(name: str) -> None:
+    """Every third layer or so, against a hook that copies at once."""
+    net, card = create_model(f"{name}@random")
+    net.eval()
+    x = torch.rand(2, 3, card.input_size, card.input_size)
+    layers = [layer.name for layer in list_layers(net, lambda n: net(x[:n])) if layer.shape and "()" not in layer.name]
+    chosen = layers[1 :: max(1, len(layers) // 12)]
+    caught: dict[str, Any] = {}
+
+    def hook(layer: str) -> Any:
+        def keep(_: nn.Module, __: object, output: torch.Tensor) -> None:
+            caught.setdefault(layer, output.detach().clone())
+
+        return keep
+
+    for layer in chosen:
+        net.get_submodule(layer).register_forward_hook(hook(layer))
+    with torch.no_grad():
+        net(network_input(x, card))
+        teacher = Teacher("t", net, card)
+        teacher.tap([Tap(layer) for layer in chosen], alone=False)
+        seen = teacher.observe(x).taps
+    for layer in chosen:
+        value, expected = seen[Tap(layer)], caught[layer]
+        if value.shape != expected.shape:
+            expected = expected.movedim(-1, 1)
+        assert float((value - expected).norm()) <= 1e-4 * float(expected.norm()), layer
