@@ -57,16 +57,17 @@ class EnsembleRule(Checked):
     count: PositiveInt = 1
     per: Literal["step", "batch"] = "step"
     """How often `random` draws: anew at each step, or once for a batch (trial)."""
-    aggregation: Literal["sum", "agree"] = "sum"
-    """`agree`: their sum, but 0 where their gradients conflict in sign; priors are added afterwards, whole."""
+    aggregation: Literal["sum", "agree", "equal"] = "sum"
+    """`agree`: their sum, but 0 where their gradients conflict in sign; `equal`: each teacher's gradient of an image is
+    brought to a mean magnitude of 1 times its weight; priors are added afterwards, whole."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Under `agree`, a value of the gradient stays where |sum of weight x sign| is at least so much; 1: unanimous."""
 
     def rules(self) -> Iterator[str]:
         if self.per == "batch" and self.acting != "random":
             yield f"per: `batch` is for `acting: random`, and it is `{self.acting}`"
-        if self.aggregation == "sum" and self.threshold != type(self).threshold:
-            yield "threshold: it is for `aggregation: agree`, and it is `sum`"
+        if self.aggregation != "agree" and self.threshold != type(self).threshold:
+            yield f"threshold: it is for `aggregation: agree`, and it is `{self.aggregation}`"
 
     def acting_of(self, teachers: int) -> int:
         """How many of so many teachers act at a step."""
@@ -75,8 +76,12 @@ class EnsembleRule(Checked):
     def describe(self) -> str:
         """The rule in words, for a dry run."""
         text = f"{self.count} at random, drawn each {self.per}" if self.acting == "random" else self.acting
-        masked = f"; gradients masked where |sum_t w_t sign(g_t)| < {self.threshold:g}"
-        return text + masked if self.aggregation == "agree" else text
+        how = {
+            "sum": "",
+            "agree": f"; gradients masked where |sum_t w_t sign(g_t)| < {self.threshold:g}",
+            "equal": "; gradients of each teacher and image scaled to a mean magnitude of w_t",
+        }
+        return text + how[self.aggregation]
 
 
 @dataclass(frozen=True)

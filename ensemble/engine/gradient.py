@@ -71,6 +71,9 @@ class EnsembleLoss:
     With `recompute`, cells run twice: without gradients for the sums, then one by one with them. Exact, and memory
     holds one cell at a time.
 
+    With `equal`, each teacher's part of an image's gradient is divided by its mean magnitude and multiplied with the
+    teacher's weight, so that none drowns the others. (An image of which a teacher says nothing has a part of zeros.)
+
     With `threshold`, the teachers' part of the gradient is 0 where they do not agree in sign (`Votes`); that takes one
     more sum over ranks.
     """
@@ -82,6 +85,7 @@ class EnsembleLoss:
         cells: Sequence[Cell],
         *,
         recompute: bool = False,
+        equal: bool = False,
         threshold: float | None = None,
         reduction: Reduction | None = None,
         reduce: SumAcrossRanks = lambda tensor: None,
@@ -94,6 +98,7 @@ class EnsembleLoss:
         self.formulation = formulation
         self.cells = tuple(cells)
         self.recompute = recompute
+        self.equal = equal
         self.threshold = threshold
         self.reduction: Reduction = reduction or FloatSum()
         self.reduce = reduce
@@ -127,6 +132,9 @@ class EnsembleLoss:
             cell, leaf, sums = held.pop(0)
             sums = sums or self._sums(cell, self._observe(cell, leaf.requires_grad_()), leaf.shape[2])
             part = self._pull_back(cell, leaf, sums, at_sums)
+            if self.equal:
+                size = part.abs().mean((1, 2, 3), keepdim=True)
+                part = part * (weights[cell.teacher] / size.clamp_min(torch.finfo(part.dtype).tiny))
             self.reduction.add(gradient[cell.start : cell.stop], part)
             if votes is not None:
                 votes.add(cell, part)

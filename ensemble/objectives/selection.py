@@ -108,13 +108,22 @@ def _summand(part: str, factor: float, text: str) -> Summand:
     position = ""
     if (match := _POSITION.fullmatch(channels)) is not None:
         channels, position = match[1], match[2]
-    teacher, _, layer = where.rpartition("/")
+    try:
+        teacher, tap = parse_layer(where)
+    except ValueError as error:
+        raise ValueError(f"units: {text!r}: {error}") from None
+    return Summand(teacher, tap, channels.strip(), position, factor)
+
+
+def parse_layer(text: str) -> tuple[str, Tap]:
+    """The teacher, empty where none is named, and what is tapped; ValueError where it is neither."""
+    teacher, _, layer = text.rpartition("/")
     side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
     layer = layer.removesuffix(".in").removesuffix(".out")
     layer, _, call = layer.partition("#")
     if not layer or (call and not (call.isdigit() and int(call) > 0)):
-        raise ValueError(f"units: {text!r}: {where!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]:CHANNELS")
-    return Summand(teacher, Tap(layer, int(call or 1), side), channels.strip(), position, factor)
+        raise ValueError(f"{text!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]")
+    return teacher, Tap(layer, int(call or 1), side)
 
 
 def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Unit]:

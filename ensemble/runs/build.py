@@ -182,6 +182,7 @@ def build_inversion(
         plan.formulation,
         cells,
         recompute=micro_batch is not None,
+        equal=recipe.ensemble.aggregation == "equal",
         threshold=recipe.ensemble.threshold if recipe.ensemble.aggregation == "agree" else None,
         reduction=FixedPointSum() if invariant else FloatSum(),
         reduce=context.sum_,
