@@ -18,8 +18,8 @@ from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import Plan, ranks_per_replica
-from ensemble.teachers.layers import executed_layers
-from models import create_model, list_models
+from ensemble.teachers.layers import list_layers
+from models import create_model, list_models, network_input
 
 _TIMED_STEPS = 3
 
@@ -46,18 +46,24 @@ def print_models(pattern: str) -> None:
 
 
 def print_layers(model: str) -> None:
-    """A table of the layers that run, in their order, and the BN layers that never do."""
+    """A table of the layers that run, in their order, with the functions between them, and the layers that never do."""
     net, card = create_model(model)
-    layers, idle = executed_layers(net, card)
-    table = Table("order", "layer", "type", "input", "output", "BN", box=None, pad_edge=False)
-    for i, layer in enumerate(layers):
-        mark = "BN" if layer.has_statistics else ""
-        table.add_row(str(i), layer.name, layer.kind, _shape(layer.input), _shape(layer.output), mark)
+    net.eval()
+    blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
+    try:
+        layers = list_layers(net, lambda images: net(network_input(blank[:images], card)))
+    except Exception as error:  # a network may be anybody's
+        raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {error}") from error
+    table = Table("layer", "type", "calls", "input", "output", "BN", box=None, pad_edge=False)
+    ran = [layer for layer in layers if layer.calls]
+    for layer in ran:
+        calls, mark = str(layer.calls) if layer.calls > 1 else "", "BN" if layer.has_statistics else ""
+        table.add_row(layer.name, layer.kind, calls, _shape(layer.input), _shape(layer.output), mark)
     console = _console()
     console.print(table)
-    matched = sum(layer.has_statistics for layer in layers)
-    console.print(f"{card.name}: {len(layers)} layers run, {matched} of them keep running statistics", highlight=False)
-    if idle:
+    matched = sum(layer.has_statistics for layer in ran)
+    console.print(f"{card.name}: {matched} of the layers keep running statistics", highlight=False)
+    if idle := [layer.name for layer in layers if not layer.calls]:
         console.print(f"never run in eval mode: {', '.join(idle)}", highlight=False)
 
 

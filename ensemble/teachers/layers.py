@@ -1,59 +1,105 @@
-"""The layers of a network as it runs: their order and shapes."""
+"""The layers of a network as it runs: their order, calls and shapes, and the functions called between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from ensemble.teachers.copying import copied
 from ensemble.teachers.observing import has_statistics
-from models import ModelCard
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One call of a module that holds no other module."""
+class Layer(NamedTuple):
+    """What a probe saw of a layer: its class, how often it is called, and its first call's shapes for one image."""
 
     name: str
     kind: str
-    """Its class."""
+    calls: int
     input: tuple[int, ...] | None
-    """Shape for one image; None where it is no tensor."""
     output: tuple[int, ...] | None
-    has_statistics: bool
+    """None where it is no tensor with the images along its first dimension."""
+    has_statistics: bool = False
     """Whether it keeps running statistics of its input, which BN matching can compare."""
 
 
-def executed_layers(net: nn.Module, card: ModelCard) -> tuple[list[Layer], list[str]]:
-    """The calls in the order in which a forward pass of one image makes them; names of layers with running
-    statistics that it does not call. The network is left as it was. ValueError where its forward pass fails."""
-    net = copied(net).eval()
-    calls: list[Layer] = []
-    with_statistics = {name for name, module in net.named_modules() if has_statistics(module)}
+class Watching(TorchFunctionMode):
+    """Tells of every function that returns a tensor, outermost calls alone."""
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            first = inputs[0] if inputs else None
-            calls.append(Layer(name, type(module).__name__, _shape(first), _shape(output), name in with_statistics))
+    def __init__(self, tell: Callable[[str, object], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        value = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name != "__get__" and isinstance(value, torch.Tensor):
+            plain = name.strip("_")
+            self._tell(re.sub(r"^[ir](?=(add|sub|mul|truediv|matmul)$)", "", plain), value)
+        return value
+
+
+def list_layers(net: nn.Module, run: Callable[[int], object]) -> list[Layer]:
+    """The layers of `net`, in the order in which they run; `run(n)` is a forward pass of n images.
+
+    Layers that do not run come last, with 0 calls. Functions that a layer with layers within it calls stand among them,
+    as `LAYER.FUNCTION()`.
+    """
+    seen: dict[str, list[Any]] = {}
+    inside: list[str] = []
+    handles = []
+
+    def enter(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inside.append(name)
+            seen.setdefault(name, [type(module).__name__, 0, _shape(first_of(args, kwargs)), None])[1] += 1
 
         return hook
 
-    for name, module in net.named_modules():
-        if name in with_statistics or not list(module.children()):
-            module.register_forward_hook(look(name))
-    parameter = next(net.parameters(), torch.zeros(()))
-    grey = torch.zeros(1, 3, card.input_size, card.input_size, dtype=parameter.dtype, device=parameter.device)
+    def leave(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            inside.pop()
+            if seen[name][1] == 1:
+                seen[name][3] = _shape(output)
+
+        return hook
+
+    def operation(name: str, value: object) -> None:
+        if inside and inside[-1] in parents:
+            seen.setdefault(called(inside, name), ["function", 0, None, _shape(value)])[1] += 1
+
+    modules = dict(net.named_modules())
+    parents = {name for name, module in modules.items() if next(module.children(), None) is not None}
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(enter(name, module), with_kwargs=True))
+        handles.append(module.register_forward_hook(leave(name)))
     try:
-        with torch.no_grad():
-            net(grey)
-    except Exception as error:  # a network may be anybody's
-        raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {error}") from error
-    return calls, sorted(with_statistics - {layer.name for layer in calls})
+        with torch.no_grad(), Watching(operation):
+            run(2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    keeps = {name for name, module in modules.items() if has_statistics(module)}
+    ran = [Layer(name, kind, calls, x, y, name in keeps) for name, (kind, calls, x, y) in seen.items() if name]
+    idle = [(name, type(module).__name__) for name, module in modules.items() if name not in seen]
+    return ran + [Layer(name, kind, 0, None, None, name in keeps) for name, kind in idle]
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+def called(inside: Sequence[str], function: str) -> str:
+    """The name of what a function returns that is called within these modules, the innermost last."""
+    return f"{inside[-1]}.{function}()" if inside[-1] else f"{function}()"
+
+
+def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2:
+        return tuple(value.shape[1:])
+    return None

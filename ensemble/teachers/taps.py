@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+
+from ensemble.teachers.layers import Layer, Watching, called, first_of, list_layers
 
 LOGITS = "logits"
 """Names what the network says, where it has no layer of that name."""
@@ -44,17 +45,6 @@ class Tapped(NamedTuple):
     channels: int
     positions: tuple[int, ...] = ()
     prefix: int = 0
-
-
-class Layer(NamedTuple):
-    """What a probe saw of a layer: its class, how often it is called, and its first call's shapes of one image."""
-
-    name: str
-    kind: str
-    calls: int
-    shape_in: tuple[int, ...] | None
-    shape: tuple[int, ...] | None
-    """None where it is no tensor with the images along its first dimension."""
 
 
 class _Caught(Exception):
@@ -92,7 +82,7 @@ class Taps:
         self._stops = stops
         try:
             if self._operations:
-                with _Watching(self._operation):
+                with Watching(self._operation):
                     yield
             else:
                 yield
@@ -119,7 +109,7 @@ class Taps:
     def _entering(self, layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls[layer] += 1
-            self._catch(Tap(layer, self._calls[layer], "in"), _first(args, kwargs))
+            self._catch(Tap(layer, self._calls[layer], "in"), first_of(args, kwargs))
 
         return hook
 
@@ -130,72 +120,10 @@ class Taps:
         return hook
 
     def _operation(self, name: str, value: object) -> None:
-        layer = _called(self._inside, name) if self._inside else ""
+        layer = called(self._inside, name) if self._inside else ""
         if layer in self._operations:
             self._calls[layer] += 1
             self._catch(Tap(layer, self._calls[layer]), value)
-
-
-class _Watching(TorchFunctionMode):
-    """Tells of every function that returns a tensor, outermost calls alone."""
-
-    def __init__(self, tell: Callable[[str, object], None]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        value = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name != "__get__" and isinstance(value, torch.Tensor):
-            plain = name.strip("_")
-            self._tell(re.sub(r"^[ir](?=(add|sub|mul|truediv|matmul)$)", "", plain), value)
-        return value
-
-
-def list_layers(net: nn.Module, run: Callable[[int], object]) -> list[Layer]:
-    """The layers of `net`, in the order in which they run; `run(n)` is a forward pass of n images.
-
-    Layers that do not run come last, with 0 calls. Functions that a layer with layers within it calls stand among them,
-    as `LAYER.FUNCTION()`.
-    """
-    seen: dict[str, list[Any]] = {}
-    inside: list[str] = []
-    handles = []
-
-    def enter(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inside.append(name)
-            seen.setdefault(name, [type(module).__name__, 0, _shape(_first(args, kwargs)), None])[1] += 1
-
-        return hook
-
-    def leave(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            inside.pop()
-            if seen[name][1] == 1:
-                seen[name][3] = _shape(output)
-
-        return hook
-
-    def operation(name: str, value: object) -> None:
-        if inside and inside[-1] in parents:
-            seen.setdefault(_called(inside, name), ["function", 0, None, _shape(value)])[1] += 1
-
-    modules = dict(net.named_modules())
-    parents = {name for name, module in modules.items() if next(module.children(), None) is not None}
-    for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(enter(name, module), with_kwargs=True))
-        handles.append(module.register_forward_hook(leave(name)))
-    try:
-        with torch.no_grad(), _Watching(operation):
-            run(2)
-    finally:
-        for handle in handles:
-            handle.remove()
-    ran = [Layer(name, *values) for name, values in seen.items() if name]
-    return ran + [Layer(name, type(m).__name__, 0, None, None) for name, m in modules.items() if name not in seen]
 
 
 def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int], object]) -> dict[Tap, Tap]:
@@ -253,18 +181,3 @@ def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
             if name in layers:
                 return replace(tap, layer=name, call=call)
     return tap
-
-
-def _called(inside: Sequence[str], function: str) -> str:
-    """The name of what a function returns that is called within these modules, the innermost last."""
-    return f"{inside[-1]}.{function}()" if inside[-1] else f"{function}()"
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
-def _shape(value: object) -> tuple[int, ...] | None:
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2:
-        return tuple(value.shape[1:])
-    return None

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.teachers.taps import LOGITS, Layer, Tap, Tapped, list_layers
+from ensemble.teachers.layers import Layer, list_layers
+from ensemble.teachers.taps import LOGITS, Tap, Tapped
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard, create_model, network_input
 
@@ -203,7 +204,7 @@ def test_networks_of_the_zoos(name: str) -> None:
     net, card = create_model(f"{name}@random")
     net.eval()
     x = torch.rand(2, 3, card.input_size, card.input_size)
-    layers = [layer.name for layer in list_layers(net, lambda n: net(x[:n])) if layer.shape and "()" not in layer.name]
+    layers = [layer.name for layer in list_layers(net, lambda n: net(x[:n])) if layer.output and "()" not in layer.name]
     chosen = layers[1 :: max(1, len(layers) // 12)]
     caught: dict[str, Any] = {}
 
