@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
     *("machine", "config", "image", "data", "teachers", "objectives", "engine"),
-    *("recipe", "plugins", "evaluation", "training", "runs", "report", "api", "search", "applications", "cli"),
+    *("recipe", "plugins", "evaluation", "training", "runs", "report", "api", "units", "search", "applications", "cli"),
 )
 """The rooms of `ensemble`; each may import only those before it, and itself."""
 

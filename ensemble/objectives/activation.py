@@ -87,17 +87,41 @@ class Activation(TeacherTerm, kind="activation"):
         taps = tuple(teacher.taps.items())
         return _units(self.selections, teacher.name, taps, teacher.card.class_names)
 
-    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
-        """The images' a_i at their rows: (N, 1)."""
-        units = self.units_of(batch.teacher)
-        mine = [units[i % len(units)] for i in range(batch.start, batch.stop)]
-        values = seen.logits.new_zeros(len(mine), dtype=torch.float64)
+    def names(self, teachers: Sequence[Profile]) -> list[str]:
+        """What each unit is called, in their order: as its selection would be for it alone."""
+        found = []
+        for text in self.selections:
+            parts = parse_selection(text)
+            owners = [next(teacher for teacher in teachers if part.of(teacher.name)) for part in parts]
+            own = [
+                expand(part, owner.taps[part.tap], owner.card.class_names)
+                for part, owner in zip(parts, owners, strict=True)
+            ]
+            for k in range(max(map(len, own))):
+                words = ""
+                for part, units in zip(parts, own, strict=True):
+                    unit = units[k % len(units)]
+                    sign = (" - " if unit.factor < 0 else " + ") if words else ("-" if unit.factor < 0 else "")
+                    words += sign + (f"{part.teacher}/" if part.teacher else "") + str(unit)
+                found.append(words)
+        return found
+
+    def excitations(self, seen: Observation, teacher: Profile, which: Sequence[int]) -> torch.Tensor:
+        """a_i of each image seen, for the unit of that number, (n,), float64."""
+        units = self.units_of(teacher)
+        mine = [units[k] for k in which]
+        found = seen.logits.new_zeros(len(mine), dtype=torch.float64)
         for tap, value in seen.taps.items():
             entries = [(row, unit) for row, several in enumerate(mine) for unit in several if unit.tap == tap]
             if entries:
-                prefix = batch.teacher.taps[tap].prefix
-                values = values + self._excited(value, entries, prefix, len(mine))
-        return batch.placed(values[:, None])
+                found = found + self._excited(value, entries, teacher.taps[tap].prefix, len(mine))
+        return found
+
+    def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
+        """The images' a_i at their rows: (N, 1)."""
+        count = len(self.units_of(batch.teacher))
+        which = [i % count for i in range(batch.start, batch.stop)]
+        return batch.placed(self.excitations(seen, batch.teacher, which)[:, None])
 
     def per_image(self, total: Totals, t: int) -> torch.Tensor:
         """The images' parts of the loss, which is their sum: (N,)."""

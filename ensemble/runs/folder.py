@@ -36,8 +36,12 @@ _CHECKPOINT_FILE = re.compile(r"\w+-\d{8}\.(json|safetensors)(\.tmp)?")
 RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json", "images.safetensors"
 LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
 AGREEMENT = "agreement.safetensors"
+UNITS, UNITS_SHEET, TOP_SHEET = "units.jsonl", "units.png", "top_real.png"
 PICTURES, CHECKPOINTS = "images", "checkpoints"
-_FILES = (RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT)
+_FILES = (
+    *(RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT),
+    *(UNITS, UNITS_SHEET, TOP_SHEET),
+)
 _LOCKS = {LOCK, OWNER}
 """No content: a run that was killed leaves them."""
 _BEGUN = {RECIPE, METRICS, CHECKPOINTS, *_LOCKS}
@@ -195,6 +199,14 @@ class ResultsFolder:
         """`maps` (N, H, W) and the cosines (N,) of each pair of teachers."""
         with replacing(self.path / AGREEMENT) as temporary:
             save_file(agreement.tensors(), temporary)
+
+    def write_units(self, rows: Sequence[Mapping[str, Any]], sheet: Image.Image, top: Image.Image | None) -> None:
+        """How much each image excites its unit, all images with their units' names, and the real images beside."""
+        write_json_lines(self.path / UNITS, rows)
+        for name, picture in ((UNITS_SHEET, sheet), (TOP_SHEET, top)):
+            if picture is not None:
+                with replacing(self.path / name) as file:
+                    picture.save(file, format="PNG")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, summary)

@@ -154,6 +154,11 @@ def test_what_selections_stand_for() -> None:
         ["layer:1", "logits:1"],
         ["layer:4"],
     ]
+    term = Activation(("layer:0-1 - 0.5*t/logits:ant,bee", "-layer:4@centre"))
+    assert term.names([profile()]) == ["layer:0 - 0.5*t/logits:0", "layer:1 - 0.5*t/logits:1", "-layer:4@centre"]
+    assert [Activation(name).names([profile()]) for name in term.names([profile()])] == [
+        [n] for n in term.names([profile()])
+    ]
 
 
 @pytest.mark.parametrize(

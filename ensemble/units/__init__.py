@@ -1,0 +1,1 @@
+"""Preferred images of units: made, read, matched, drawn."""

@@ -1,0 +1,65 @@
+"""How much images excite units: clean readings, in fp32, whatever the images were made in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from ensemble.objectives.activation import Activation
+from ensemble.teachers.teacher import Observation, Profile, Teacher
+from models import ModelCard
+
+BATCH = 50
+"""Images at once."""
+
+
+class Readers:
+    """Networks that say how much images excite the units of one selection."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, tuple[torch.nn.Module, ModelCard]],
+        term: Activation,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`networks` by the names that the selection may have; ValueError where it names what is not there."""
+        self.term = term
+        self._teachers = [Teacher(name, net, card, device=device) for name, (net, card) in networks.items()]
+        for teacher in self._teachers:
+            if taps := term.needs(teacher.profile()):
+                teacher.tap(taps, alone=True)
+        self.profiles: list[Profile] = [teacher.profile() for teacher in self._teachers]
+        term.check(self.profiles)
+        self.names = term.names(self.profiles)
+        """What each unit is called."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Excitations (M, units), of images (M, 3, H, W), uint8 or RGB in [0, 1]: of several networks the mean."""
+        return torch.stack([*self.each(images).values()]).mean(0)
+
+    def own(self, images: torch.Tensor, which: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Of each network by its name: how much image m excites the unit `which[m]`, (M,)."""
+        found: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in self._teachers}
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            for teacher, seen in self._observed(images[part]):
+                found[teacher.name].append(self.term.excitations(seen, teacher.profile(), which[part]).cpu())
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def each(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of each network by its name: how much every image excites every unit, (M, units)."""
+        found: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in self._teachers}
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            for teacher, seen in self._observed(batch):
+                profile = teacher.profile()
+                columns = [self.term.excitations(seen, profile, [k] * len(batch)).cpu() for k in range(len(self.names))]
+                found[teacher.name].append(torch.stack(columns, 1))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    @torch.no_grad()
+    def _observed(self, batch: torch.Tensor) -> Iterator[tuple[Teacher, Observation]]:
+        view = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+        for teacher in self._teachers:
+            yield teacher, teacher.observe(view.to(teacher.device))

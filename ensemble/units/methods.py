@@ -1,0 +1,36 @@
+"""Ways to make preferred images, as fields of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ensemble.config.parsing import to_plain
+from ensemble.objectives.activation import Activation
+
+METHODS = ("fourier", "gd", "lbfgs", "maco")
+
+
+def fields_of(method: str, term: Activation, *, size: int, networks: int, generator: str | None) -> dict[str, Any]:
+    """The recipe's fields of a method for images of `size` pixels; what its source gives in pixels goes with the size.
+
+    ValueError for a generator with a method that has an image of its own.
+    """
+    if generator is not None and method not in ("gd", "lbfgs"):
+        raise ValueError(f"generator: methods gd and lbfgs move a generator's code; {method} has an image of its own")
+    fields: dict[str, Any] = {
+        "objectives": [to_plain(term)],
+        "ensemble": {"aggregation": "equal"} if networks > 1 else {},
+        "best_every": 0,
+    }
+    image, stage, optimizer = _OF[method](size)
+    return fields | {"image": image | {"size": size}, "stages": [stage], "optimizer": optimizer}
+
+
+def _fourier(size: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """As Olah, Mordvintsev & Schubert (2017): decorrelated Fourier coefficients, Adam, small shifts and crops."""
+    image = {"start": {"kind": "noise"}}
+    stage = {"iterations": 256, "jitter": max(1, size // 16), "jitter_per_image": True, "zoom": 0.9}
+    return image, stage, {"kind": "adam", "lr": 0.05, "betas": [0.9, 0.999], "schedule": "constant"}
+
+
+_OF = {"fourier": _fourier}

@@ -1,0 +1,190 @@
+"""Preferred images of units, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ensemble.api import invert
+from ensemble.data.labelled import load_images
+from ensemble.image.pictures import draw_grid
+from ensemble.machine.environment import launched_rank
+from ensemble.objectives.activation import Activation
+from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.networks import Named, named_networks
+from ensemble.runs.plan import unique_names
+from ensemble.runs.results import Results
+from ensemble.teachers.taps import LOGITS
+from ensemble.units.excitation import Readers
+from ensemble.units.methods import METHODS, fields_of
+from ensemble.units.real import RealExcitations
+from ensemble.units.robustness import CHANGES
+from models import ModelCard, create_model
+
+REAL_IMAGES = 2000
+"""Of `real`, so many are read, drawn by seed 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Preferred:
+    """What units prefer: image i is for unit i % len(names)."""
+
+    results: Results
+    names: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    """A row an image: its unit; `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur
+    and a rescaling; and with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and
+    `of_largest` = activation / largest."""
+    top: torch.Tensor | None = None
+    """(units, T, 3, H, W), uint8: the real images that excite each unit most."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for what a user should know."""
+        still = [row["unit"] for row in self.rows if any(row[key] == 0 for key in row if key.endswith("activation"))]
+        if not still:
+            return []
+        first = ", ".join(still[:3])
+        return [
+            f"{len(still)} units stayed at 0, where a rectified layer has no gradient ({first}); tap before the "
+            "activation, or try another --seed"
+        ]
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(N, 3, H, W), RGB in [0, 1]."""
+        return self.results.images
+
+    def sheet(self, columns: int = 10) -> Image.Image:
+        """All images with the names of their units."""
+        return draw_grid(self.images, self._units(), self.names, columns)
+
+    def top_sheet(self) -> Image.Image | None:
+        """The real images that excite each unit most, a row a unit; None without real images."""
+        if self.top is None:
+            return None
+        units, each = self.top.shape[:2]
+        return draw_grid(self.top.flatten(0, 1).float() / 255, torch.arange(units).repeat_interleave(each), self.names)
+
+    def _units(self) -> torch.Tensor:
+        return torch.arange(len(self.images)) % len(self.names)
+
+
+def prefer(
+    models: Named | nn.Module | Sequence[Named | Mapping[str, Any]],
+    units: str | Sequence[str],
+    *,
+    method: str = "fourier",
+    images_per_unit: int = 1,
+    size: int | None = None,
+    generator: str | None = None,
+    real: str | Path | None = None,
+    split: str = "train",
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    iterations: int | None = None,
+    overrides: Sequence[str] = (),
+    **fields: Any,
+) -> Preferred | None:
+    """The images that units of one or several networks prefer. Under torchrun ranks but 0 get None.
+
+    `models` and `fields` are as in `invert`; `units` is a selection or several, as "layer3.0:0-15", "logits:cat" or
+    "a/layer4:12 + b/blocks.9:301" (see `ensemble.objectives.selection`). `method` is one of METHODS; with a
+    `generator`, `gd` and `lbfgs` move its code. Images are `size` pixels, by default the largest input size.
+    `real` is a folder or archive of images in the layout <split>/<class>/<file>: up to REAL_IMAGES of them are the
+    scale, and `top` shows those that excite each unit most.
+
+    Raises ValueError for mistakes, with one line each.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is none; choose {', '.join(METHODS)}")
+    listed = [models] if isinstance(models, str | nn.Module | tuple) else list(models)
+    named = [entry["model"] if isinstance(entry, Mapping) else entry for entry in listed]
+    own = {key: fields.get(key, empty) for key, empty in _OWN.items()}
+    networks = _networks(named, own)
+    term = Activation((units,) if isinstance(units, str) else tuple(units))
+    readers = Readers(networks, term)
+    cards = [card for _, card in networks.values()]
+    recipe = fields_of(
+        method,
+        readers.term,
+        size=size or max(card.input_size for card in cards),
+        networks=len(networks),
+        generator=generator,
+    )
+    recipe |= _targets(readers, images_per_unit)
+    if output is not None and not resume:
+        ResultsFolder(Path(output).expanduser()).check(overwrite)
+    scale = None if real is None else load_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)
+    results = invert(
+        listed,
+        *overrides,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        **recipe | ({} if iterations is None else {"iterations": iterations}) | fields,
+    )
+    if results is None or launched_rank():
+        return None
+    preferred = _read(results, readers, None if scale is None else scale.images)
+    if output is not None:
+        folder = ResultsFolder(Path(output).expanduser())
+        folder.write_units(preferred.rows, preferred.sheet(), preferred.top_sheet())
+    return preferred
+
+
+_OWN: dict[str, Any] = {"input_size": None, "mean": None, "std": None, "class_names": ()}
+
+
+def _networks(named: Sequence[Named], own: Mapping[str, Any]) -> dict[str, tuple[nn.Module, ModelCard]]:
+    """The networks by the names that runs give them."""
+    names, modules = named_networks(named, {}, **own)
+    found = [modules[name] if name in modules else create_model(name) for name in names]
+    return dict(zip(unique_names(names), found, strict=True))
+
+
+def _targets(readers: Readers, images_per_unit: int) -> dict[str, Any]:
+    """How many images, and as targets the units' classes, where all units are classes'."""
+    if images_per_unit < 1:
+        raise ValueError(f"images_per_unit: at least 1, not {images_per_unit}")
+    units = readers.term.units_of(readers.profiles[0])
+    classes = [unit.channels[0] for several in units for unit in several if unit.tap.layer == LOGITS]
+    whole = all(len(several) == 1 and len(several[0].channels) == 1 for several in units)
+    if whole and len(classes) == len(units):
+        return {"targets": classes, "images_per_class": images_per_unit}
+    return {"targets": [0], "images_per_class": len(units) * images_per_unit}
+
+
+def _read(results: Results, readers: Readers, real: torch.Tensor | None) -> Preferred:
+    saved = (results.images * 255).round() / 255
+    which = [i % len(readers.names) for i in range(len(saved))]
+    clean = readers.own(saved, which)
+    changed = {name: readers.own(change(saved), which) for name, change in CHANGES.items()}
+    scales = {} if real is None else {name: RealExcitations.of(found) for name, found in readers.each(real).items()}
+    rows = []
+    for i, k in enumerate(which):
+        row: dict[str, Any] = {"image": i, "unit": readers.names[k]}
+        for name, excited in clean.items():
+            prefix = f"{name}/" if len(clean) > 1 else ""
+            a = float(excited[i])
+            row[f"{prefix}activation"] = a
+            row |= {f"{prefix}{change}": float(found[name][i]) / a if a else None for change, found in changed.items()}
+            if name in scales:
+                scale = scales[name]
+                mean, std, largest = (float(v[k]) for v in (scale.mean, scale.std, scale.largest))
+                row |= {f"{prefix}mean": mean, f"{prefix}std": std, f"{prefix}largest": largest}
+                row[f"{prefix}z"] = (a - mean) / std if std else None
+                row[f"{prefix}of_largest"] = a / largest if largest > 0 else None
+        rows.append(row)
+    top = None
+    if real is not None:
+        strongest = RealExcitations.of(readers(real)).top
+        top = real[strongest]
+    return Preferred(results, tuple(readers.names), rows, top)

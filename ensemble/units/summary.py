@@ -1,0 +1,52 @@
+"""What a run of units prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ensemble.units.matching import Match
+from ensemble.units.prefer import Preferred
+from ensemble.units.robustness import CHANGES
+
+_SHOWN = 40
+
+
+def print_matches(matches: Sequence[Match]) -> None:
+    """Which units of the other networks were found, and how well they match."""
+    table = Table("unit", "matches", "r", box=None, pad_edge=False)
+    for match in matches[:_SHOWN]:
+        for other, r in zip(match.others, match.correlations, strict=True):
+            table.add_row(match.unit, other, f"{r:.2f}")
+    _console().print(table)
+
+
+def print_units(made: Preferred, output: str) -> None:
+    """A table of the first units, a line for each network, and a line of all."""
+    console = _console()
+    networks = sorted({key.rpartition("/")[0] for row in made.rows for key in row if key.endswith("activation")})
+    real = any(key.endswith("of_largest") for key in made.rows[0])
+    columns = ["activation", *(("z", "of_largest") if real else ()), *CHANGES]
+    heads = ["activation", *(("z", "/ largest real") if real else ()), *(f"after {change}" for change in CHANGES)]
+    table = Table("unit", *(["network"] if networks != [""] else []), *heads, box=None, pad_edge=False)
+    for row in made.rows[:_SHOWN]:
+        for name in networks:
+            values = [row.get(f"{name}/{key}" if name else key) for key in columns]
+            shown = ["" if value is None else f"{value:.3g}" for value in values]
+            table.add_row(row["unit"], *([name] if name else []), *shown)
+    console.print(table)
+    if len(made.rows) > _SHOWN:
+        console.print(f"and {len(made.rows) - _SHOWN} more, in units.jsonl")
+    ratios = [row[key] for row in made.rows for key in row if key.endswith("of_largest") and row[key] is not None]
+    if ratios:
+        share = sum(ratio > 1 for ratio in ratios)
+        console.print(f"{share} of {len(ratios)} are above the largest of the real images")
+    for text in made.warnings:
+        console.print(f"warning: {text}")
+    console.print(f"{len(made.images)} images: {output}/units.png; {made.results.summary['wall_seconds']:.0f} s")
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 140, markup=False, emoji=False)
