@@ -1,0 +1,111 @@
+"""invert.py units: what it makes and says, on one and two ranks, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ONE, PLUGIN, TWO, end, images, start
+from PIL import Image
+
+from models import create_model
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COMMAND = ["units", *ONE, "--iterations", "8", "--set", "record_every=1"]
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        file = tmp_path / "data" / "train" / "any" / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "data"
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "units.jsonl").read_text().splitlines()]
+
+
+def conv_of(pixels: torch.Tensor) -> torch.Tensor:
+    """The means of tiny_a's convolution, (N, C), of uint8 images."""
+    net, _ = create_model("tiny_a@random")
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    with torch.no_grad():
+        return net.get_submodule("conv")((pixels / 255 - mean) / std).mean((2, 3))
+
+
+def test_a_sheet_of_a_layer(run, tmp_path: Path, real: Path) -> None:
+    folder = tmp_path / "out"
+    ended = run(*COMMAND, "--units", "conv:*", "--images-per-unit", "2", "--real", real, "--output", folder)
+    assert ended.code == 0, ended.errors
+    channels = len(conv_of(torch.zeros(1, 3, 8, 8))[0])
+    found, made = rows(folder), images(folder)
+    assert len(found) == len(made) == 2 * channels
+    assert [row["unit"] for row in found] == [f"conv:{k % channels}" for k in range(2 * channels)]
+    own = conv_of((made * 255).round())[torch.arange(len(made)), torch.arange(len(made)) % channels]
+    assert [row["activation"] for row in found] == pytest.approx(own.tolist(), rel=1e-3, abs=1e-4)
+    files = sorted((real / "train" / "any").iterdir())
+    of_real = conv_of(torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1) for f in files]))
+    assert [row["largest"] for row in found[:channels]] == pytest.approx(
+        of_real.max(0).values.tolist(), rel=1e-3, abs=1e-4
+    )
+    assert [row["mean"] for row in found[:channels]] == pytest.approx(of_real.mean(0).tolist(), rel=1e-3, abs=1e-4)
+    assert (
+        (folder / "units.png").is_file() and (folder / "top_real.png").is_file() and (folder / "summary.json").is_file()
+    )
+    assert f"{sum(row['of_largest'] > 1 for row in found if row['of_largest'] is not None)} of" in ended.output
+    assert run(*COMMAND, "--units", "conv:0", "--output", folder).code == 2  # nothing on disk is lost
+    assert run(*COMMAND, "--units", "conv:0", "--output", folder, "--overwrite").code == 0
+    assert len(rows(folder)) == 1 and not (folder / "top_real.png").exists()
+
+
+def test_class_units_have_their_classes_as_targets(run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    ended = run(*COMMAND, "--units", "logits:star,circle", "--verifier", "tiny_b@random", "--output", folder)
+    assert ended.code == 0, ended.errors
+    assert sorted(file.name for file in (folder / "images").iterdir()) == ["0000_circle", "0002_star"]
+    assert "tiny_b" in json.loads((folder / "summary.json").read_text())["verifiers"]
+
+
+def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:
+    units = ["--units", "tiny_a/conv:1 + tiny_b/norm:0", "tiny_b/conv:0 - 0.5*tiny_a/norm:2@centre"]
+    command = ["units", *TWO, *units, "--iterations", "6", "--set", "runtime.precision=fp64"]
+    command = [word for word in command if word not in ("--precision", "fp32")]
+    assert run(*command, "--output", tmp_path / "one").code == 0
+    ranks = end(start(*command, "--nproc", "2", "--output", tmp_path / "two"))
+    assert ranks.code == 0, ranks.errors
+    torch.testing.assert_close(images(tmp_path / "two"), images(tmp_path / "one"), rtol=0, atol=1e-6)
+    assert rows(tmp_path / "two")[0].keys() >= {"tiny_a/activation", "tiny_b/activation"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--units", "convv:0"], "tiny_a has no layer 'convv'; did you mean conv?"),
+        (["--units", "conv:99"], "units: conv: there is no channel 99; it has 0 to"),
+        (["--units", "conv"], "say which channels of conv"),
+        (["--units", "conv:0", "--match"], "--match compares units by real images; name them with --real DATA"),
+        (["--units", "conv:0", "--images-per-unit", "0"], "images_per_unit: at least 1"),
+        (["--units", "conv:0", "--generator", "any"], "methods gd and lbfgs move a generator's code"),
+        (["--units", "conv:0", "--real", "nowhere"], "data: nowhere does not exist"),
+        (["--units", "conv:0", "--method", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, tmp_path: Path, words: list[str], message: str) -> None:
+    ended = run(*COMMAND, *words, "--output", tmp_path / "out")
+    assert ended.code == 2 and len(ended.errors) == 1 and message in ended.errors[0], ended.errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_matches_are_printed_and_made(run, tmp_path: Path, real: Path) -> None:
+    words = ["units", *PLUGIN, "--models", "tiny_a@random", "tiny_b@random", "--iterations", "2"]
+    ended = run(*words, "--units", "tiny_a/conv:0", "--match", "--real", real, "--output", tmp_path / "out")
+    assert ended.code == 0, ended.errors
+    (row,) = rows(tmp_path / "out")
+    assert row["unit"].startswith("tiny_a/conv:0 + tiny_b/") and "matches" in ended.output
