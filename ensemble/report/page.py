@@ -113,6 +113,7 @@ class Card:
         said = "; ".join(
             f"{reading.network} reads {reading.name}, {percent(_sure(reading))}" for reading in self.picture.readings
         )
+        said += "".join(f"; {label} {value:.3g}" for label, value in self.picture.excited)
         if self.picture.agreement is not None:
             said += f"; mean cosine between the teachers' gradients {self.picture.agreement:.2f}"
         return f"Image {self.picture.index} of {self.run.label}, made as {self.picture.name}. {said}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from ensemble.data.shards import is_dataset
 from ensemble.image.pictures import checked_batch
-from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, ResultsFolder
+from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, UNITS, ResultsFolder
 from ensemble.runs.plan import unique_names
 
 _POINTS, _ALL_POINTS = 400, 4000
@@ -56,6 +56,8 @@ class Picture:
     readings: tuple[Reading, ...]
     agreement: float | None = None
     """Mean cosine between the teachers' gradients, where the run compared them."""
+    excited: tuple[tuple[str, float], ...] = ()
+    """Of a unit's preferred image, whose `name` is the unit's: what is said of it, by label."""
 
 
 Series = tuple[list[int], list[float | None]]
@@ -136,6 +138,8 @@ def read_run(name: str) -> Run:
     with _Damage(name, PER_IMAGE):
         rows = folder.read_rows(PER_IMAGE)
         pictures = _pictures(rows, targets.tolist(), [n.name for n in networks], names, own, logits)
+    with _Damage(name, UNITS):
+        pictures, networks = _of_units(folder.read_rows(UNITS), pictures, networks)
     with _Damage(name, METRICS):
         curves = _curves(folder.read_rows(METRICS))
     with _Damage(name, PER_LAYER):
@@ -232,6 +236,36 @@ def _pictures(
         target = int(row["target"])
         trial, agreement = int(row.get("trial", 0)), _number(row.get("agreement"))
         found.append(Picture(i, trial, target, _name(names, target), tuple(readings), agreement))
+    return tuple(found)
+
+
+def _of_units(
+    rows: Sequence[Mapping[str, Any]], pictures: tuple[Picture, ...], networks: tuple[Network, ...]
+) -> tuple[tuple[Picture, ...], tuple[Network, ...]]:
+    """Pictures by their units, where the run has any; what networks read of them counts where units are classes'."""
+    if not rows:
+        return pictures, networks
+    if [row["image"] for row in rows] != [picture.index for picture in pictures]:
+        raise ValueError("rows that are not the images'")
+    units = {str(row["unit"]): place for place, row in reversed([*enumerate(rows)])}
+    found = []
+    for row, picture in zip(rows, pictures, strict=True):
+        unit = str(row["unit"])
+        readings = picture.readings if row["of_class"] else ()
+        found.append(replace(picture, target=units[unit], name=unit, readings=readings, excited=_excited(row)))
+    if not all(row["of_class"] for row in rows):
+        networks = tuple(replace(network, accuracy=None, interval=None) for network in networks)
+    return tuple(found), networks
+
+
+def _excited(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    labels = {"activation": "activation", "of_largest": "of the largest real one"}
+    found = []
+    for key, value in row.items():
+        network, _, what = key.rpartition("/")
+        number = _number(value) if what in labels else None
+        if number is not None:
+            found.append((f"{labels[what]}, {network}" if network else labels[what], number))
     return tuple(found)
 
 

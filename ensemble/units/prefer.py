@@ -103,6 +103,8 @@ def prefer(
 
     Raises ValueError for mistakes, with one line each.
     """
+    if images_per_unit < 1:
+        raise ValueError(f"images_per_unit: at least 1, not {images_per_unit}")
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is none; choose {', '.join(METHODS)}")
     listed = [models] if isinstance(models, str | nn.Module | tuple) else list(models)
@@ -119,7 +121,8 @@ def prefer(
         networks=len(networks),
         generator=generator,
     )
-    recipe |= _targets(readers, images_per_unit)
+    classes = _classes(readers)
+    recipe |= {"targets": classes or [0], "images_per_class": images_per_unit * (1 if classes else len(readers.names))}
     if output is not None and not resume:
         ResultsFolder(Path(output).expanduser()).check(overwrite)
     scale = None if real is None else load_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)
@@ -133,7 +136,7 @@ def prefer(
     )
     if results is None or launched_rank():
         return None
-    preferred = _read(results, readers, None if scale is None else scale.images)
+    preferred = _read(results, readers, None if scale is None else scale.images, of_class=bool(classes))
     if output is not None:
         folder = ResultsFolder(Path(output).expanduser())
         folder.write_units(preferred.rows, preferred.sheet(), preferred.top_sheet())
@@ -150,19 +153,15 @@ def _networks(named: Sequence[Named], own: Mapping[str, Any]) -> dict[str, tuple
     return dict(zip(unique_names(names), found, strict=True))
 
 
-def _targets(readers: Readers, images_per_unit: int) -> dict[str, Any]:
-    """How many images, and as targets the units' classes, where all units are classes'."""
-    if images_per_unit < 1:
-        raise ValueError(f"images_per_unit: at least 1, not {images_per_unit}")
+def _classes(readers: Readers) -> list[int]:
+    """The units' classes, where each unit is one; they are the images' targets."""
     units = readers.term.units_of(readers.profiles[0])
-    classes = [unit.channels[0] for several in units for unit in several if unit.tap.layer == LOGITS]
-    whole = all(len(several) == 1 and len(several[0].channels) == 1 for several in units)
-    if whole and len(classes) == len(units):
-        return {"targets": classes, "images_per_class": images_per_unit}
-    return {"targets": [0], "images_per_class": len(units) * images_per_unit}
+    single = [several[0] for several in units if len(several) == 1 and len(several[0].channels) == 1]
+    classes = [unit.channels[0] for unit in single if unit.tap.layer == LOGITS]
+    return classes if len(classes) == len(units) else []
 
 
-def _read(results: Results, readers: Readers, real: torch.Tensor | None) -> Preferred:
+def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_class: bool) -> Preferred:
     saved = (results.images * 255).round() / 255
     which = [i % len(readers.names) for i in range(len(saved))]
     clean = readers.own(saved, which)
@@ -170,7 +169,7 @@ def _read(results: Results, readers: Readers, real: torch.Tensor | None) -> Pref
     scales = {} if real is None else {name: RealExcitations.of(found) for name, found in readers.each(real).items()}
     rows = []
     for i, k in enumerate(which):
-        row: dict[str, Any] = {"image": i, "unit": readers.names[k]}
+        row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
         for name, excited in clean.items():
             prefix = f"{name}/" if len(clean) > 1 else ""
             a = float(excited[i])

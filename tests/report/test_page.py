@@ -24,6 +24,7 @@ from ensemble.recipe import TeacherEntry
 from ensemble.report.page import page, percent
 from ensemble.report.reading import read_run
 from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
+from ensemble.runs.folder import ResultsFolder
 
 VOID = {"meta", "img", "input", "br", "link"}
 EVIL = (
@@ -114,6 +115,37 @@ def test_a_card_tells_readings_and_probabilities(tmp_path: Path) -> None:
     assert (
         card.count("✓ bee") == 1 and card.count("✗ ant") == 2 and percent(said.of_reading).replace(">", "&gt;") in card
     )
+
+
+def test_preferred_images_are_named_by_their_units(tmp_path: Path) -> None:
+    """What networks read of them counts where the units are classes'."""
+    for name, of_class in (("inner", False), ("classes", True)):
+        folder = ResultsFolder(make(tmp_path / name, n=4))
+        units = ["layer:3", "layer:1", "layer:3", "layer:1"]
+        folder.write_units(
+            [
+                {
+                    "image": i,
+                    "unit": unit,
+                    "of_class": of_class,
+                    "activation": 2.5 + i,
+                    "of_largest": None if i else 1.25,
+                }
+                for i, unit in enumerate(units)
+            ],
+            Image.new("RGB", (8, 8)),
+            None,
+        )
+        run = read_run(str(folder.path))
+        assert [picture.name for picture in run.pictures] == units
+        assert [bool(picture.readings) for picture in run.pictures] == [of_class] * 4
+        assert run.pictures[0].excited == (("activation", 2.5), ("of the largest real one", 1.25))
+        text = page([run])
+        assert "made as layer:3" in text and "; activation 5.5" in text and "<small>1.25</small>" in text
+        assert (text.count(">✓ ") > 0) == of_class
+    (tmp_path / "inner" / "units.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"its units\.jsonl is damaged"):
+        read_run(str(tmp_path / "inner"))
 
 
 def test_agreement_is_a_number_on_the_card_and_a_map(tmp_path: Path) -> None:
