@@ -20,12 +20,14 @@ def draw_grid(
     targets: torch.Tensor,
     class_names: Sequence[str] = (),
     columns: int = 10,
+    noun: str = "classes",
 ) -> Image.Image:
     """One picture of the batch, `images` (N, 3, H, W), RGB in [0, 1], on white.
 
     Where every class has the same number of images, at least two: one row per class, its name at the left.
     Otherwise tiles in the order of their classes, names below. At most 20 rows and `columns` (itself at most
-    10) images a row; a line at the bottom says what is left out. Small images are enlarged by a whole factor,
+    10) images a row; a line at the bottom says what is left out, of classes or of what `noun` calls them.
+    Small images are enlarged by a whole factor,
     each pixel a sharp square.
 
     Raises ValueError for shapes that do not fit, values that are not finite, a target without a name, or
@@ -40,11 +42,11 @@ def draw_grid(
     scale = max(1, round(_TILE / max(images.shape[-2:])))
     balanced = len(set(counts.tolist())) == 1 and int(counts[0]) > 1
     draw_layout = _rows_per_class if balanced else _captioned_tiles
-    return draw_layout(to_bytes(images), targets, class_names, columns, scale)
+    return draw_layout(to_bytes(images), targets, class_names, columns, scale, noun)
 
 
 def _rows_per_class(
-    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int
+    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int, noun: str
 ) -> Image.Image:
     classes = targets.unique().tolist()
     shown = classes[:_MAX_ROWS]
@@ -56,9 +58,9 @@ def _rows_per_class(
     gutter = math.ceil(max(font.getlength(label) for label in labels)) + font.size
     left_out = []
     if len(shown) < len(classes):
-        left_out.append(f"{len(shown)} of {len(classes)} classes")
+        left_out.append(f"{len(shown)} of {len(classes)} {noun}")
     if columns < per_class:
-        left_out.append(f"{columns} of {per_class} images per class")
+        left_out.append(f"{columns} of {per_class} images a row")
     inner = gutter + columns * (width + _GAP) - _GAP, len(shown) * (height + _GROUP_GAP) - _GROUP_GAP
     canvas, draw = _canvas(*inner, left_out, font)
     for row, (target, label) in enumerate(zip(shown, labels, strict=True)):
@@ -70,7 +72,7 @@ def _rows_per_class(
 
 
 def _captioned_tiles(
-    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int
+    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int, noun: str
 ) -> Image.Image:
     order = targets.argsort(stable=True)[: columns * _MAX_ROWS]
     columns = min(columns, len(order))

@@ -259,7 +259,7 @@ def _of_units(
 
 
 def _excited(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    labels = {"activation": "activation", "of_largest": "of the largest real one"}
+    labels = {"activation": "activation", "of_largest": "/ largest real"}
     found = []
     for key, value in row.items():
         network, _, what = key.rpartition("/")

@@ -63,14 +63,15 @@ class Preferred:
 
     def sheet(self, columns: int = 10) -> Image.Image:
         """All images with the names of their units."""
-        return draw_grid(self.images, self._units(), self.names, columns)
+        return draw_grid(self.images, self._units(), self.names, columns, noun="units")
 
     def top_sheet(self) -> Image.Image | None:
         """The real images that excite each unit most, a row a unit; None without real images."""
         if self.top is None:
             return None
         units, each = self.top.shape[:2]
-        return draw_grid(self.top.flatten(0, 1).float() / 255, torch.arange(units).repeat_interleave(each), self.names)
+        rows = torch.arange(units).repeat_interleave(each)
+        return draw_grid(self.top.flatten(0, 1).float() / 255, rows, self.names, noun="units")
 
     def _units(self) -> torch.Tensor:
         return torch.arange(len(self.images)) % len(self.names)

@@ -139,9 +139,14 @@ def test_preferred_images_are_named_by_their_units(tmp_path: Path) -> None:
         run = read_run(str(folder.path))
         assert [picture.name for picture in run.pictures] == units
         assert [bool(picture.readings) for picture in run.pictures] == [of_class] * 4
-        assert run.pictures[0].excited == (("activation", 2.5), ("of the largest real one", 1.25))
+        assert run.pictures[0].excited == (("activation", 2.5), ("/ largest real", 1.25))
         text = page([run])
-        assert "made as layer:3" in text and "; activation 5.5" in text and "<small>1.25</small>" in text
+        assert (
+            "4 of 2 units" in text
+            and "made as layer:3" in text
+            and "; activation 5.5" in text
+            and "<small>1.25</small>" in text
+        )
         assert (text.count(">✓ ") > 0) == of_class
     (tmp_path / "inner" / "units.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"its units\.jsonl is damaged"):
