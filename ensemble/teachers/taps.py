@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from ensemble.teachers.channels import channel_dim
 from ensemble.teachers.layers import Layer, Watching, called, first_of, list_layers
 
 LOGITS = "logits"
@@ -165,13 +166,11 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
     if len(shape) == 3:
         prefix = int(getattr(net, "num_prefix_tokens", 1 if hasattr(net, "class_token") else 0))
         return Tapped(shape[2], (shape[1],), prefix if prefix < shape[1] else 0), 2
-    last = shape[1] == shape[2] != shape[3] or (shape[1] == shape[3] and _normalises_last(net, tap.layer))
+    module = dict(net.named_modules()).get(tap.layer)
+    last = shape[1] == shape[2] != shape[3]
+    if shape[1] == shape[2] == shape[3] and module is not None:
+        last = channel_dim(module, shape) == -1
     return (Tapped(shape[3], shape[1:3]), 3) if last else (Tapped(shape[1], shape[2:]), 1)
-
-
-def _normalises_last(net: nn.Module, layer: str) -> bool:
-    module = dict(net.named_modules()).get(layer)
-    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
 
 
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
