@@ -181,6 +181,8 @@ class Recipe(Checked):
     """Networks that judge the images and are no teachers."""
     agreement: bool = False
     """Compare the teachers' gradients at the end, image by image and place by place: one more pass of each teacher."""
+    attribution: bool = False
+    """Keep where the gradient went, pixel by pixel: the sum over the steps of its magnitude."""
     record_every: PositiveInt = 10
     """Steps between two lines of metrics; where teachers take turns, between lines of one teacher's, all in a row."""
     checkpoint: CheckpointRule = CheckpointRule()

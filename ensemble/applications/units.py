@@ -35,6 +35,7 @@ def arguments(p: Parser) -> None:
     what.add_argument("--method", choices=METHODS, default="fourier", help="(default: %(default)s)")
     what.add_argument("--generator", metavar="NAME", help="move a generator's code instead of pixels (gd, lbfgs)")
     what.add_argument("--images-per-unit", type=int, default=1, metavar="K")
+    what.add_argument("--alpha", action="store_true", help="keep where the gradient went: units_alpha.png")
     what.add_argument("--size", type=int, metavar="PIXELS", help="of the images (default: the largest input size)")
     what.add_argument("--iterations", type=int, metavar="N", help="steps in all")
     what.add_argument("--seed", type=int)
@@ -96,6 +97,7 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
     named = {
         "iterations": options.iterations,
         "seed": options.seed,
+        "attribution": options.alpha or None,
         "verifiers": options.verifier,
         "device": options.devices or options.device,
         "replicas": options.replicas,

@@ -72,10 +72,12 @@ class Inversion:
         best_every: int = 0,
         save_every: int = 0,
         poll_every: int = 1,
+        attribute: bool = False,
         from_owner: Callable[[torch.Tensor], None] = lambda tensor: None,
     ) -> None:
         """`from_owner` replaces a tensor by the owner's, where ranks do not compute the same bits. `best_every` = 0
-        returns the last images; `save_every` = 0 saves where it is asked for alone.
+        returns the last images; `save_every` = 0 saves where it is asked for alone. With `attribute`, it keeps where
+        the gradient went: see `attribution`.
 
         Flags and finiteness are read from the device every `poll_every` steps; the loss is where a
         plateau, early stopping or `enough` follows it.
@@ -89,6 +91,8 @@ class Inversion:
         self.from_owner = from_owner
         self.guard = Guard(image, [m.name for m in loss.members], loss.members[0].targets.device)
         self.step = 0
+        self.attribution = torch.zeros(image.n, image.size, image.size) if attribute else None
+        """(N, H, W), summed over the steps: the mean over red, green and blue of |dL/dx| at each pixel x."""
         self.ended = False
         """Whether it came to an end before its last step."""
         self.plateau: Plateau | None = None
@@ -163,6 +167,8 @@ class Inversion:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         image = self.image()
+        if self.attribution is not None:
+            image.retain_grad()
         view = stage.transform(image, generator(self.seed, "view", self.step))
         weights = self.weights_at(self.step)
         record, gradient, exchanged = self.loss.gradient(view, weights, self._asked)
@@ -170,6 +176,8 @@ class Inversion:
         gradient[max(1, round(stage.moving * len(gradient))) :] = 0
         self._optimizer.zero_grad(set_to_none=True)
         view.backward(gradient)
+        if self.attribution is not None and image.grad is not None:
+            self.attribution += image.grad.abs().mean(1).float().cpu()
         self._optimizer.step()
         self.image.project()
         for parameter in self.image.parameters():
@@ -223,6 +231,8 @@ class Inversion:
         tensors = {f"image.{k}": v for k, v in self.image.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in best.tensors.items()}
+        if self.attribution is not None:
+            tensors["attribution"] = self.attribution
         numbers = {"step": self.step, "stage": self._stage_index, "best_loss": best.loss, "best_step": best.step}
         numbers["ended"] = float(self.ended)
         for name, machine in self._machines():
@@ -237,6 +247,8 @@ class Inversion:
             return {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
 
         self.image.load_state_dict(part("image."))
+        if self.attribution is not None:
+            self.attribution = tensors["attribution"].clone().cpu()
         self.step = int(numbers["step"])
         self.ended = bool(numbers["ended"])
         self._stage_index = -1

@@ -208,6 +208,7 @@ def build_inversion(
         acting_per=recipe.ensemble.per,
         best_every=recipe.best_every,
         save_every=recipe.checkpoint.every,
+        attribute=recipe.attribution,
         poll_every=recipe.record_every if device.type == "cuda" and context.backend != "gloo" else 1,
         from_owner=context.from_owner_,
     )

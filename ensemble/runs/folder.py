@@ -35,12 +35,12 @@ _CHECKPOINT_FILE = re.compile(r"\w+-\d{8}\.(json|safetensors)(\.tmp)?")
 
 RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json", "images.safetensors"
 LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
-AGREEMENT = "agreement.safetensors"
-UNITS, UNITS_SHEET, TOP_SHEET = "units.jsonl", "units.png", "top_real.png"
+AGREEMENT, ATTRIBUTION = "agreement.safetensors", "attribution.safetensors"
+UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET = "units.jsonl", "units.png", "units_alpha.png", "top_real.png"
 PICTURES, CHECKPOINTS = "images", "checkpoints"
 _FILES = (
     *(RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT),
-    *(UNITS, UNITS_SHEET, TOP_SHEET),
+    *(ATTRIBUTION, UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET),
 )
 _LOCKS = {LOCK, OWNER}
 """No content: a run that was killed leaves them."""
@@ -200,10 +200,15 @@ class ResultsFolder:
         with replacing(self.path / AGREEMENT) as temporary:
             save_file(agreement.tensors(), temporary)
 
-    def write_units(self, rows: Sequence[Mapping[str, Any]], sheet: Image.Image, top: Image.Image | None) -> None:
-        """How much each image excites its unit, all images with their units' names, and the real images beside."""
+    def write_attribution(self, maps: torch.Tensor) -> None:
+        """`maps` (N, H, W)."""
+        with replacing(self.path / ATTRIBUTION) as temporary:
+            save_file({"maps": maps.float().contiguous()}, temporary)
+
+    def write_units(self, rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, Image.Image | None]) -> None:
+        """How much each image excites its unit, and pictures by their names, where there are any."""
         write_json_lines(self.path / UNITS, rows)
-        for name, picture in ((UNITS_SHEET, sheet), (TOP_SHEET, top)):
+        for name, picture in sheets.items():
             if picture is not None:
                 with replacing(self.path / name) as file:
                     picture.save(file, format="PNG")
@@ -234,6 +239,10 @@ class ResultsFolder:
     def read_agreement(self) -> Agreement | None:
         """None where the recipe did not ask for it."""
         return Agreement.from_tensors(self._tensors(AGREEMENT)) if (self.path / AGREEMENT).is_file() else None
+
+    def read_attribution(self) -> torch.Tensor | None:
+        """None where the recipe did not ask for it."""
+        return self._tensors(ATTRIBUTION)["maps"] if (self.path / ATTRIBUTION).is_file() else None
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """PER_IMAGE, PER_LAYER or METRICS."""

@@ -46,6 +46,8 @@ class Results:
     """What a recipe cannot hold: modules and terms that were handed over in memory."""
     agreement: Agreement | None = None
     """Cosines between the teachers' gradients, by pair and around each pixel; None without `agreement: true`."""
+    attribution: torch.Tensor | None = None
+    """(N, H, W), where the gradient went over the steps; None without `attribution: true`."""
 
     def grid(self, columns: int = 10) -> Image.Image:
         """The images as one picture, at most ten in a row and twenty rows; a notebook shows it."""
@@ -67,6 +69,8 @@ class Results:
         folder.write_readings(self.logits, self.per_image, self.per_layer)
         if self.agreement is not None:
             folder.write_agreement(self.agreement)
+        if self.attribution is not None:
+            folder.write_attribution(self.attribution)
 
     @classmethod
     def open(cls, folder: str | Path) -> Results:
@@ -85,6 +89,7 @@ class Results:
             tuple(summary.get("class_names", ())),
             tuple(summary.get("in_memory", ())),
             source.read_agreement(),
+            source.read_attribution(),
         )
 
     def __repr__(self) -> str:

@@ -158,8 +158,20 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
         summary["stopped"] = True
     summary["wall_seconds"] = time.perf_counter() - began
     per_layer = layer_rows(here.ensemble, done)
+    attributed = [result.attribution for result in done.values() if result.attribution is not None]
+    attribution = torch.cat(attributed) if len(attributed) == len(done) else None
     return Results(
-        images, targets, logits, rows, per_layer, summary, plan.recipe, plan.class_names, plan.in_memory, agreement
+        images,
+        targets,
+        logits,
+        rows,
+        per_layer,
+        summary,
+        plan.recipe,
+        plan.class_names,
+        plan.in_memory,
+        agreement,
+        attribution,
     )
 
 

@@ -189,4 +189,6 @@ def _read(inversion: Inversion, compare: bool) -> TrialResults:
     moments = {name: tensor.cpu() for name, tensor in readings.moments.items()}
     names = [inversion.loss.members[t].name for t in inversion.loss.teachers]
     agreement = agreement_of(names, inversion.loss.parts(images)) if compare else None
-    return TrialResults(images.float().cpu(), readings.record.values(), logits, moments, agreement)
+    return TrialResults(
+        images.float().cpu(), readings.record.values(), logits, moments, agreement, inversion.attribution
+    )

@@ -10,7 +10,7 @@ import torch
 from ensemble.engine.agreement import Agreement
 
 _LOGITS, _MOMENTS, _AGREEMENT = "results.logits.", "results.moments.", "results.agreement."
-_IMAGES = "results.images"
+_IMAGES, _ATTRIBUTION = "results.images", "results.attribution"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class TrialResults:
     """Packed BN moments (2, C) by teacher."""
     agreement: Agreement | None = None
     """Between the teachers' gradients, where the recipe asks for it."""
+    attribution: torch.Tensor | None = None
+    """(N, H, W), where the gradient went over the steps, where the recipe asks for it."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, for a checkpoint."""
@@ -34,6 +36,8 @@ class TrialResults:
         named |= {_LOGITS + name: tensor for name, tensor in self.logits.items()}
         if self.agreement is not None:
             named |= {_AGREEMENT + name: tensor for name, tensor in self.agreement.tensors().items()}
+        if self.attribution is not None:
+            named[_ATTRIBUTION] = self.attribution
         return named | {_MOMENTS + name: tensor for name, tensor in self.moments.items()}
 
     @classmethod
@@ -44,4 +48,4 @@ class TrialResults:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         images, agreement = tensors.get(_IMAGES, torch.zeros(0, 3, 0, 0)), Agreement.from_tensors(part(_AGREEMENT))
-        return cls(images, dict(values), part(_LOGITS), part(_MOMENTS), agreement)
+        return cls(images, dict(values), part(_LOGITS), part(_MOMENTS), agreement, tensors.get(_ATTRIBUTION))

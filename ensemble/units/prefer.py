@@ -16,7 +16,7 @@ from ensemble.data.labelled import load_images
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.environment import launched_rank
 from ensemble.objectives.activation import Activation
-from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.folder import TOP_SHEET, UNITS_ALPHA, UNITS_SHEET, ResultsFolder
 from ensemble.runs.networks import Named, named_networks
 from ensemble.runs.plan import unique_names
 from ensemble.runs.results import Results
@@ -64,6 +64,18 @@ class Preferred:
     def sheet(self, columns: int = 10) -> Image.Image:
         """All images with the names of their units."""
         return draw_grid(self.images, self._units(), self.names, columns, noun="units")
+
+    def alpha_sheet(self, percentile: float = 80) -> Image.Image | None:
+        """As `sheet`, faded to white where the gradient seldom went; None without `attribution=True`.
+
+        Opacity is the attribution over its `percentile` of the image, at most 1 (after Fel et al. 2023, MACO).
+        """
+        maps = self.results.attribution
+        if maps is None:
+            return None
+        bound = maps.flatten(1).quantile(percentile / 100, dim=1)[:, None, None].clamp_min(1e-30)
+        opacity = (maps / bound).clamp(max=1)[:, None]
+        return draw_grid(self.images * opacity + 1 - opacity, self._units(), self.names, noun="units")
 
     def top_sheet(self) -> Image.Image | None:
         """The real images that excite each unit most, a row a unit; None without real images."""
@@ -140,7 +152,12 @@ def prefer(
     preferred = _read(results, readers, None if scale is None else scale.images, of_class=bool(classes))
     if output is not None:
         folder = ResultsFolder(Path(output).expanduser())
-        folder.write_units(preferred.rows, preferred.sheet(), preferred.top_sheet())
+        sheets = {
+            UNITS_SHEET: preferred.sheet(),
+            TOP_SHEET: preferred.top_sheet(),
+            UNITS_ALPHA: preferred.alpha_sheet(),
+        }
+        folder.write_units(preferred.rows, sheets)
     return preferred
 
 

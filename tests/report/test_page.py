@@ -133,8 +133,7 @@ def test_preferred_images_are_named_by_their_units(tmp_path: Path) -> None:
                 }
                 for i, unit in enumerate(units)
             ],
-            Image.new("RGB", (8, 8)),
-            None,
+            {},
         )
         run = read_run(str(folder.path))
         assert [picture.name for picture in run.pictures] == units
