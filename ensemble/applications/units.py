@@ -34,6 +34,9 @@ def arguments(p: Parser) -> None:
     what.add_argument("--units", nargs="+", metavar="SELECTION", required=True, help="the units; an image each")
     what.add_argument("--method", choices=METHODS, default="fourier", help="(default: %(default)s)")
     what.add_argument("--generator", metavar="NAME", help="move a generator's code instead of pixels (gd, lbfgs)")
+    what.add_argument(
+        "--bn-matching", type=float, default=0.0, metavar="W", help="also match BN statistics, so strongly"
+    )
     what.add_argument("--images-per-unit", type=int, default=1, metavar="K")
     what.add_argument("--alpha", action="store_true", help="keep where the gradient went: units_alpha.png")
     what.add_argument("--size", type=int, metavar="PIXELS", help="of the images (default: the largest input size)")
@@ -78,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             images_per_unit=options.images_per_unit,
             size=options.size,
             generator=options.generator,
+            bn_matching=options.bn_matching,
             real=options.real,
             split=options.split,
             output=options.output,

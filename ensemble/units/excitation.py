@@ -60,6 +60,10 @@ class Readers:
 
     @torch.no_grad()
     def _observed(self, batch: torch.Tensor) -> Iterator[tuple[Teacher, Observation]]:
-        view = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
         for teacher in self._teachers:
-            yield teacher, teacher.observe(view.to(teacher.device))
+            yield teacher, teacher.observe(in_unit_range(batch).to(teacher.device))
+
+
+def in_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 as RGB in [0, 1], float32; what is in [0, 1] stays."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

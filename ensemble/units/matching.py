@@ -16,7 +16,7 @@ from ensemble.runs.plan import unique_names
 from ensemble.teachers.layers import list_layers
 from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Teacher
-from ensemble.units.excitation import BATCH, Readers
+from ensemble.units.excitation import BATCH, Readers, in_unit_range
 from models import ModelCard, create_model, network_input
 
 IMAGES = 2000
@@ -86,14 +86,17 @@ def searched(net: nn.Module, card: ModelCard) -> list[str]:
 
 @torch.no_grad()
 def channel_means(name: str, network: tuple[nn.Module, ModelCard], images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How much images excite each channel of the `searched` layers, averaged over positions: (M, C) by layer."""
+    """How much images (M, 3, H, W) excite each channel of the `searched` layers, averaged over positions: (M, C) each.
+
+    Images are uint8, or RGB in [0, 1].
+    """
     net, card = network
     teacher = Teacher(name, net.eval(), card)
     taps = [Tap(layer) for layer in searched(net, card)]
     teacher.tap(taps, alone=True)
     parts: dict[str, list[torch.Tensor]] = {tap.layer: [] for tap in taps}
     for batch in images.split(BATCH):
-        for tap, value in teacher.observe(batch.float() / 255).taps.items():
+        for tap, value in teacher.observe(in_unit_range(batch)).taps.items():
             parts[tap.layer].append(value.flatten(2).mean(2))
     return {layer: torch.cat(values) for layer, values in parts.items()}
 

@@ -10,15 +10,27 @@ from ensemble.objectives.activation import Activation
 METHODS = ("fourier", "gd", "lbfgs", "maco")
 
 
-def fields_of(method: str, term: Activation, *, size: int, networks: int, generator: str | None) -> dict[str, Any]:
+def fields_of(
+    method: str,
+    term: Activation,
+    *,
+    size: int,
+    networks: int,
+    images: int,
+    generator: str | None = None,
+    bn_matching: float = 0.0,
+) -> dict[str, Any]:
     """The recipe's fields of a method for images of `size` pixels; what its source gives in pixels goes with the size.
+
+    `bn_matching` is the weight of BN matching for each of the images, whose activations are summed.
 
     ValueError for a generator with a method that has an image of its own.
     """
     if generator is not None and method not in ("gd", "lbfgs"):
         raise ValueError(f"generator: methods gd and lbfgs move a generator's code; {method} has an image of its own")
+    matching = {"kind": "bn_matching", "weight": bn_matching * images}
     fields: dict[str, Any] = {
-        "objectives": [to_plain(term)],
+        "objectives": [to_plain(term), *([matching] if bn_matching else [])],
         "ensemble": {"aggregation": "equal"} if networks > 1 else {},
         "best_every": 0,
     }

@@ -97,6 +97,7 @@ def prefer(
     images_per_unit: int = 1,
     size: int | None = None,
     generator: str | None = None,
+    bn_matching: float = 0.0,
     real: str | Path | None = None,
     split: str = "train",
     output: str | Path | None = None,
@@ -111,6 +112,7 @@ def prefer(
     `models` and `fields` are as in `invert`; `units` is a selection or several, as "layer3.0:0-15", "logits:cat" or
     "a/layer4:12 + b/blocks.9:301" (see `ensemble.objectives.selection`). `method` is one of METHODS; with a
     `generator`, `gd` and `lbfgs` move its code. Images are `size` pixels, by default the largest input size.
+    `bn_matching` above 0 also matches the networks' BN statistics, with that weight beside each activation.
     `real` is a folder or archive of images in the layout <split>/<class>/<file>: up to REAL_IMAGES of them are the
     scale, and `top` shows those that excite each unit most.
 
@@ -127,15 +129,18 @@ def prefer(
     term = Activation((units,) if isinstance(units, str) else tuple(units))
     readers = Readers(networks, term)
     cards = [card for _, card in networks.values()]
+    images = images_per_unit * len(readers.names)
     recipe = fields_of(
         method,
         readers.term,
         size=size or max(card.input_size for card in cards),
         networks=len(networks),
+        images=images,
         generator=generator,
+        bn_matching=bn_matching,
     )
     classes = _classes(readers)
-    recipe |= {"targets": classes or [0], "images_per_class": images_per_unit * (1 if classes else len(readers.names))}
+    recipe |= {"targets": classes or [0], "images_per_class": images_per_unit if classes else images}
     if output is not None and not resume:
         ResultsFolder(Path(output).expanduser()).check(overwrite)
     scale = None if real is None else load_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)

@@ -14,7 +14,7 @@ from torch import nn
 from ensemble.objectives.activation import Activation
 from ensemble.units import matching
 from ensemble.units.excitation import Readers
-from ensemble.units.matching import correlation, matched
+from ensemble.units.matching import channel_means, correlation, matched
 from ensemble.units.real import RealExcitations
 from ensemble.units.robustness import BLUR, blur, jpeg, rescale
 from models import ModelCard
@@ -60,6 +60,17 @@ def test_readings_are_what_layers_return() -> None:
     torch.testing.assert_close(
         readers.own(images / 255, which)["t"].float(), expected[torch.arange(120), which], rtol=1e-4, atol=1e-5
     )
+
+
+def test_bytes_and_numbers_are_the_same_images() -> None:
+    net = Net().eval()
+    images = torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8)
+    found, same = (channel_means("t", (net, CARD), x) for x in (images, images / 255))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CARD.mean, CARD.std))
+    expected = net.relu(net.bn(net.conv((images / 255 - mean) / std))).mean((2, 3)).detach()
+    assert list(found) == ["relu"]
+    for values in (found["relu"], same["relu"]):
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_real_images_say() -> None:
