@@ -41,13 +41,12 @@ def blur(images: torch.Tensor) -> torch.Tensor:
 
 
 def rescale(images: torch.Tensor) -> torch.Tensor:
-    """Nine tenths of the size, in the middle of the image's own mean colour."""
+    """Nine tenths of the size, and mirrored around: all that is in the image becomes smaller, and its area stays."""
     size = images.shape[-1]
-    small = F.interpolate(images, size=max(1, round(RESCALE * size)), mode="bilinear", antialias=True)
-    found = images.mean((2, 3), keepdim=True).expand_as(images).clone()
-    start = (size - small.shape[-1]) // 2
-    found[:, :, start : start + small.shape[-1], start : start + small.shape[-1]] = small
-    return found
+    small = F.interpolate(images, size=max(2, round(RESCALE * size)), mode="bilinear", antialias=True)
+    before = (size - small.shape[-1]) // 2
+    after = size - small.shape[-1] - before
+    return F.pad(small, (before, after, before, after), mode="reflect")
 
 
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"jpeg": jpeg, "blur": blur, "rescale": rescale}
