@@ -88,7 +88,7 @@ def test_changes_that_no_optimisation_makes() -> None:
     again = jpeg(smooth)
     assert 1e-4 < float((again - smooth).abs().mean()) < 0.03
     small = rescale(images)
-    assert torch.equal(small[:, :, 1, 20], small[:, :, 3, 20]) and torch.equal(small[:, :, 20, -1], small[:, :, 20, -5])
+    assert torch.equal(small[:, :, 1, 20], small[:, :, 3, 20]) and torch.equal(small[:, :, 20, 47], small[:, :, 20, 41])
     inner = np.asarray(
         Image.fromarray(images[0].permute(1, 2, 0).mul(255).byte().numpy()).resize((43, 43), Image.Resampling.BILINEAR)
     )
