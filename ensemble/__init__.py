@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
     from ensemble.image.warm import Warm
     from ensemble.machine.errors import MachineFailure
+    from ensemble.objectives.activation import Activation
     from ensemble.objectives.bn_matching import BNMatching
     from ensemble.objectives.classification import ClassScore, CrossEntropy, Saturating, SoftTargets
+    from ensemble.objectives.diversity import Diversity
     from ensemble.objectives.image_priors import L2Prior, TotalVariation
     from ensemble.objectives.repulsion import Repulsion
     from ensemble.objectives.terms import ImageTerm, Slice, TeacherTerm, Totals
@@ -34,11 +36,14 @@ if TYPE_CHECKING:
     from ensemble.recipe import Recipe, Stage, TeacherEntry
     from ensemble.runs.recipes import load_recipe
     from ensemble.runs.results import Results
+    from ensemble.teachers.taps import Tap
     from ensemble.teachers.teacher import Observation, Profile
+    from ensemble.units.prefer import Preferred, prefer
     from models import ModelCard, create_model, list_models, register_model
 
 _HOME = {
     "ensemble.api": ("invert",),
+    "ensemble.units.prefer": ("prefer", "Preferred"),
     "ensemble.runs.recipes": ("load_recipe",),
     "ensemble.runs.results": ("Results",),
     "ensemble.data.generated": ("GeneratedImages",),
@@ -50,6 +55,9 @@ _HOME = {
     "ensemble.objectives.terms": ("TeacherTerm", "ImageTerm", "Slice", "Totals"),
     "ensemble.objectives.classification": ("CrossEntropy", "Saturating", "SoftTargets", "ClassScore"),
     "ensemble.objectives.bn_matching": ("BNMatching",),
+    "ensemble.objectives.activation": ("Activation",),
+    "ensemble.objectives.diversity": ("Diversity",),
+    "ensemble.teachers.taps": ("Tap",),
     "ensemble.objectives.image_priors": ("TotalVariation", "L2Prior"),
     "ensemble.objectives.repulsion": ("Repulsion",),
     "ensemble.teachers.teacher": ("Observation", "Profile"),
@@ -65,11 +73,13 @@ _HOME = {
 """Module -> what it gives to the public face."""
 
 __all__ = [
+    "Activation",
     "Adam",
     "BNMatching",
     "ClassScore",
     "CrossEntropy",
     "DeadLeaves",
+    "Diversity",
     "Fourier",
     "FromFolder",
     "FromImage",
@@ -86,6 +96,7 @@ __all__ = [
     "Optimizer",
     "Parameterization",
     "Pixels",
+    "Preferred",
     "Profile",
     "Recipe",
     "Repulsion",
@@ -95,6 +106,7 @@ __all__ = [
     "SoftTargets",
     "Stage",
     "Start",
+    "Tap",
     "TeacherEntry",
     "TeacherTerm",
     "TotalVariation",
@@ -105,6 +117,7 @@ __all__ = [
     "list_models",
     "load_plugin",
     "load_recipe",
+    "prefer",
     "register_model",
 ]
 

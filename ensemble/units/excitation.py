@@ -58,6 +58,14 @@ class Readers:
                 found[teacher.name].append(torch.stack(columns, 1))
         return {name: torch.cat(parts) for name, parts in found.items()}
 
+    def differentiable(self, images: torch.Tensor, which: Sequence[int]) -> torch.Tensor:
+        """As `own`, added up over the networks, (M,), in one pass and with its gradient."""
+        found = images.new_zeros(len(images), dtype=torch.float64)
+        for teacher in self._teachers:
+            seen = teacher.observe(images.to(teacher.device))
+            found = found + self.term.excitations(seen, teacher.profile(), which).to(images.device)
+        return found
+
     @torch.no_grad()
     def _observed(self, batch: torch.Tensor) -> Iterator[tuple[Teacher, Observation]]:
         for teacher in self._teachers:

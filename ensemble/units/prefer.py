@@ -24,6 +24,7 @@ from ensemble.teachers.taps import LOGITS
 from ensemble.units.excitation import Readers
 from ensemble.units.methods import METHODS, fields_of
 from ensemble.units.real import RealExcitations
+from ensemble.units.receptive_field import receptive_field
 from ensemble.units.robustness import CHANGES
 from models import ModelCard, create_model
 
@@ -38,8 +39,8 @@ class Preferred:
     results: Results
     names: tuple[str, ...]
     rows: list[dict[str, Any]]
-    """A row an image: its unit; `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur
-    and a rescaling; and with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and
+    """A row an image: its unit, and where that is at one place, the box of pixels that it sees (top, left, bottom,
+    right); `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur and a rescaling; and with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and
     `of_largest` = activation / largest."""
     top: torch.Tensor | None = None
     """(units, T, 3, H, W), uint8: the real images that excite each unit most."""
@@ -184,15 +185,33 @@ def _classes(readers: Readers) -> list[int]:
     return classes if len(classes) == len(units) else []
 
 
+def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
+    """Of units at one place; those of other channels at the same place are taken to see the same."""
+    known: dict[object, list[int]] = {}
+    found: list[list[int] | None] = []
+    for k, units in enumerate(readers.term.units_of(readers.profiles[0])):
+        places = tuple((unit.tap, unit.position) for unit in units)
+        if not units or not all(unit.position for unit in units):
+            found.append(None)
+            continue
+        if places not in known:
+            known[places] = list(receptive_field(readers, k, size))
+        found.append(known[places])
+    return found
+
+
 def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_class: bool) -> Preferred:
     saved = (results.images * 255).round() / 255
     which = [i % len(readers.names) for i in range(len(saved))]
     clean = readers.own(saved, which)
     changed = {name: readers.own(change(saved), which) for name, change in CHANGES.items()}
     scales = {} if real is None else {name: RealExcitations.of(found) for name, found in readers.each(real).items()}
+    fields = _receptive_fields(readers, saved.shape[-1])
     rows = []
     for i, k in enumerate(which):
         row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
+        if fields[k] is not None:
+            row["receptive_field"] = fields[k]
         for name, excited in clean.items():
             prefix = f"{name}/" if len(clean) > 1 else ""
             a = float(excited[i])

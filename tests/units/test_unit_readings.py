@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ensemble.units import matching
 from ensemble.units.excitation import Readers
 from ensemble.units.matching import channel_means, correlation, matched
 from ensemble.units.real import RealExcitations
+from ensemble.units.receptive_field import receptive_field
 from ensemble.units.robustness import BLUR, blur, jpeg, rescale
 from models import ModelCard
 
@@ -60,6 +62,17 @@ def test_readings_are_what_layers_return() -> None:
     torch.testing.assert_close(
         readers.own(images / 255, which)["t"].float(), expected[torch.arange(120), which], rtol=1e-4, atol=1e-5
     )
+
+
+def test_what_a_unit_can_see() -> None:
+    """Two 3 x 3 convolutions of stride 2: by hand, a unit sees 7 pixels both ways, cut off at the border."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    readers = Readers({"t": (net, replace(CARD, input_size=32))}, Activation(("1:0@4,2", "1:1@0,0", "1:2", "logits:0")))
+    assert receptive_field(readers, 0, 32) == (13, 5, 20, 12)  # 4 y - 3 to 4 y + 3
+    assert receptive_field(readers, 1, 32) == (0, 0, 4, 4)
+    assert receptive_field(readers, 2, 32) == receptive_field(readers, 3, 32) == (0, 0, 32, 32)
 
 
 def test_bytes_and_numbers_are_the_same_images() -> None:
