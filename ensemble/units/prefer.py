@@ -40,8 +40,9 @@ class Preferred:
     names: tuple[str, ...]
     rows: list[dict[str, Any]]
     """A row an image: its unit, and where that is at one place, the box of pixels that it sees (top, left, bottom,
-    right); `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur and a rescaling; and with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and
-    `of_largest` = activation / largest."""
+    right); `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur and a rescaling; and
+    with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and `of_largest` =
+    activation / largest."""
     top: torch.Tensor | None = None
     """(units, T, 3, H, W), uint8: the real images that excite each unit most."""
 
