@@ -17,6 +17,8 @@ from ensemble.teachers.taps import Tap, Tapped
 from ensemble.teachers.teacher import Observation, Profile
 
 Reduction = Literal["mean", "sum", "norm", "dot_cos"]
+SCALE = 1024.0
+"""`sums` are divided by it: activations reach hundreds, and sums in fixed point have values of order 1."""
 COSINE = 0.1
 """`dot_cos` takes cosines below it as this much, so that a gradient remains."""
 
@@ -102,7 +104,7 @@ class Activation(TeacherTerm, kind="activation"):
                 for part, units in zip(parts, own, strict=True):
                     unit = units[k % len(units)]
                     sign = (" - " if unit.factor < 0 else " + ") if words else ("-" if unit.factor < 0 else "")
-                    words += sign + (f"{part.teacher}/" if part.teacher else "") + str(unit)
+                    words += sign + unit.text(part.teacher)
                 found.append(words)
         return found
 
@@ -118,14 +120,14 @@ class Activation(TeacherTerm, kind="activation"):
         return found
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
-        """The images' a_i at their rows: (N, 1)."""
+        """The images' a_i / SCALE at their rows: (N, 1)."""
         count = len(self.units_of(batch.teacher))
         which = [i % count for i in range(batch.start, batch.stop)]
-        return batch.placed(self.excitations(seen, batch.teacher, which)[:, None])
+        return batch.placed(self.excitations(seen, batch.teacher, which)[:, None] / SCALE)
 
     def per_image(self, total: Totals, t: int) -> torch.Tensor:
         """The images' parts of the loss, which is their sum: (N,)."""
-        return -total[t][:, 0]
+        return -SCALE * total[t][:, 0]
 
     def loss(self, total: Totals, t: int) -> torch.Tensor:
         return self.per_image(total, t).sum()

@@ -52,11 +52,17 @@ class Unit:
     whole: bool = False
     """The file has numbers for each position, not for the channels alone."""
 
-    def __str__(self) -> str:
+    def text(self, teacher: str = "") -> str:
+        """As a selection has it, without its sign."""
         channels = str(self.channels[0]) if len(self.channels) == 1 else "{" + ",".join(map(str, self.channels)) + "}"
         what = f"{'mask' if self.whole else 'dir'}={self.file}" if self.file else channels
         factor = "" if abs(self.factor) == 1 else f"{abs(self.factor):g}*"
-        return factor + f"{self.tap}:{what}" + (f"@{self.position}" if self.position else "")
+        return (
+            factor
+            + (f"{teacher}/" if teacher else "")
+            + f"{self.tap}:{what}"
+            + (f"@{self.position}" if self.position else "")
+        )
 
     def places(self, at: Tapped) -> list[int] | None:
         """Which of the flattened positions count; None: all. ValueError where the value has no such place."""

@@ -103,6 +103,15 @@ def test_mistakes_are_told_in_one_line(run, tmp_path: Path, words: list[str], me
     assert not (tmp_path / "out").exists()
 
 
+def test_large_activations_under_reproducible_ranks(run, tmp_path: Path) -> None:
+    """Sums in fixed point hold them, and any number of ranks has the same bits."""
+    words = [*COMMAND, "--units", "conv:0", "conv:1", "--reproducible", "ranks", "--set", "objectives[0].reduction=sum"]
+    words += ["--set", "objectives[0].weight=0.01"]
+    assert run(*words, "--output", tmp_path / "one").code == 0
+    assert end(start(*words, "--nproc", "2", "--output", tmp_path / "two")).code == 0
+    assert torch.equal(images(tmp_path / "one"), images(tmp_path / "two"))
+
+
 def test_matches_are_printed_and_made(run, tmp_path: Path, real: Path) -> None:
     words = ["units", *PLUGIN, "--models", "tiny_a@random", "tiny_b@random", "--iterations", "2"]
     ended = run(*words, "--units", "tiny_a/conv:0", "--match", "--real", real, "--output", tmp_path / "out")

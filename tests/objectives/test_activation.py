@@ -13,7 +13,7 @@ from torch import nn
 
 from ensemble import invert
 from ensemble.config.mistakes import ConfigError
-from ensemble.objectives.activation import Activation
+from ensemble.objectives.activation import SCALE, Activation
 from ensemble.objectives.selection import expand, parse_selection
 from ensemble.objectives.terms import Slice, Totals
 from ensemble.teachers.taps import Tap, Tapped
@@ -48,7 +48,7 @@ def rows(term: Activation, taps: dict[Tap, torch.Tensor], cuts: tuple[int, ...] 
         batch = Slice(a, b, n, torch.zeros(b - a, dtype=torch.int64), profile(), 8)
         part = {tap: value[a:b] for tap, value in taps.items()}
         sums.append(term.sums(Observation(taps[LOGITS][a:b], torch.zeros(2, 0), torch.zeros(b - a, 0), part), batch))
-    return sum(sums[1:], sums[0])[:, 0]
+    return SCALE * sum(sums[1:], sums[0])[:, 0]
 
 
 def twin(values: np.ndarray, reduction: str, power: int = 2) -> Any:
@@ -77,7 +77,7 @@ def test_reductions(reduction: Any, cuts: tuple[int, ...]) -> None:
         values = taps[LAYER][i].flatten(1).numpy()
         expected = twin(values[[channel, *(c for c in range(5) if c != channel)]], reduction)
         assert float(found[i]) == pytest.approx(expected)
-    total = Totals({0: found[:, None]}, [Slice(0, 5, 5, torch.zeros(5, dtype=torch.int64), profile(), 8)])
+    total = Totals({0: found[:, None] / SCALE}, [Slice(0, 5, 5, torch.zeros(5, dtype=torch.int64), profile(), 8)])
     assert float(term.loss(total, 0)) == pytest.approx(-float(found.sum()))
     torch.testing.assert_close(term.per_image(total, 0), -found)
 
@@ -149,7 +149,7 @@ def test_what_selections_stand_for() -> None:
     (part,) = parse_selection("net:size=8/blocks.3#2.in:5@centre")
     assert (part.teacher, part.tap, part.position) == ("net:size=8", Tap("blocks.3", 2, "in"), "centre")
     units = Activation(("layer:0-1 + logits:ant,bee", "-layer:4")).units_of(profile())
-    assert [[str(unit) for unit in several] for several in units] == [
+    assert [[unit.text() for unit in several] for several in units] == [
         ["layer:0", "logits:0"],
         ["layer:1", "logits:1"],
         ["layer:4"],
