@@ -15,6 +15,8 @@ import ensemble.image
 import ensemble.objectives
 from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
+from ensemble.engine.gradient_descent import GradientDescent
+from ensemble.engine.lbfgsb import LBFGSB
 from ensemble.engine.optimizers import Adam, Optimizer
 from ensemble.image.fourier import Fourier
 from ensemble.image.parameterization import Parameterization
@@ -206,9 +208,37 @@ class Recipe(Checked):
             yield "ensemble.aggregation: `agree` needs several teachers that act at a step, and one does; use `sum`"
         if self.agreement and teachers == 1:
             yield "agreement: it compares teachers, and there is one; name more, or leave it out"
+        yield from self.optimizer_rules()
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"
+
+    def optimizer_rules(self) -> Iterator[str]:
+        """What the optimiser cannot do with the other fields."""
+        stages = [*enumerate(self.stages)]
+        if isinstance(self.optimizer, GradientDescent):
+            for i, stage in stages:
+                if stage.moving < 1:
+                    yield f"stages[{i}].moving: gradient_descent moves all images; leave it out"
+                if self.optimizer.faithful and (stage.size or stage.flip or stage.zoom < 1):
+                    yield f"stages[{i}]: `faithful` knows shifts alone; leave size, flip and zoom out"
+                if self.optimizer.faithful and stage.jitter and stage.jitter_mode != "wrap":
+                    yield f"stages[{i}].jitter_mode: `faithful` shifts around the edges; use `wrap`"
+        if not isinstance(self.optimizer, LBFGSB):
+            return
+        for i, stage in stages:
+            if stage.jitter or stage.flip or stage.zoom < 1 or stage.moving < 1:
+                yield f"stages[{i}]: lbfgsb needs views that do not change; leave jitter, flip, zoom and moving out"
+        if len(stages) > 1:
+            yield "stages: lbfgsb has one stage"
+        if self.alternates or self.ensemble.aggregation != "sum":
+            yield "ensemble: lbfgsb needs the gradient of one loss; use `acting: all` and `aggregation: sum`"
+        for i, term in enumerate(self.objectives):
+            if not isinstance(term, TeacherTerm) or type(term).per_image is TeacherTerm.per_image:
+                yield (
+                    f"objectives[{i}]: lbfgsb takes each image as a problem of its own, and {term.name} ties images "
+                    "together; leave it out, or use another optimizer"
+                )
 
     def student_rules(self) -> Iterator[str]:
         """What is wrong about the student."""

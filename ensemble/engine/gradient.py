@@ -39,6 +39,8 @@ class Record:
     prior: torch.Tensor
     names: tuple[str, ...]
     terms: tuple[str, ...]
+    per_image: torch.Tensor | None
+    """(N,) each image's own part of the loss; None where a term or a prior ties images together."""
     per_teacher: torch.Tensor
     """(acting teachers, terms + 1): each term unweighted, then the accuracy."""
 
@@ -320,6 +322,7 @@ class EnsembleLoss:
         parts = {t: self._exchange.parts(leaf, t) for t in weights}
         total = leaf.new_zeros(())
         rows: dict[int, list[torch.Tensor]] = {t: [] for t in weights}
+        alone: list[torch.Tensor | None] = [None] if self.formulation.priors else []
         for k, term in enumerate(self.formulation.teacher_terms):
             totals = Totals({t: parts[t][k] for t in weights}, batches)
             for t, weight in weights.items():
@@ -327,11 +330,15 @@ class EnsembleLoss:
                 loss = total.new_zeros(()) if silent else term.loss(totals, t)
                 total = total + weight * term.weight * loss
                 rows[t].append(loss.detach())
+                own = None if silent else term.per_image(totals, t)
+                alone.append(own if own is None else (weight * term.weight * own).detach())
         at_sums = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
         per_teacher = torch.stack([torch.stack([*rows[t], exchanged.accuracy(t)]) for t in weights])
         names = tuple(self.members[t].name for t in weights)
         zero = torch.zeros_like(total)
-        return Record(total.detach(), zero, names, self.formulation.names, per_teacher), at_sums
+        parts_alone = [part for part in alone if part is not None]
+        per_image = torch.stack(parts_alone).sum(0) if len(parts_alone) == len(alone) else None
+        return Record(total.detach(), zero, names, self.formulation.names, per_image, per_teacher), at_sums
 
     def _prior(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.formulation.priors:

@@ -11,7 +11,7 @@ from ensemble.engine.acting import Acting, Per, acting_teachers
 from ensemble.engine.exchange import Exchanged
 from ensemble.engine.gradient import EnsembleLoss, Record
 from ensemble.engine.guard import Guard
-from ensemble.engine.optimizers import Optimizer, load_optimizer_tensors, optimizer_tensors
+from ensemble.engine.optimizers import ImageOptimizer, Optimizer, load_optimizer_tensors, optimizer_tensors
 from ensemble.engine.schedules import EarlyStopping, Enough, Plateau
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose
@@ -154,6 +154,11 @@ class Inversion:
             self.guard.check(before)
         if index == len(self.stages) - 1 and self.early_stopping is not None:
             last |= self.early_stopping.update(self._agreed(record.total))
+        own = self._optimizer if isinstance(self._optimizer, ImageOptimizer) else None
+        if own is not None and own.done and not last:
+            last, event = True, "every search has ended: the run ends here"
+        if own is not None and last:
+            own.settle()
         met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
         if met and index == len(self.stages) - 1 and not last:
             last, event = True, "nothing is left to pull: the run ends here"
@@ -174,6 +179,9 @@ class Inversion:
         record, gradient, exchanged = self.loss.gradient(view, weights, self._asked)
         self.guard.note(self.step, exchanged, weights, record.total)
         gradient[max(1, round(stage.moving * len(gradient))) :] = 0
+        own = self._optimizer if isinstance(self._optimizer, ImageOptimizer) else None
+        if own is not None:
+            own.tell(stage.transform.shifts(len(view), generator(self.seed, "view", self.step)), record.per_image)
         self._optimizer.zero_grad(set_to_none=True)
         view.backward(gradient)
         if self.attribution is not None and image.grad is not None:
@@ -191,7 +199,8 @@ class Inversion:
         return float(value)
 
     def _keep_best(self, index: int, local: int, last: bool) -> None:
-        if not self.best_every or index != len(self.stages) - 1:
+        replays = isinstance(self._optimizer, ImageOptimizer) and self._optimizer.replays  # keeps each image's best
+        if not self.best_every or replays or index != len(self.stages) - 1:
             return
         if (local + 1) % self.best_every == 0 or last:
             lasting = self.weights_at(self.step) if self.acting_per == "batch" else None
@@ -213,10 +222,21 @@ class Inversion:
         if index == self._stage_index:
             return ""
         stage = self.stages[index]
-        self._optimizer = stage.optimizer.make(list(self.image.parameters()))
+        self._optimizer = stage.optimizer.make(list(self.image.parameters()), stage.iterations)
+        if isinstance(self._optimizer, ImageOptimizer):
+            self._optimizer.bounds = self.image.bounds()
         self.plateau = stage.optimizer.plateau()
         self._stage_index = index
         return f"stage {index + 1} of {len(self.stages)}: {stage.iterations} steps" if len(self.stages) > 1 else ""
+
+    def _replay(self, optimizer: ImageOptimizer) -> None:
+        """Take the steps of the only stage again, from where the optimiser began, up to where the run was."""
+        for parameter, state in optimizer.state.items():
+            parameter.data.copy_(state["start"])
+        until, stage = self.step, self.stages[0]
+        for self.step in range(until):
+            self._descend(stage, stage.optimizer.lr)
+        self.step = until
 
     def _machines(self) -> Iterator[tuple[str, Plateau | EarlyStopping | Enough | None]]:
         """What follows the loss, and has a state of its own."""
@@ -255,6 +275,8 @@ class Inversion:
         self._enter_stage(int(numbers["stage"]))
         assert self._optimizer is not None
         load_optimizer_tensors(self._optimizer, part("optimizer."))
+        if isinstance(self._optimizer, ImageOptimizer) and self._optimizer.replays and not self.ended:
+            self._replay(self._optimizer)
         self.guard.load_best(float(numbers["best_loss"]), int(numbers["best_step"]), part("best."))
         for name, machine in self._machines():
             own = {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}

@@ -35,8 +35,11 @@ class Optimizer(Kind, default="adam"):
     first step, ten steps in a row: nothing is left to pull where terms end (saturating, calibrated). 0: never."""
 
     @abstractmethod
-    def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser, whose groups' `lr` the loop sets before each step."""
+    def make(self, parameters: list[torch.nn.Parameter], steps: int) -> torch.optim.Optimizer:
+        """The optimiser of a stage of so many steps; the loop sets its groups' `lr` before each.
+
+        Those that need more of a step than the gradient are an ImageOptimizer.
+        """
 
     def plateau(self) -> Plateau | None:
         """What follows the loss under the schedule `plateau`."""
@@ -50,6 +53,24 @@ class Optimizer(Kind, default="adam"):
         return ramp(step, warmup) * (1.0 if plateau is None else plateau.multiplier)
 
 
+class ImageOptimizer(torch.optim.Optimizer):
+    """An optimiser of images that each stand for themselves."""
+
+    replays: bool = False
+    """Whether its state is where it began, so that a resumed run takes its steps again."""
+    done: bool = False
+    """Whether no step would change anything any more."""
+    bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+    """The parameters' lowest and highest values, which broadcast to them; the loop sets them."""
+
+    def tell(self, shifts: torch.Tensor | None, losses: torch.Tensor | None) -> None:
+        """Before each step: by how much the view was shifted, (1 or N, 2), down and right, where it was by wrapping
+        alone; and each image's part of the loss, (N,), where all terms of it are of single images."""
+
+    def settle(self) -> None:
+        """After the last step: leave the parameters at the best that is known."""
+
+
 @dataclass(frozen=True)
 class Adam(Optimizer, kind="adam"):
     """Adam (Kingma & Ba 2015)."""
@@ -57,7 +78,7 @@ class Adam(Optimizer, kind="adam"):
     betas: tuple[Beta, Beta] = (0.5, 0.9)
     eps: PositiveFloat = 1e-8
 
-    def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def make(self, parameters: list[torch.nn.Parameter], steps: int) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 

@@ -75,6 +75,10 @@ class ImageParameterization(nn.Module, ABC):
         """
         raise ValueError(f"start: {type(self).__name__} has no coarse structure and colour to vary; leave spreads at 0")
 
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The lowest and highest values of the parameters, which broadcast to them; None where there are none."""
+        return None
+
     def project(self) -> None:
         """Bring the parameters back into the valid range; called after each step of the optimiser."""
 

@@ -12,18 +12,23 @@ from torch import Tensor, nn
 from ensemble.image.parameterization import ImageParameterization, Parameterization, coarse_part, drawn_normal
 from models import ModelCard
 
+_CAFFE = (123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3
+"""Mean and deviation with which normalised values are grey levels less ImageNet's mean colour, red, green and blue."""
+
 
 @dataclass(frozen=True)
 class Pixels(Parameterization, kind="pixels"):
     """The pixels themselves, in RGB or in the first teacher's normalised space."""
 
-    space: Literal["rgb", "normalised"] = "rgb"
-    """What a step of the optimiser means; published recipes step in the normalised space."""
+    space: Literal["rgb", "normalised", "caffe"] = "rgb"
+    """What a step of the optimiser means; published recipes step in the normalised space. `caffe`: in grey levels of
+    256, less the mean colour of ImageNet."""
     clip: bool = True
     """Keep RGB in [0, 1] after each step."""
 
     def make(self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str) -> PixelImage:
-        normalised = (card.mean, card.std) if self.space == "normalised" else None
+        spaces = {"rgb": None, "normalised": (card.mean, card.std), "caffe": _CAFFE}
+        normalised = spaces[self.space]
         return PixelImage(n, size, clip=self.clip, normalised=normalised, dtype=dtype, device=device)
 
 
@@ -59,11 +64,15 @@ class PixelImage(ImageParameterization):
     def forward(self) -> Tensor:
         return self.pixels * self.std + self.mean
 
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """Where RGB lies in [0, 1], if `clip`: (3, 1, 1) each."""
+        return (-self.mean / self.std, (1 - self.mean) / self.std) if self.clip else None
+
     @torch.no_grad()
     def project(self) -> None:
-        """Clip the pixels in place to where RGB lies in [0, 1], if `clip`."""
-        if self.clip:
-            self.pixels.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
+        """Clip the pixels in place to their bounds."""
+        if (bounds := self.bounds()) is not None:
+            self.pixels.clamp_(*bounds)
 
     @torch.no_grad()
     def set_image(self, image: Tensor) -> None:

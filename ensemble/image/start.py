@@ -56,6 +56,14 @@ class Noise(Start, kind="noise"):
 
 
 @dataclass(frozen=True)
+class Uniform(Start, kind="uniform"):
+    """Red, green and blue of each pixel drawn uniformly from [0, 1]."""
+
+    def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
+        image.set_image(torch.rand(image.n, 3, image.size, image.size, generator=rng, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
 class Black(Start, kind="black"):
     """RGB 0 everywhere."""
 

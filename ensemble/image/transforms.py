@@ -42,13 +42,17 @@ class Jitter:
         n, _, height, width = images.shape
         if self.mode == "reflect" and self.pixels >= min(height, width):
             raise ValueError(f"jitter: reflecting {self.pixels} pixels needs larger images than {height} x {width}")
-        shifts = torch.randint(-self.pixels, self.pixels + 1, (n if self.per_image else 1, 2), generator=rng)
+        shifts = self.shifts(n, rng)
         if self.per_image:
             return _shift_each(images, shifts, self.mode)
         dy, dx = shifts[0].tolist()
         if self.mode == "wrap":
             return torch.roll(images, (dy, dx), (2, 3))
         return _shift_reflected(_shift_reflected(images, dy, 2), dx, 3)
+
+    def shifts(self, n: int, rng: torch.Generator) -> Tensor:
+        """What is drawn for n images: (1 or n, 2), how far down and right."""
+        return torch.randint(-self.pixels, self.pixels + 1, (n if self.per_image else 1, 2), generator=rng)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,14 @@ class Compose:
         for transform in self.transforms:
             images = transform(images, rng)
         return images
+
+    def shifts(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """By how much n images are shifted around their edges, (1 or n, 2), down and right.
+
+        None where they are shifted otherwise. A shift is the first thing that is drawn.
+        """
+        jitter = next((transform for transform in self.transforms if isinstance(transform, Jitter)), None)
+        return None if jitter is None or jitter.mode != "wrap" else jitter.shifts(n, rng)
 
 
 def _shift_reflected(images: Tensor, shift: int, dim: int) -> Tensor:

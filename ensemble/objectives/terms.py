@@ -136,6 +136,10 @@ class TeacherTerm(Objective):
         """The unweighted loss for teacher t, a scalar; where `sums` is a scalar, that is the default."""
         return total[t]
 
+    def per_image(self, total: Totals, t: int) -> torch.Tensor | None:
+        """Each image's part of `loss`, (N,), which is their sum and depends on that image alone; None where none is."""
+        return None
+
 
 class ImageTerm(Objective):
     """A prior: a term of the view alone."""

@@ -31,18 +31,39 @@ def fields_of(
     matching = {"kind": "bn_matching", "weight": bn_matching * images}
     fields: dict[str, Any] = {
         "objectives": [to_plain(term), *([matching] if bn_matching else [])],
-        "ensemble": {"aggregation": "equal"} if networks > 1 else {},
+        "ensemble": {"aggregation": "equal"} if networks > 1 and method != "lbfgs" else {},
         "best_every": 0,
     }
     image, stage, optimizer = _OF[method](size)
     return fields | {"image": image | {"size": size}, "stages": [stage], "optimizer": optimizer}
 
 
-def _fourier(size: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+Made = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+"""Image, stage and optimizer."""
+
+
+def _fourier(size: int) -> Made:
     """As Olah, Mordvintsev & Schubert (2017): decorrelated Fourier coefficients, Adam, small shifts and crops."""
     image = {"start": {"kind": "noise"}}
     stage = {"iterations": 256, "jitter": max(1, size // 16), "jitter_per_image": True, "zoom": 0.9}
     return image, stage, {"kind": "adam", "lr": 0.05, "betas": [0.9, 0.999], "schedule": "constant"}
 
 
-_OF = {"fourier": _fourier}
+def _descent(size: int) -> Made:
+    """cnnpref's demonstration of higher layers, in the correct form; its pixels are of 227."""
+    image = {"parameterization": {"kind": "pixels", "space": "caffe", "clip": False}, "start": {"kind": "uniform"}}
+    stage = {"iterations": 200, "jitter": max(1, round(32 * size / 227)), "jitter_mode": "wrap"}
+    optimizer = {
+        **{"kind": "gradient_descent", "lr": 1.0, "momentum": 0.001, "decay": 0.001},
+        **{"blur": [2.5 * size / 227, 0.5 * size / 227], "clip_small_norm": 5.0, "clip_small_contribution": 5.0},
+    }
+    return image, stage, optimizer
+
+
+def _bounded(size: int) -> Made:
+    """cnnpref's: from black, pixels within their bounds, nothing else."""
+    image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "black"}}
+    return image, {"iterations": 200}, {"kind": "lbfgsb"}
+
+
+_OF = {"fourier": _fourier, "gd": _descent, "lbfgs": _bounded}

@@ -152,7 +152,7 @@ def test_what_is_learnt_moves(learn: Any, moves: set[str] | str) -> None:
     images = made(Generator(width=4, latent=8, learn=learn))
     before = {name: value.clone() for name, value in images.state_dict().items()}
     target = 0.2 + 0.6 * torch.rand(3, 3, 8, 8, generator=generator(7), dtype=torch.float64)
-    optimizer = Adam(lr=0.03).make(list(images.parameters()))
+    optimizer = Adam(lr=0.03).make(list(images.parameters()), 1)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()

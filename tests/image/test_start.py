@@ -14,7 +14,7 @@ from ensemble.image.files import list_images, read_image
 from ensemble.image.fourier import FourierImage
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.pixels import PixelImage
-from ensemble.image.start import Black, FromFolder, FromImage, Grey, Noise, Start
+from ensemble.image.start import Black, FromFolder, FromImage, Grey, Noise, Start, Uniform
 from ensemble.machine.rng import generator
 
 
@@ -163,3 +163,14 @@ def test_unreadable_files_are_explained(tmp_path: Path) -> None:
 def test_an_empty_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no images"):
         list_images(tmp_path)
+
+
+def test_uniform_draws_every_level_alike() -> None:
+    image = PixelImage(4, 16, clip=False, normalised=((123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3))
+    Uniform().set(image, torch.Generator().manual_seed(0))
+    values = image().detach()
+    assert 0 <= float(values.min()) < 0.01 and 0.99 < float(values.max()) <= 1
+    assert float(values.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(values.std()) == pytest.approx(12**-0.5, abs=0.01)
+    # in grey levels less the mean colour
+    torch.testing.assert_close(image.pixels.detach()[:, 0], 255 * values[:, 0] - 123, atol=1e-3, rtol=0)
