@@ -38,7 +38,8 @@ class Activation(TeacherTerm, kind="activation"):
     - `dot_cos`, the mean of d.v max(0.1, cos(d, v))^`power`, v the layer's channels at a position and d the
       direction: the unit's axis, or a file's (lucid's direction objective; power 0 is the mean).
 
-    A file with a number for each position (`mask=`) is multiplied with the value and summed, whatever the reduction.
+    A file with a number for each position (`mask=`) is multiplied with the value and summed; with `dot_cos`, times
+    max(0.1, cos)^`power` of the whole of both: where the file is what an image makes of the layer, a caricature of it.
     Each a_i depends on its own image alone.
     """
 
@@ -171,8 +172,12 @@ class Activation(TeacherTerm, kind="activation"):
     ) -> torch.Tensor:
         """The number of each entry, (R,), of `flat` (n, C, P)."""
         if file.startswith("mask="):
-            weights = read_direction(file.partition("=")[2]).to(flat)
-            return (flat[rows] * weights.reshape(flat.shape[1:])).sum((1, 2))
+            weights = read_direction(file.partition("=")[2]).to(flat).reshape(flat.shape[1:])
+            dot = (flat[rows] * weights).sum((1, 2))
+            if self.reduction != "dot_cos":
+                return dot
+            lengths = flat[rows].flatten(1).norm(dim=1) * weights.norm()
+            return dot * (dot / lengths.clamp_min(torch.finfo(dot.dtype).eps)).clamp_min(COSINE) ** self.power
         if file:
             direction = read_direction(file.partition("=")[2]).to(flat)
             picked = torch.einsum("rcp,c->rp", flat[rows], direction)

@@ -117,6 +117,10 @@ def test_directions_from_files(tmp_path: Path) -> None:
     cosine = dot / np.linalg.norm(direction) / np.linalg.norm(layer.reshape(5, -1), axis=0)
     found = rows(Activation(f"layer:dir={tmp_path}/d.npy", reduction="dot_cos", power=3), taps)[0]
     assert float(found) == pytest.approx((dot * np.maximum(cosine, 0.1) ** 3).mean())
+    whole = (mask * layer).sum()
+    cosine = whole / np.linalg.norm(mask) / np.linalg.norm(layer)
+    found = rows(Activation(f"layer:mask={tmp_path}/m.npy", reduction="dot_cos", power=2), taps)[0]
+    assert float(found) == pytest.approx(whole * max(cosine, 0.1) ** 2)
     np.save(tmp_path / "short.npy", direction[:3])
     for text, message in {
         f"layer:dir={tmp_path}/short.npy": r"short.npy holds numbers of shape \(3,\); layer has \(5,\)",

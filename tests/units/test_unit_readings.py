@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 from ensemble.objectives.activation import Activation
-from ensemble.units import matching
+from ensemble.units import layer_values, matching
 from ensemble.units.excitation import Readers
 from ensemble.units.matching import channel_means, correlation, matched
 from ensemble.units.real import RealExcitations
@@ -73,6 +73,25 @@ def test_what_a_unit_can_see() -> None:
     assert receptive_field(readers, 0, 32) == (13, 5, 20, 12)  # 4 y - 3 to 4 y + 3
     assert receptive_field(readers, 1, 32) == (0, 0, 4, 4)
     assert receptive_field(readers, 2, 32) == receptive_field(readers, 3, 32) == (0, 0, 32, 32)
+
+
+def test_a_picture_s_values_are_a_mask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    net = Net().eval()
+    monkeypatch.setattr(layer_values, "create_model", lambda name: (net, CARD))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    file = tmp_path / "a.npy"
+    layer_values.write_layer_values("t", "bn", tmp_path / "a.png", file)
+    view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CARD.mean, CARD.std))
+    expected = net.bn(net.conv((view / 255 - mean) / std)).detach()[0]
+    np.testing.assert_allclose(np.load(file), expected, rtol=1e-4, atol=1e-5)
+    readers = Readers({"t": (net, CARD)}, Activation(f"bn:mask={file}", reduction="dot_cos", power=2))
+    found = readers(torch.cat([view, 255 - view]))[:, 0]  # the picture itself has a cosine of 1
+    assert float(found[0]) == pytest.approx(float(expected.square().sum()), rel=1e-3) and found[1] < found[0]
+    for name, message in (("a.npy", "exists; give another name"), ("a.txt", "let it end in .npy")):
+        with pytest.raises(ValueError, match=message):
+            layer_values.write_layer_values("t", "bn", tmp_path / "a.png", tmp_path / name)
 
 
 def test_bytes_and_numbers_are_the_same_images() -> None:

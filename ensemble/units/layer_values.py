@@ -1,0 +1,38 @@
+"""What an image makes of a layer, as a file of numbers that a selection can name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ensemble.image.files import read_image
+from ensemble.machine.files import write_bytes
+from ensemble.objectives.selection import parse_layer
+from ensemble.teachers.teacher import Teacher
+from models import create_model
+
+
+def write_layer_values(model: str, layer: str, image: str | Path, file: str | Path) -> None:
+    """The value of `layer` for one picture, (C, ...), as a .npy file.
+
+    "LAYER:mask=FILE" with `reduction: dot_cos` then asks for a caricature of the picture (Olah et al. 2018). The picture
+    is resized to the network's input. ValueError for a layer or a picture that is not there, or a file that is.
+    """
+    target = Path(file).expanduser()
+    if target.suffix != ".npy":
+        raise ValueError(f"{target} is not the name of such a file; let it end in .npy")
+    if target.exists():
+        raise ValueError(f"{target} exists; give another name")
+    net, card = create_model(model)
+    teacher = Teacher(card.name, net, card)
+    _, tap = parse_layer(layer)
+    teacher.tap([tap], alone=True)
+    view = read_image(image, card.input_size)[None]
+    with torch.no_grad():
+        value = teacher.observe(view).taps[tap][0]
+    buffer = io.BytesIO()
+    np.save(buffer, value.numpy())
+    write_bytes(target, buffer.getvalue())
