@@ -18,8 +18,8 @@ from models import create_model
 def write_layer_values(model: str, layer: str, image: str | Path, file: str | Path) -> None:
     """The value of `layer` for one picture, (C, ...), as a .npy file.
 
-    "LAYER:mask=FILE" with `reduction: dot_cos` then asks for a caricature of the picture (Olah et al. 2018). The picture
-    is resized to the network's input. ValueError for a layer or a picture that is not there, or a file that is.
+    "LAYER:mask=FILE" with `reduction: dot_cos` then asks for a caricature of the picture (Olah et al. 2018), which is
+    resized to the network's input. ValueError for a layer or a picture that is not there, or a file that is.
     """
     target = Path(file).expanduser()
     if target.suffix != ".npy":
