@@ -205,14 +205,22 @@ def unique_names(models: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def own_columns(entry: TeacherEntry, first: ModelCard) -> tuple[int, ...] | None:
+    """Where the first teacher's classes are among another's, -1 for those that are not mapped; None: as they are."""
+    if entry.classes is None:
+        return None
+    columns = [-1] * first.num_classes
+    for name, index in entry.classes.items():
+        columns[first.class_names.index(name)] = index
+    return tuple(columns)
+
+
 def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) -> torch.Tensor:
     """The targets, indices of the first teacher's classes, as indices of another's own."""
-    if entry.classes is None:
+    columns = own_columns(entry, first)
+    if columns is None:
         return targets
-    table = torch.full((first.num_classes,), -1)
-    for name, index in entry.classes.items():
-        table[first.class_names.index(name)] = index
-    mapped = table[targets]
+    mapped = torch.tensor(columns)[targets]
     if (mapped < 0).any():
         missing = first.class_names[int(targets[mapped < 0][0])]
         raise ValueError(

@@ -74,6 +74,19 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
     assert torch.equal(images(tmp_path / "1"), images(tmp_path / "2"))
 
 
+def test_mapped_classes_are_compared_by_their_names(run, tmp_path):
+    """A teacher and a student of ten classes beside one of three: what the recipe says of them reaches the term."""
+    mapped = "{model: resnet20_cifar@random, classes: {circle: 2, square: 0, star: 1}}"
+    student = "{model: resnet20_cifar@random, student: true, classes: {circle: 7, square: 1, star: 4}}"
+    settings = (f"teachers=[{{model: tiny_a@random}}, {mapped}, {student}]",)
+    assert run(*line(*settings), "--output", tmp_path / "out").code == 0
+    load_plugin(PLUGIN[1])
+    recipe = load_recipe(str(tmp_path / "out" / "recipe.yaml"))
+    plan = make_plan(recipe, [torch.device("cpu")])
+    placed = build_ensemble(plan, ProcessContext(0, 1, torch.device("cpu"))).teachers
+    assert [teacher.profile.columns for teacher in placed] == [None, (2, 0, 1), (7, 1, 4)]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -86,9 +99,9 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
         (
             [
                 "teachers=[{model: tiny_a@random}, {model: resnet20_cifar@random, student: true, "
-                "classes: {circle: 0, square: 1, star: 2}}]"
+                "classes: {circle: 0, square: 1}}]"
             ],
-            "competition: student has other classes than tiny_a",
+            "competition: the classes of student are mapped without 'star'",
         ),
     ],
 )
