@@ -19,6 +19,9 @@ from ensemble.runs.targets import batch_targets, drawn_targets, parse_shares, pa
 from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard, wordnet_numbers
 
+STUDENT = "student"
+"""What the student is called beside the teachers."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -120,7 +123,7 @@ def make_plan(
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
     denied = recipe.runtime.compile == "on" and not compiled
     models = [entry.model for entry in recipe.teachers]
-    names = unique_names(["student" if entry.student else entry.model for entry in recipe.teachers])
+    names = unique_names([STUDENT if entry.student else entry.model for entry in recipe.teachers])
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):

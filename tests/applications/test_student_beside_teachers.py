@@ -43,6 +43,19 @@ def test_two_ranks_do_as_one_and_the_student_is_written_beside_the_teachers(run,
     assert pulled["student/bn_matching"] == 0
 
 
+def test_a_line_of_progress_is_about_the_teachers(run, tmp_path):
+    """What is shown of each loss is its mean over them, not over the student too, of which it is 0."""
+    ended = run(*line(weight=20), "--set", "record_every=1", "--output", tmp_path / "out")
+    last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    (shown,) = (text for text in ended.output.splitlines() if text.startswith("step 4/4"))
+    said = dict(zip(shown.split(), shown.split()[1:], strict=False))
+    for term in ("cross_entropy", "competition", "accuracy"):
+        mean = (last[f"tiny_a/{term}"] + last[f"tiny_b/{term}"]) / 2
+        assert float(said[term]) == pytest.approx(mean, rel=1e-3), term
+    rows = [text.split()[:2] for text in ended.output.splitlines()]
+    assert ["tiny_a", "teacher"] in rows and ["student", "student"] in rows
+
+
 def test_agreement_is_the_teachers(run, tmp_path):
     assert run(*line("agreement=true"), "--output", tmp_path / "out").code == 0
     assert load_file(tmp_path / "out/agreement.safetensors").keys() == {"maps", "tiny_a~tiny_b"}
