@@ -344,7 +344,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--diagnose"], "diagnose: there is nothing to test on; give real images, as --test DATA"),
         (["--set", "test_every=2"], "test_every: there is nothing to test on"),
         (["--recipe", "cifar11"], "recipe 'cifar11' is neither a file nor a shipped recipe"),
-        (["--recipe", "quickstart"], "teachers: unknown key"),
+        (["--recipe", "quickstart"], "--recipe: quickstart is a recipe of images; name one of distillation, such as"),
         (["--device", "tpu"], "'tpu' is none of auto, cpu"),
         (["--overwrite", "--resume"], "not allowed with argument"),
         (["--export", "x"], "unrecognized arguments: --export x"),
