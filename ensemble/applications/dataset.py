@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
     load_entry_points()
     prepared = dataset_job(
-        source_of(options),
+        _source(options),
         _fields(options),
         options.set,
         options.output,
@@ -97,6 +97,17 @@ def run(options: argparse.Namespace) -> int:
 
         print_dataset(made.manifest, made.cost, options.output)
     return 0
+
+
+def _source(options: argparse.Namespace) -> Any:
+    """What `source_of` says; of `--models` alone, with a batch whose BatchNorm statistics say something."""
+    source = source_of(options)
+    if options.models and options.recipe is None and options.images_per_class is None:
+        from models import model_card
+
+        size = max(model_card(name).input_size for name in options.models)
+        source["image"] = {**source.get("image", {}), "batch_size": 100 if size <= 64 else 20}
+    return source
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _rounds(options: argparse.Namespace) -> Rounds | None:
             option = "--competition" if "competition" in given else f"--round-{next(iter(given))}"
             raise ValueError(f"{option} is about rounds; say how many, with --rounds R")
         return None
-    return parse(Rounds, given | {"count": options.rounds})
+    return parse(Rounds, given | {"count": options.rounds}, "rounds")
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,6 +101,8 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:
     """ValueError for what the recipe's own check would tell in words of its fields."""
+    if "teachers" in data:
+        raise ValueError(f"--recipe: {options.recipe} is a recipe of images; name one of distillation, such as cifar10")
     for option in ("dataset", "student"):
         if not data.get(option):
             raise ValueError(f"--{option} is missing; give it, or a --recipe that has it; see invert.py distill --help")

@@ -24,6 +24,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,12 @@ def space_file(name: str) -> Path:
     from ensemble.runs.recipes import recipe_file
 
     path = Path(name).expanduser()
-    return path if path.is_file() or path.suffix else recipe_file(f"search/{name}")
+    if path.is_file() or path.suffix:
+        return path
+    with suppress(ValueError):
+        return recipe_file(f"search/{name.removeprefix('search/')}")
+    known = ", ".join(sorted(file.stem for file in recipe_file("search/quickstart").parent.glob("*.yaml")))
+    raise ValueError(f"--space: {name!r} is neither a file nor a shipped space; shipped are {known}")
 
 
 def _print(summary: Mapping[str, Any], folder: Path) -> None:

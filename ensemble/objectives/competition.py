@@ -29,7 +29,8 @@ class Competition(TeacherTerm, kind="competition"):
     reference:  1 - min(1, KL(m | p_t) / 2 + KL(m | p_s) / 2) with all three clipped to [0.01, 0.99], as DeepInversion's
                 code has it: arguments exchanged, and no pull where a clip acts.
 
-    The student is the one of `teachers` that says `student: true`. Gradients pass through both networks.
+    The student is the one of `teachers` that says `student: true`. Gradients pass through both networks. Of a network
+    whose classes are mapped, the distribution is over the first teacher's classes, in their order.
     """
 
     compares: ClassVar[bool] = True
@@ -41,18 +42,27 @@ class Competition(TeacherTerm, kind="competition"):
     def check(self, teachers: Sequence[Profile]) -> None:
         first = teachers[0].card
         for teacher in teachers:
-            if teacher.card.num_classes != first.num_classes or not teacher.card.shares_classes(first):
+            if teacher.columns is None and not teacher.card.shares_classes(first):
                 raise ValueError(
                     f"{self.name}: {teacher.name} has other classes than {first.name}; it compares what networks say "
-                    "of the same classes in the same order"
+                    "of the same classes; map them all (classes)"
+                )
+            columns = teacher.columns or ()
+            if -1 in columns:
+                raise ValueError(
+                    f"{self.name}: the classes of {teacher.name} are mapped without "
+                    f"{first.class_names[columns.index(-1)]!r}; it compares what networks say of all classes of "
+                    f"{first.name}; map them all"
                 )
 
     def describe(self) -> str:
         return f"{self.name}[{self.divergence}, T {self.temperature:g}]"
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
-        """The batch's log-probabilities, each image's at its row: (N, C)."""
-        return batch.placed(F.log_softmax(seen.logits.double() / self.temperature, 1))
+        """The batch's log-probabilities of the first teacher's C classes, each image's at its row: (N, C)."""
+        columns = batch.teacher.columns
+        logits = seen.logits if columns is None else seen.logits[:, columns]
+        return batch.placed(F.log_softmax(logits.double() / self.temperature, 1))
 
     def loss(self, total: Totals, t: int) -> torch.Tensor:
         students = [s for s in total if total.batch(s).teacher.student]

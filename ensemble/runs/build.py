@@ -19,7 +19,7 @@ from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
 from ensemble.objectives.terms import Formulation
 from ensemble.recipe import Recipe, Stage
-from ensemble.runs.plan import Plan, own_targets
+from ensemble.runs.plan import Plan, own_columns, own_targets
 from ensemble.teachers.cost import count_cost
 from ensemble.teachers.measured import Measurement
 from ensemble.teachers.observing import shown
@@ -114,7 +114,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         teachers.append(teacher)
         costs.append(count_cost(teacher))
     profiles = [
-        replace(teacher.profile(entry.layers), student=entry.student)
+        replace(teacher.profile(entry.layers), student=entry.student, columns=own_columns(entry, plan.cards[0]))
         for teacher, entry in zip(teachers, recipe.teachers, strict=True)
     ]
     for term in plan.formulation.teacher_terms:

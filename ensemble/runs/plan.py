@@ -19,6 +19,9 @@ from ensemble.runs.targets import batch_targets, drawn_targets, parse_shares, pa
 from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard, wordnet_numbers
 
+STUDENT = "student"
+"""What the student is called beside the teachers."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -120,7 +123,7 @@ def make_plan(
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
     denied = recipe.runtime.compile == "on" and not compiled
     models = [entry.model for entry in recipe.teachers]
-    names = unique_names(["student" if entry.student else entry.model for entry in recipe.teachers])
+    names = unique_names([STUDENT if entry.student else entry.model for entry in recipe.teachers])
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):
@@ -205,14 +208,22 @@ def unique_names(models: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def own_columns(entry: TeacherEntry, first: ModelCard) -> tuple[int, ...] | None:
+    """Where the first teacher's classes are among another's, -1 for those that are not mapped; None: as they are."""
+    if entry.classes is None:
+        return None
+    columns = [-1] * first.num_classes
+    for name, index in entry.classes.items():
+        columns[first.class_names.index(name)] = index
+    return tuple(columns)
+
+
 def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) -> torch.Tensor:
     """The targets, indices of the first teacher's classes, as indices of another's own."""
-    if entry.classes is None:
+    columns = own_columns(entry, first)
+    if columns is None:
         return targets
-    table = torch.full((first.num_classes,), -1)
-    for name, index in entry.classes.items():
-        table[first.class_names.index(name)] = index
-    mapped = table[targets]
+    mapped = torch.tensor(columns)[targets]
     if (mapped < 0).any():
         missing = first.class_names[int(targets[mapped < 0][0])]
         raise ValueError(

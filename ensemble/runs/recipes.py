@@ -49,8 +49,10 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     """The recipe `data` with `fields` of it replaced, then `overrides` applied.
 
     `fields` may also hold `iterations` (steps in all; the stages keep their proportions) and fields of `runtime`.
-    Raises ConfigError with every mistake.
+    Raises ConfigError with every mistake, and one line for a file that is another command's.
     """
+    if other := _command_of(data):
+        raise ConfigError([f"recipe: this file is one of {other}; a recipe of images names teachers"])
     given = {key: value for key, value in fields.items() if value is not None}
     total = given.pop("iterations", None)
     runtime = {key: given.pop(key) for key in RUNTIME if key in given}
@@ -67,6 +69,17 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     if isinstance(total, bool) or not isinstance(total, int):
         raise ValueError(f"iterations: expected an integer, got {total!r}")
     return recipe.with_iterations(total)
+
+
+def _command_of(data: Mapping[str, Any]) -> str:
+    """Which other command takes such a file; "" for what may be a recipe of images."""
+    if "teachers" in data:
+        return ""
+    if {"student", "dataset"} <= data.keys():
+        return "invert.py distill --recipe"
+    if {"model", "data"} <= data.keys():
+        return "invert.py train --recipe"
+    return "invert.py search --space" if any(set(".[") & set(str(key)) for key in data) else ""
 
 
 def is_known_model(name: str) -> bool:

@@ -17,7 +17,7 @@ from ensemble.engine.inversion import Inversion
 from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
-from ensemble.runs.plan import Plan, ranks_per_replica
+from ensemble.runs.plan import STUDENT, Plan, ranks_per_replica
 from ensemble.teachers.layers import list_layers
 from models import create_model, list_models, network_input
 
@@ -180,7 +180,7 @@ def print_summary(summary: Mapping[str, Any], output: str | Path) -> None:
     table = Table("network", "role", "reads the target", "losses", box=None, pad_edge=False)
     for name, values in summary["teachers"].items():
         losses = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "accuracy")
-        table.add_row(name, "teacher", f"{values['accuracy']:.1%}", losses)
+        table.add_row(name, "student" if name == STUDENT else "teacher", f"{values['accuracy']:.1%}", losses)
     for name, result in summary.get("verifiers", {}).items():
         low, high = result["interval"]
         table.add_row(name, "verifier", f"{result['accuracy']:.1%}", f"95 % interval {low:.1%} to {high:.1%}")

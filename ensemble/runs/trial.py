@@ -178,7 +178,9 @@ def show(here: Replica, trial: int, step: Step) -> None:
         here.metrics.write({**values, **about, **({"event": step.event} if step.event else {})})
     if step.event:
         here.progress.message(f"step {step.number}: {step.event}")
-    here.progress.step(here.steps_done, {**values, **here.pace} if values else None)
+    students = set(here.plan.names) - set(here.plan.teachers)  # a line shows means over those that teach
+    shown = {key: value for key, value in values.items() if key.rpartition("/")[0] not in students}
+    here.progress.step(here.steps_done, {**shown, **here.pace} if shown else None)
     here.steps_done += 1
 
 

@@ -52,6 +52,8 @@ class Profile:
     """It is no teacher: images are to part it from them."""
     taps: Mapping[Tap, Tapped] = field(default_factory=dict)
     """What is tapped, at its own input size."""
+    columns: tuple[int, ...] | None = None
+    """Where the first teacher's classes are among its logits, -1 for those that are not; None: in the same order."""
 
     def example(self, device: torch.device) -> Observation:
         """The shapes of what it says of one image; the values are zeros."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.reading import inputs_of, logits_of
 from ensemble.training.run import build_network, relabelled
-from models import ModelCard, parse_spec
+from models import ModelCard, parse_spec, wordnet_numbers
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -66,8 +66,9 @@ def prepare(recipe: DistillationRecipe) -> Student:
     _check_size(net, card)
     test_set = real_set = None
     if recipe.test is not None:
-        test_set = _real(recipe.test, recipe.test.split, card)
-        real_set = _real(recipe.test, recipe.test.train, card, at_most=_DIAGNOSED) if recipe.diagnose else None
+        made = {card.class_names[i] for i in pool.data.labels.unique().tolist()}
+        test_set = _real(recipe.test, recipe.test.split, card, made)
+        real_set = _real(recipe.test, recipe.test.train, card, set(), _DIAGNOSED) if recipe.diagnose else None
     return Student(net, card, pool, test_set, real_set)
 
 
@@ -107,14 +108,20 @@ def _check_size(net: nn.Module, card: ModelCard) -> None:
         ) from None
 
 
-def _real(spec: RealImages, split: str, card: ModelCard, at_most: int | None = None) -> LabelledImages:
-    """Real images at the student's size, labelled by its classes; ValueError where they have others."""
+def _real(spec: RealImages, split: str, card: ModelCard, made: Set[str], at_most: int | None = None) -> LabelledImages:
+    """Real images at the student's size, labelled by its classes, by their names or WordNet's numbers.
+
+    ValueError where they have others, or lack some of those that images were `made` for.
+    """
     data = load_images(spec.path, split, card.input_size, at_most=at_most)
-    unknown, missing = set(data.class_names) - set(card.class_names), set(card.class_names) - set(data.class_names)
-    if unknown or (missing and at_most is None):
+    known = wordnet_numbers(card, " ".join(data.class_names))
+    known |= {name: index for index, name in enumerate(card.class_names)}
+    unknown = set(data.class_names) - set(known)
+    missing = made - {card.class_names[known[name]] for name in data.class_names if name in known}
+    if unknown or missing:
         raise ValueError(
             f"test: {spec.path}, {split}, has other classes than the dataset ({few(unknown | missing)}); name its "
             "folders as the dataset's class_names"
         )
-    index = torch.tensor([card.class_names.index(name) for name in data.class_names])
+    index = torch.tensor([known[name] for name in data.class_names])
     return LabelledImages(data.images, index[data.labels], card.class_names)

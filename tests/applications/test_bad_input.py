@@ -34,6 +34,12 @@ MISTAKES = {
         ["--iteration=3 --images_per_class 2 (did you mean --iterations and --images-per-class?)"],
     ),
     "no number": ([*ONE, "--iterations", "many"], ["--iterations", "many"]),
+    "recipe of a student": (
+        [*PLUGIN, "--recipe", "distillation/cifar10"],
+        ["recipe: this file is one of invert.py distill --recipe; a recipe of images names teachers"],
+    ),
+    "recipe of a training": ([*PLUGIN, "--recipe", "training/resnet20_cifar"], ["one of invert.py train --recipe"]),
+    "space of a search": ([*PLUGIN, "--recipe", "search/quickstart"], ["one of invert.py search --space"]),
     "unknown model": ([*PLUGIN, "--models", "tiny_q@random"], ["'tiny_q'", "did you mean", "tiny_a"]),
     "near model of a zoo": ([*PLUGIN, "--models", "resnet20_cifra"], ["did you mean", "resnet20_cifar"]),
     "unknown verifier": ([*ONE, "--verifier", "tiny_q"], ["'tiny_q'", "did you mean"]),

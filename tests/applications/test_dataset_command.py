@@ -160,6 +160,19 @@ def test_verifiers_read_what_is_stored(run, tmp_path):
     assert other.code == 0 and list(manifest(tmp_path)["verifiers"]) == ["tiny_plain"] and shards(tmp_path) == before
 
 
+def test_networks_by_name_get_batches_that_have_statistics(run, tmp_path):
+    """However few classes there are, and however many images; unless a batch's size is said."""
+    few = ["dataset", *ONE, "--iterations", "3", "--balance", "star=3,circle=1", "--dry-run", "--output", tmp_path]
+    for said, batches in (
+        ([], "2 x 100 of 8"),
+        (["--images-per-class", "3"], "20 x 6 of 8"),
+        (["--set", "image.batch_size=60"], "2 x 60 of 8"),
+    ):
+        assert f"images: {batches} x 8" in run(*few, *said, "--images", "120").output
+    large = ["dataset", "--models", "resnet18@random", "--device", "cpu", "--balance", "0=1", "--output", tmp_path]
+    assert "images: 2 x 20 of 224" in run(*large, "--images", "40", "--dry-run").output
+
+
 def test_a_dry_run_makes_nothing(run, tmp_path):
     ended = run(*COMMAND, "--images", "20", "--dry-run", "--output", tmp_path / "out")
     assert ended.code == 0 and "images: 3 x 8 of 8 x 8" in ended.output and not (tmp_path / "out").exists()

@@ -273,6 +273,10 @@ def test_all_mistakes_of_a_space_are_told_at_once(run: Run, line: Any, tmp_path:
 
 
 OPTIONS = [
+    (
+        ["--space", "quikstart"],
+        "--space: 'quikstart' is neither a file nor a shipped space; shipped are imagenet",
+    ),
     (["--judge", "tiny_a@random"], "tiny_a@random is a teacher"),
     (["--judge", "tiny_renamed@random"], "has other classes than the first teacher"),
     (["--set", "runtime.device=[cpu, cpu]"], "a list is for ranks"),
@@ -368,6 +372,7 @@ def test_the_shipped_space_fits_its_recipe(run: Run, tmp_path: Path) -> None:
     from ensemble.search.space import check_space
 
     recipe = load_recipe("quickstart")
+    assert space_file("quickstart") == space_file("search/quickstart")
     space = read_space(space_file("quickstart"))
     check_space(space, recipe, "quickstart")
     assert None not in space.encoded(space.values_of(recipe)).values()  # the recipe as it is lies in it

@@ -43,6 +43,19 @@ def test_two_ranks_do_as_one_and_the_student_is_written_beside_the_teachers(run,
     assert pulled["student/bn_matching"] == 0
 
 
+def test_a_line_of_progress_is_about_the_teachers(run, tmp_path):
+    """What is shown of each loss is its mean over them, not over the student too, of which it is 0."""
+    ended = run(*line(weight=20), "--set", "record_every=1", "--output", tmp_path / "out")
+    last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    (shown,) = (text for text in ended.output.splitlines() if text.startswith("step 4/4"))
+    said = dict(zip(shown.split(), shown.split()[1:], strict=False))
+    for term in ("cross_entropy", "competition", "accuracy"):
+        mean = (last[f"tiny_a/{term}"] + last[f"tiny_b/{term}"]) / 2
+        assert float(said[term]) == pytest.approx(mean, rel=1e-3), term
+    rows = [text.split()[:2] for text in ended.output.splitlines()]
+    assert ["tiny_a", "teacher"] in rows and ["student", "student"] in rows
+
+
 def test_agreement_is_the_teachers(run, tmp_path):
     assert run(*line("agreement=true"), "--output", tmp_path / "out").code == 0
     assert load_file(tmp_path / "out/agreement.safetensors").keys() == {"maps", "tiny_a~tiny_b"}
@@ -74,6 +87,19 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
     assert torch.equal(images(tmp_path / "1"), images(tmp_path / "2"))
 
 
+def test_mapped_classes_are_compared_by_their_names(run, tmp_path):
+    """A teacher and a student of ten classes beside one of three: what the recipe says of them reaches the term."""
+    mapped = "{model: resnet20_cifar@random, classes: {circle: 2, square: 0, star: 1}}"
+    student = "{model: resnet20_cifar@random, student: true, classes: {circle: 7, square: 1, star: 4}}"
+    settings = (f"teachers=[{{model: tiny_a@random}}, {mapped}, {student}]",)
+    assert run(*line(*settings), "--output", tmp_path / "out").code == 0
+    load_plugin(PLUGIN[1])
+    recipe = load_recipe(str(tmp_path / "out" / "recipe.yaml"))
+    plan = make_plan(recipe, [torch.device("cpu")])
+    placed = build_ensemble(plan, ProcessContext(0, 1, torch.device("cpu"))).teachers
+    assert [teacher.profile.columns for teacher in placed] == [None, (2, 0, 1), (7, 1, 4)]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -86,9 +112,9 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path):
         (
             [
                 "teachers=[{model: tiny_a@random}, {model: resnet20_cifar@random, student: true, "
-                "classes: {circle: 0, square: 1, star: 2}}]"
+                "classes: {circle: 0, square: 1}}]"
             ],
-            "competition: student has other classes than tiny_a",
+            "competition: the classes of student are mapped without 'star'",
         ),
     ],
 )

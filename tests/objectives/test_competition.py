@@ -20,11 +20,19 @@ FORMS = ("js", "masked", "reference")
 
 
 def value(
-    term: Competition, teacher: torch.Tensor, student: torch.Tensor, cuts: tuple[int, ...] = (), t: int = 0
+    term: Competition,
+    teacher: torch.Tensor,
+    student: torch.Tensor,
+    cuts: tuple[int, ...] = (),
+    t: int = 0,
+    columns: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """The loss for network t, 0 the teacher and 1 the student, of logits (N, C) in slices that end at `cuts`."""
+    """The loss for network t, 0 the teacher and 1 the student, of logits (N, C) in slices that end at `cuts`.
+
+    `columns` is where the student's logits have the teacher's classes.
+    """
     n = len(teacher)
-    profiles = [Profile("t", CARD, None), Profile("s", CARD, None, student=True)]
+    profiles = [Profile("t", CARD, None), Profile("s", CARD, None, student=True, columns=columns)]
     targets = torch.zeros(n, dtype=torch.long)
 
     def part(profile: Profile, start: int, stop: int) -> Slice:
@@ -115,6 +123,27 @@ def test_the_student_itself_has_no_loss_and_logits_without_limit_no_nan() -> Non
     far = torch.tensor([[900.0, 0.0, -900.0]], dtype=torch.float64)
     for form in FORMS:
         assert torch.isfinite(value(Competition(divergence=form, temperature=1.0), far, -far))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mapped_classes_are_compared_with_their_own(form: str) -> None:
+    """A network with two more classes and ours in another order is compared by ours alone, as if it had no others."""
+    term, teacher, student = Competition(divergence=form), draw(5, 3), draw(5, 3, seed=1)  # type: ignore[arg-type]
+    wide = draw(5, 5, seed=2)
+    wide[:, [4, 0, 2]] = student
+    found = value(term, teacher, wide, columns=(4, 0, 2))
+    assert float(found) == pytest.approx(numpy_twin(form, teacher.numpy(), student.numpy(), 3.0), abs=1e-12)
+    wide.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: value(term, teacher, z, columns=(4, 0, 2)), wide)
+
+
+def test_a_mapping_lets_other_classes_in_where_it_is_whole() -> None:
+    named = replace(CARD, class_names=("a", "b", "c"))
+    other = replace(CARD, name="wide", num_classes=5)
+    profiles = [Profile("t", named, None), Profile("s", other, None, student=True, columns=(4, 0, 2))]
+    Competition().check(profiles)
+    with pytest.raises(ValueError, match="the classes of s are mapped without 'b'"):
+        Competition().check([profiles[0], replace(profiles[1], columns=(4, -1, 2))])
 
 
 def test_networks_of_other_classes_are_refused() -> None:

@@ -27,10 +27,12 @@ EXPECTED = {
     "imagenet",
     "nvlabs_cifar10",
     "nvlabs_setting0",
+    "nvlabs_setting0_adaptive",
     "nvlabs_setting1",
     "nvlabs_setting2",
     "pixels",
     "quickstart",
+    "rafi_cohen_grid",
     "rafi_cohen_resnet50",
     "summed",
 }
@@ -62,6 +64,8 @@ def stand_ins(recipe: Recipe) -> list[str]:
         ]
     line = ["--models", *teachers[: len(recipe.teachers)], "--device", "cpu", "--precision", "fp32"]
     line += ["--verifier", verifier] if recipe.verifiers else []
+    if recipe.teaching < len(recipe.teachers):
+        sizes.append(f"teachers=[{{model: {teachers[0]}}}, {{model: {teachers[0]}, student: true}}]")
     return line + [part for size in sizes for part in ("--set", size)]
 
 
@@ -177,9 +181,22 @@ def test_fewer_steps_shorten_what_the_optimiser_waits_for() -> None:
     assert read("rafi_cohen_resnet50").with_iterations(40000).optimizer == read("rafi_cohen_resnet50").optimizer
 
 
+def test_recipes_of_one_source_differ_in_what_they_are_about() -> None:
+    about = {
+        ("nvlabs_setting0", "nvlabs_setting0_adaptive"): {"teachers", "objectives", "optimizer", "runtime"},
+        ("rafi_cohen_resnet50", "rafi_cohen_grid"): {
+            *("image", "targets", "images_per_class", "seed", "objectives", "verifiers"),
+        },
+    }
+    for (one, other), fields in about.items():
+        first, second = read(one), read(other)
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        assert {n for n in names if getattr(first, n) != getattr(second, n)} == fields, other
+
+
 def test_nvlabs_batches() -> None:
     """84 images are 42 classes twice, as the script has it."""
-    for name in ("nvlabs_setting0", "nvlabs_setting1"):
+    for name in ("nvlabs_setting0", "nvlabs_setting0_adaptive", "nvlabs_setting1"):
         recipe = read(name)
         assert len(set(recipe.targets)) == 42 and recipe.images_per_class * len(recipe.targets) == 84
         assert recipe.targets == read("nvlabs_setting2").targets

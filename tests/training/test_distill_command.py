@@ -26,7 +26,7 @@ from ensemble.machine.rng import generator
 from ensemble.training.distillation import DistillationRecipe, RealImages, parse_distillation_recipe
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.student import prepare
-from models import create_model
+from models import create_model, model_card
 from models.cifar import CIFAR10_CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,7 +344,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--diagnose"], "diagnose: there is nothing to test on; give real images, as --test DATA"),
         (["--set", "test_every=2"], "test_every: there is nothing to test on"),
         (["--recipe", "cifar11"], "recipe 'cifar11' is neither a file nor a shipped recipe"),
-        (["--recipe", "quickstart"], "teachers: unknown key"),
+        (["--recipe", "quickstart"], "--recipe: quickstart is a recipe of images; name one of distillation, such as"),
         (["--device", "tpu"], "'tpu' is none of auto, cpu"),
         (["--overwrite", "--resume"], "not allowed with argument"),
         (["--export", "x"], "unrecognized arguments: --export x"),
@@ -379,6 +379,24 @@ def test_real_images_of_other_classes(
     (real_images(tmp_path / "half") / "train").rename(tmp_path / "half/elsewhere")
     refused([*words, str(tmp_path / "half"), "--diagnose"], "train", capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_real_images_of_the_classes_that_images_were_made_for(tmp_path: Path) -> None:
+    """A few of ImageNet's thousand, in folders called as there, by WordNet's numbers."""
+    names = model_card("resnet18").class_names
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    made = write_dataset(tmp_path / "set", images, torch.tensor([0, 217, 0, 217]), names, {"t": torch.zeros(4, 1000)})
+    for folder, grey in (("n02102040", 60), ("n01440764", 200), ("n02979186", 120)):
+        (tmp_path / "real/val" / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (grey,) * 3).save(tmp_path / "real/val" / folder / "0.png")
+    asked = {"student": "resnet18", "dataset": [str(made)], "test": {"path": str(tmp_path / "real"), "split": "val"}}
+    real = prepare(parse_distillation_recipe(asked)).test_set
+    assert real is not None and real.class_names == names
+    brightness = {int(label): int(image[0, 0, 0]) for image, label in zip(real.images, real.labels, strict=True)}
+    assert brightness == {names.index("English springer"): 60, names.index("tench"): 200, 482: 120}
+    (tmp_path / "real/val/n01440764").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="val, has other classes than the dataset \\(tench\\)"):
+        prepare(parse_distillation_recipe(asked))
 
 
 def test_a_trained_student_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
