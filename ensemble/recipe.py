@@ -116,6 +116,8 @@ class Stage(Checked):
     flip_per_image: bool = False
     zoom: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Views show a square part of each image, of `zoom` to 1 times its side, at the view's size; 1: the whole."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of what is added to each colour value of a view; RGB lies in [0, 1]."""
     lr: PositiveFloat | None = None
     """Overrides the optimiser's."""
     moving: Annotated[float, Field(gt=0, le=1)] = 1.0
