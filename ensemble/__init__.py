@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from ensemble.engine.guard import NotFiniteError
     from ensemble.engine.optimizers import Adam, Optimizer
     from ensemble.image.dead_leaves import DeadLeaves
+    from ensemble.image.fixed_generator import CodeSpace, FixedGenerator
     from ensemble.image.fourier import Fourier
     from ensemble.image.generator import Generator
+    from ensemble.image.maco import Maco
     from ensemble.image.parameterization import ImageParameterization, Parameterization
     from ensemble.image.pixels import Pixels
     from ensemble.image.start import FromFolder, FromImage, Noise, Start
@@ -64,6 +66,8 @@ _HOME = {
     "ensemble.image.parameterization": ("Parameterization", "ImageParameterization"),
     "ensemble.image.fourier": ("Fourier",),
     "ensemble.image.generator": ("Generator",),
+    "ensemble.image.fixed_generator": ("FixedGenerator", "CodeSpace"),
+    "ensemble.image.maco": ("Maco",),
     "ensemble.image.pixels": ("Pixels",),
     "ensemble.image.start": ("Start", "Noise", "FromImage", "FromFolder"),
     "ensemble.image.warm": ("Warm",),
@@ -77,9 +81,11 @@ __all__ = [
     "Adam",
     "BNMatching",
     "ClassScore",
+    "CodeSpace",
     "CrossEntropy",
     "DeadLeaves",
     "Diversity",
+    "FixedGenerator",
     "Fourier",
     "FromFolder",
     "FromImage",
@@ -89,6 +95,7 @@ __all__ = [
     "ImageTerm",
     "L2Prior",
     "MachineFailure",
+    "Maco",
     "ModelCard",
     "Noise",
     "NotFiniteError",

@@ -123,6 +123,8 @@ class Stage(Checked):
     flip_per_image: bool = False
     zoom: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Views show a square part of each image, of `zoom` to 1 times its side, at the view's size; 1: the whole."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of what is added to each colour value of a view; RGB lies in [0, 1]."""
     lr: PositiveFloat | None = None
     """Overrides the optimiser's."""
     moving: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -227,8 +229,8 @@ class Recipe(Checked):
         if not isinstance(self.optimizer, LBFGSB):
             return
         for i, stage in stages:
-            if stage.jitter or stage.flip or stage.zoom < 1 or stage.moving < 1:
-                yield f"stages[{i}]: lbfgsb needs views that do not change; leave jitter, flip, zoom and moving out"
+            if stage.jitter or stage.flip or stage.zoom < 1 or stage.noise or stage.moving < 1:
+                yield f"stages[{i}]: lbfgsb needs views that do not change; leave jitter, flip, zoom, noise, moving out"
         if len(stages) > 1:
             yield "stages: lbfgsb has one stage"
         if self.alternates or self.ensemble.aggregation != "sum":

@@ -84,31 +84,31 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def read_image(path: str | Path, size: int) -> Tensor:
+def read_image(path: str | Path, size: int, about: str = "initial image") -> Tensor:
     """The image in the file, RGB in [0, 1], (3, size, size), float32; the camera's orientation is applied.
 
-    Raises ValueError if the file is missing or cannot be read as an image.
+    Raises ValueError, which begins with `about`, if the file is missing or cannot be read as an image.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"initial image: {path} is not a file; give an image, or use kind 'folder' for a folder")
-    fitted = ImageOps.fit(decode(path, f"initial image: {path}"), (size, size), Image.Resampling.BICUBIC)
+        raise ValueError(f"{about}: {path} is not a file; give an image, or use kind 'folder' for a folder")
+    fitted = ImageOps.fit(decode(path, f"{about}: {path}"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
 
 
-def list_images(path: str | Path) -> list[Path]:
+def list_images(path: str | Path, about: str = "initial image") -> list[Path]:
     """The image files directly in the folder, by their names (`is_picture`), in the order of their names.
 
-    Raises ValueError if the folder is missing or holds no image.
+    Raises ValueError, which begins with `about`, if the folder is missing or holds no image.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise ValueError(f"initial image: {path} is not a folder; give a folder, or use kind 'image' for a file")
+        raise ValueError(f"{about}: {path} is not a folder; give a folder, or use kind 'image' for a file")
     files = sorted(file for file in path.iterdir() if not file.is_dir())
     pictures = [file for file in files if is_picture(file.name)]
     if not pictures:
         raise ValueError(
-            f"initial image: {path} holds no images ({left_out(file.name for file in files)}); "
+            f"{about}: {path} holds no images ({left_out(file.name for file in files)}); "
             f"expected files ending in {', '.join(SUFFIXES)}"
         )
     return pictures

@@ -76,16 +76,11 @@ class FourierImage(ImageParameterization):
         self.imaginary: Tensor
         self.colour: Tensor | None
         self._constant("scale", _spectrum(size, decay)[..., None])
-        self._constant("imaginary", _imaginary_mask(size))
-        self._constant("colour", _colour_root() if decorrelate else None)
+        self._constant("imaginary", imaginary_mask(size))
+        self._constant("colour", colour_root() if decorrelate else None)
 
     def forward(self) -> Tensor:
-        spectrum = torch.view_as_complex(self.coefficients * self.scale)
-        columns = torch.view_as_real(torch.fft.ifft(spectrum, dim=-2, norm="ortho"))
-        # Columns 0 and size / 2 are the spectra of real signals. Backends differ in what they do with an
-        # imaginary part there (cuFFT: undefined), so it is dropped here, which is what NumPy's irfft2 does.
-        columns = torch.view_as_complex(columns * self.imaginary)
-        values = torch.fft.irfft(columns, n=self.size, dim=-1, norm="ortho")
+        values = pixels_of(self.coefficients * self.scale, self.imaginary, self.size)
         if self.colour is not None:
             values = torch.einsum("rc,nchw->nrhw", self.colour, values)
         return torch.sigmoid(values)
@@ -121,6 +116,15 @@ class FourierImage(ImageParameterization):
         self.register_buffer(name, moved, persistent=False)
 
 
+def pixels_of(spectrum: Tensor, imaginary: Tensor, size: int) -> Tensor:
+    """The orthonormal irfft2 of a half spectrum (..., H, W // 2 + 1, 2): (..., H, W); `imaginary` is its mask."""
+    columns = torch.view_as_real(torch.fft.ifft(torch.view_as_complex(spectrum), dim=-2, norm="ortho"))
+    # Columns 0 and size / 2 are the spectra of real signals. Backends differ in what they do with an
+    # imaginary part there (cuFFT: undefined), so it is dropped here, which is what NumPy's irfft2 does.
+    columns = torch.view_as_complex(columns * imaginary)
+    return torch.fft.irfft(columns, n=size, dim=-1, norm="ortho")
+
+
 def _spectrum(size: int, decay: float) -> Tensor:
     """s(f), (H, W // 2 + 1), float64, such that unit-variance coefficients give pixels of unit variance.
 
@@ -133,23 +137,24 @@ def _spectrum(size: int, decay: float) -> Tensor:
     frequency = torch.sqrt(vertical**2 + horizontal**2).clamp(min=1 / size)
     scale = frequency**-decay
     power = torch.full((size // 2 + 1,), 4.0, dtype=torch.float64)
-    power[_real_columns(size)] = 1.0
+    power[real_columns(size)] = 1.0
     return scale / torch.sqrt((power * scale**2).sum() / size**2)
 
 
-def _real_columns(size: int) -> list[int]:
+def real_columns(size: int) -> list[int]:
     """The columns of the half spectrum that are spectra of real signals: 0, and size / 2 if that is whole."""
     return [0] if size % 2 else [0, size // 2]
 
 
-def _imaginary_mask(size: int) -> Tensor:
+def imaginary_mask(size: int) -> Tensor:
     """(W // 2 + 1, 2): 1 where the half-transformed columns have a real and an imaginary part, else 0."""
     mask = torch.ones(size // 2 + 1, 2, dtype=torch.float64)
-    mask[_real_columns(size), 1] = 0
+    mask[real_columns(size), 1] = 0
     return mask
 
 
-def _colour_root() -> Tensor:
+def colour_root() -> Tensor:
+    """M, (3, 3), float64: from uncorrelated luminance, blue against red, green against magenta to R, G, B."""
     root = torch.tensor(_COLOUR_AXES, dtype=torch.float64)
     root = root * torch.tensor(_COLOUR_VARIANCES, dtype=torch.float64).sqrt()
     return root / torch.sqrt(root.square().sum() / 3)

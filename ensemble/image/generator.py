@@ -1,8 +1,8 @@
-"""Images as what a small convolutional network makes of latents."""
+"""Images as what a network makes of latents: a small one that learns beside them, or a trained one that stays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import ensemble.image.feature_inverter  # noqa: F401  (a kind of FixedGenerator)
+from ensemble.image.fixed_generator import CodeImage, FixedGenerator
 from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
-from ensemble.image.steady import convolution, linear
+from ensemble.image.steady import convolution, linear, twice_as_large
 from models import ModelCard
 
 SLOPE = 0.2
@@ -24,22 +26,31 @@ SLOPE = 0.2
 
 @dataclass(frozen=True)
 class Generator(Parameterization, kind="generator"):
-    """What a small convolutional network makes of a latent vector for each image; the image's size divides by 4."""
+    """What a network makes of a vector for each image: one that learns with it, or a `pretrained` one, of its codes."""
 
     width: PositiveInt = 32
-    """Feature maps before the image; twice as many before those."""
+    """Feature maps before the image; twice as many before those. The image's size divides by 4."""
     latent: PositiveInt = 256
     """Numbers for each image."""
     learn: Literal["both", "latents", "weights"] = "both"
     """What is optimised; the rest stays as it was drawn or read."""
     weights: str | None = None
     """A safetensors file of the network's weights, such as a run's checkpoint; by default they are drawn anew."""
+    pretrained: FixedGenerator | None = None
+    """A trained generator, whose weights stay; none of the keys above is for it. Its codes start well at scale 0.85."""
 
     takes_images: ClassVar[bool] = False
 
+    def rules(self) -> Iterator[str]:
+        for key in ("width", "latent", "learn", "weights") if self.pretrained is not None else ():
+            if getattr(self, key) != getattr(type(self), key):
+                yield f"{key}: a pretrained generator is as it was trained; leave it out"
+
     def make(
         self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str
-    ) -> GeneratorImage:
+    ) -> GeneratorImage | CodeImage:
+        if self.pretrained is not None:
+            return CodeImage(n, size, self.pretrained.load(), dtype=dtype, device=device)
         weights = self._given_weights(size)
         return GeneratorImage(
             n,
@@ -53,6 +64,9 @@ class Generator(Parameterization, kind="generator"):
         )
 
     def check(self, size: int) -> None:
+        if self.pretrained is not None:
+            CodeImage(1, size, self.pretrained.load())
+            return
         _check_size(size)
         self._given_weights(size)
 
@@ -112,7 +126,7 @@ class GeneratorImage(ImageParameterization):
         maps = linear(self.latents, self._weight("linear"))
         maps = self._normalised(maps.view(self.n, -1, self.size // 4, self.size // 4), "0")
         for block in ("1", "2"):
-            maps = convolution(_twice_as_large(maps), self._weight(f"convolution{block}"))
+            maps = convolution(twice_as_large(maps), self._weight(f"convolution{block}"))
             maps = F.leaky_relu(self._normalised(maps, block), SLOPE)
         return torch.sigmoid(convolution(maps, self._weight("convolution3")))
 
@@ -187,10 +201,3 @@ def _shapes(size: int, width: int, latent: int) -> dict[str, tuple[int, ...]]:
         "shift2": (width,),
         "convolution3": (3, width, 3, 3),
     }
-
-
-def _twice_as_large(maps: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, C, 2 H, 2 W), each pixel repeated: the gradient is a plain sum, deterministic on CUDA."""
-    n, channels, height, width = maps.shape
-    repeated = maps[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return repeated.reshape(n, channels, 2 * height, 2 * width)

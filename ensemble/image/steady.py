@@ -25,6 +25,19 @@ def convolution(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / deviation over all numbers of each image, (N, ...); 0 where an image's deviation is 0."""
+    out: Tensor = _Standardised.apply(x)
+    return out
+
+
+def twice_as_large(maps: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C, 2 H, 2 W), each pixel repeated: the gradient is a plain sum, deterministic on CUDA."""
+    n, channels, height, width = maps.shape
+    repeated = maps[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return repeated.reshape(n, channels, 2 * height, 2 * width)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -56,6 +69,31 @@ class _Convolution(torch.autograd.Function):
             return of_x, None
         with _one_thread():  # threads share out the images, and each sums its own
             return of_x, conv2d_weight(x, weight.shape, gradient, padding=1)
+
+
+class _Standardised(torch.autograd.Function):
+    """y = (x - m) / s, so dL/dx = (g - mean g - y mean(g y)) / s of g = dL/dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with _one_thread():
+            centred = x - _mean(x)
+            deviation = _mean(centred.square()).sqrt()
+            inverse = torch.where(deviation > 0, 1 / deviation, 0)
+            y = centred * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        y, inverse = ctx.saved_tensors
+        with _one_thread():
+            return (gradient - _mean(gradient) - y * _mean(gradient * y)) * inverse
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(tuple(range(1, x.ndim)), keepdim=True)
 
 
 @contextmanager

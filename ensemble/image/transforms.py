@@ -1,7 +1,7 @@
 """Views of the images: (images, generator) -> images, differentiable.
 
-All draws come from a CPU generator, in a fixed order, and their number depends on the batch size alone:
-neither the device nor an earlier draw's value changes what is drawn next.
+All draws come from a CPU generator, in a fixed order, and their number depends on the batch size alone, in Noise on the
+images' size too: neither the device nor an earlier draw's value changes what is drawn next.
 """
 
 from __future__ import annotations
@@ -156,6 +156,26 @@ def _resampling(length: int, size: int, like: Tensor) -> Tensor:
     """(size, length): how much of each old position a new one takes."""
     unit = torch.eye(length, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(unit, (size, length), mode="bilinear", antialias=True)[0, 0]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add N(0, deviation^2) to every colour value. With deviation 0 images pass unchanged, and nothing is drawn.
+
+    Raises ValueError for a negative deviation.
+    """
+
+    deviation: float
+
+    def __post_init__(self) -> None:
+        if not self.deviation >= 0:
+            raise ValueError(f"noise: the deviation must be >= 0, not {self.deviation}")
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        if not self.deviation:
+            return images
+        drawn = torch.randn(images.shape, generator=rng, dtype=torch.float64)
+        return images + (self.deviation * drawn).to(images)
 
 
 @dataclass(frozen=True)

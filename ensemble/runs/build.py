@@ -12,7 +12,7 @@ from ensemble.engine.inversion import Inversion, LiveStage
 from ensemble.engine.placement import Cell, Placement, place, place_cells, slices
 from ensemble.engine.reduction import FixedPointSum, FloatSum
 from ensemble.image.parameterization import ImageParameterization
-from ensemble.image.transforms import Compose, Flip, Jitter, Resize, Zoom
+from ensemble.image.transforms import Compose, Flip, Jitter, Noise, Resize, Zoom
 from ensemble.image.warm import Warm
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.machine.ranks import ProcessContext
@@ -240,6 +240,7 @@ def _stage(recipe: Recipe, stage: Stage, size: int) -> LiveStage:
             Jitter(stage.jitter, stage.jitter_mode, stage.jitter_per_image),
             Flip(stage.flip, stage.flip_per_image),
             Zoom(stage.zoom),
+            Noise(stage.noise),  # last: it draws for each pixel, and zoom would blur it
         )
     )
     optimizer = recipe.optimizer if stage.lr is None else replace(recipe.optimizer, lr=stage.lr)

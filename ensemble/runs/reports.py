@@ -123,10 +123,11 @@ def _print_steps(plan: Plan, ensemble: PlacedEnsemble, say: Any) -> None:
     for i, stage in enumerate(recipe.stages):
         size = stage.size or plan.size
         zoom = f"zoom {stage.zoom:g} to 1, " if stage.zoom < 1 else ""
+        noise = f"noise {stage.noise:g}, " if stage.noise else ""
         moving = f", moves {stage.moving:.0%} of the batch" if stage.moving < 1 else ""
         say(
             f"stage {i + 1}: {stage.iterations} steps at {size} x {size}, jitter {stage.jitter} "
-            f"({stage.jitter_mode}), flip {stage.flip:g}, {zoom}"
+            f"({stage.jitter_mode}), flip {stage.flip:g}, {zoom}{noise}"
             f"lr {stage.lr or recipe.optimizer.lr:g} {recipe.optimizer.schedule}{moving}"
         )
 

@@ -34,7 +34,7 @@ def fields_of(
         "ensemble": {"aggregation": "equal"} if networks > 1 and method != "lbfgs" else {},
         "best_every": 0,
     }
-    image, stage, optimizer = _OF[method](size)
+    image, stage, optimizer = _OF[method](size) if generator is None else _OF_CODES[method](generator)
     return fields | {"image": image | {"size": size}, "stages": [stage], "optimizer": optimizer}
 
 
@@ -66,4 +66,30 @@ def _bounded(size: int) -> Made:
     return image, {"iterations": 200}, {"kind": "lbfgsb"}
 
 
-_OF = {"fourier": _fourier, "gd": _descent, "lbfgs": _bounded}
+def _phases(size: int) -> Made:
+    """As Fel et al. (2023, MACO): phases alone, small parts of the image, noise."""
+    image = {"parameterization": {"kind": "maco", "deviation": 2.0}, "start": {"kind": "noise", "scale": 1.0}}
+    stage = {"iterations": 256, "zoom": 0.25, "noise": 0.08}
+    return image, stage, {"kind": "nadam", "lr": 1.0, "schedule": "constant"}
+
+
+def _coded(generator: str) -> dict[str, Any]:
+    return {
+        "parameterization": {"kind": "generator", "pretrained": {"kind": generator}},
+        "start": {"kind": "noise", "scale": 0.85},
+    }
+
+
+def _coded_descent(generator: str) -> Made:
+    """cnnpref's defaults of gradient descent on codes; lr falls to nothing."""
+    optimizer = {"kind": "gradient_descent", "lr": 2.0, "lr_end": 1e-10, "momentum": 0.9, "decay": 0.01}
+    return _coded(generator), {"iterations": 200}, optimizer
+
+
+def _coded_bounded(generator: str) -> Made:
+    """cnnpref's: codes within their bounds."""
+    return _coded(generator), {"iterations": 200}, {"kind": "lbfgsb"}
+
+
+_OF = {"fourier": _fourier, "gd": _descent, "lbfgs": _bounded, "maco": _phases}
+_OF_CODES = {"gd": _coded_descent, "lbfgs": _coded_bounded}
