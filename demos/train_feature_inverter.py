@@ -212,15 +212,19 @@ def write_result(training: Training, held_out: Tensor, name: str = "feature_inve
         "encoder_sha256": card.loaded.sha256 if card.loaded else None,
         "loss": f"unexplained variance of image, {options.middle} and code; no adversarial term",
         "bounds": "mean + 3 standard deviations of each number of the code over the batches trained on",
-        "seed": options.seed,
-        "steps": options.steps,
-        "batch": options.batch,
-        "lr": options.lr,
+        "command": f"python demos/train_feature_inverter.py --data {Path(options.data).name} "
+        f"--encoder {_without_folder(options.encoder)} --middle {options.middle} --last {options.last} "
+        f"--steps {options.steps} --batch {options.batch} --lr {options.lr} --seed {options.seed}",
         "date": datetime.date.today().isoformat(),
         "figures": found,
     }
     write_json(options.output / f"{name}.json", record)
     return found
+
+
+def _without_folder(spec: str) -> str:
+    name, at, file = spec.partition("@")
+    return f"{name}{at}{Path(file).name}"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ensemble.config.kinds import Kind
 from ensemble.image.parameterization import ImageParameterization, drawn_normal
+from ensemble.image.steady import in_one_thread
 from ensemble.image.transforms import resize_bilinear
 
 _ABOUT = "image.parameterization.pretrained"
@@ -34,10 +35,7 @@ class FixedGenerator(Kind, default="feature_inverter"):
 
     @abstractmethod
     def load(self) -> CodeSpace:
-        """The generator, in fp32 on the CPU. Raises ValueError where its files are missing or do not fit.
-
-        Every rank computes it for itself: sums in it that depend on the number of threads need one number everywhere.
-        """
+        """The generator, on the CPU. Raises ValueError where its files are missing or do not fit."""
 
 
 class CodeImage(ImageParameterization):
@@ -47,6 +45,7 @@ class CodeImage(ImageParameterization):
 
     `codes`: (N, *C), as `space` says. `resize` is bilinear with antialiasing, where G's images have another size.
     `project` clips codes to the bounds. A new image has the code 0, or the bound next to it; it need not be grey.
+    Every rank computes all images. On a CPU one thread does, so that ranks have the same bits whatever G is.
 
     Source: Nguyen et al., "Synthesizing the preferred inputs for neurons in neural networks via deep generator
     networks" (NeurIPS 2016), whose bounds are 0 and mean + 3 deviations of real images' codes. Departures: whatever
@@ -80,7 +79,10 @@ class CodeImage(ImageParameterization):
         _check_images(network, self.codes.detach()[:1])
 
     def forward(self) -> Tensor:
-        images: Tensor = self._network[0](self.codes)
+        return in_one_thread(self._images, self.codes)
+
+    def _images(self, codes: Tensor) -> Tensor:
+        images: Tensor = self._network[0](codes)
         return images if images.shape[-1] == self.size else resize_bilinear(images, self.size)
 
     def set_image(self, image: Tensor) -> None:

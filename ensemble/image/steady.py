@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,15 @@ def standardised(x: Tensor) -> Tensor:
     """(x - mean) / deviation over all numbers of each image, (N, ...); 0 where an image's deviation is 0."""
     out: Tensor = _Standardised.apply(x)
     return out
+
+
+def in_one_thread(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), it and its gradient computed by one CPU thread: for what is not made of the layers here."""
+    if torch.is_grad_enabled():
+        out: Tensor = _InOneThread.apply(function, x)
+        return out
+    with _one_thread():
+        return function(x)
 
 
 def twice_as_large(maps: Tensor) -> Tensor:
@@ -90,6 +99,22 @@ class _Standardised(torch.autograd.Function):
         y, inverse = ctx.saved_tensors
         with _one_thread():
             return (gradient - _mean(gradient) - y * _mean(gradient * y)) * inverse
+
+
+class _InOneThread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with _one_thread(), torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.out = function(ctx.x)
+        return ctx.out.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        with _one_thread():
+            (of_x,) = torch.autograd.grad(ctx.out, ctx.x, gradient, retain_graph=True)
+        return None, of_x
 
 
 def _mean(x: Tensor) -> Tensor:

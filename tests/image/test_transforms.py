@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ensemble.image.transforms import Compose, Flip, Jitter, Resize, Zoom, resize_bilinear
+from ensemble.image.transforms import Compose, Flip, Jitter, Noise, Resize, Zoom, resize_bilinear
 from ensemble.machine.rng import generator
 
 ROW = torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4)  # every row is 0 1 2 3
@@ -85,6 +85,7 @@ def test_jitter_equals_numpy_in_value_and_gradient(mode: Any, per_image: bool) -
         Resize(2),
         Resize(3),
         Zoom(0.3),
+        Noise(0.2),
         Compose((Jitter(1, "wrap", False), Flip(1.0, False), Resize(2))),
     ],
     ids=str,
@@ -139,6 +140,18 @@ def test_zoom_shows_a_square_part_of_each_image() -> None:
 def test_zoom_of_the_whole_is_nothing() -> None:
     images = torch.rand(2, 3, 8, 8, generator=generator(16))
     assert Zoom(1.0)(images, generator(17)) is images
+
+
+def test_noise_is_normal_and_the_generators_alone() -> None:
+    images = torch.full((20, 3, 16, 16), 0.5)
+    drawn = torch.randn(20, 3, 16, 16, generator=generator(18), dtype=torch.float64)
+    noisy = Noise(0.08)(images, generator(18))
+    torch.testing.assert_close(noisy.double(), 0.5 + 0.08 * drawn)
+    assert (noisy - images).std().item() == pytest.approx(0.08, rel=0.02)
+    double = Noise(0.08)(images.double(), generator(18))  # float32 and float64 runs see one noise
+    torch.testing.assert_close(noisy.double(), double, rtol=0, atol=1e-7)
+    rng = generator(19)
+    assert Noise(0.0)(images, rng) is images and torch.equal(rng.get_state(), generator(19).get_state())
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -209,6 +222,7 @@ def test_other_sizes_are_pil_s_antialiased_bilinear(size: int) -> None:
         (lambda: Jitter(4, "reflect", False)(ROW, generator(0)), "reflecting 4 pixels needs larger images"),
         (lambda: Flip(1.5, False), "probability must lie in"),
         (lambda: Zoom(0.0), "the smallest part must lie in"),
+        (lambda: Noise(-0.1), "the deviation must be >= 0"),
         (lambda: Resize(0), "size must be at least 1"),
     ],
 )
