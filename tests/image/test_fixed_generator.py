@@ -108,7 +108,7 @@ def test_codes_are_all_that_is_optimised_and_saved(tmp_path: Path) -> None:
     assert [name for name, _ in images.named_parameters()] == ["codes"] == list(images.state_dict())
     target = small(tmp_path)
     target.randomize(0.85, generator(9))
-    wanted, optimizer, losses = target().detach(), Adam(lr=0.1).make(list(images.parameters())), []
+    wanted, optimizer, losses = target().detach(), Adam(lr=0.1).make(list(images.parameters()), 1), []
     for _ in range(40):
         optimizer.zero_grad()
         loss = (images() - wanted).square().mean()

@@ -141,7 +141,7 @@ def test_the_optimiser_moves_phases_alone() -> None:
     images = drawn(size=16)
     target = drawn(size=16, seed=9)().detach()
     before = np.abs(np.fft.rfft2(decorrelated(images)))
-    optimizer = Adam(lr=0.1).make(list(images.parameters()))
+    optimizer = Adam(lr=0.1).make(list(images.parameters()), 1)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
