@@ -124,7 +124,10 @@ def _amplitudes(spectrum: RadialSpectrum, size: int) -> Tensor:
         amplitude[:, row, columns] = 0  # their own mirror images: they have no phase
     power = torch.full((size // 2 + 1,), 2.0, dtype=torch.float64)  # each stands for its mirror image too
     power[columns] = 1.0
-    return amplitude / torch.sqrt((power * amplitude.square()).sum() / (3 * size**2))
+    rows = (power * amplitude.square()).sum(
+        -1
+    )  # threads share out one large sum, and round differently
+    return amplitude / torch.sqrt(rows.sum() / (3 * size**2))
 
 
 def _check_size(size: int) -> None:
