@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+DEMOS = sorted((ROOT / "demos").glob("*/README.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += DEMOS
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, text: str = TEXT) -> list[str]:
     """The fenced blocks of a language; "" for those that name none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     return [text for name, text in found if name == language]
 
 
@@ -26,7 +28,7 @@ def test_readme_is_short() -> None:
     assert len(TEXT.splitlines()) <= 250
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
@@ -53,14 +55,17 @@ def test_modules_a_prior_and_images_take_six_lines() -> None:
     assert len([line for line in script.splitlines() if line.strip()]) <= 6
 
 
-def test_command_lines_are_understood() -> None:
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DEMOS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_command_lines_are_understood(page: Path) -> None:
     """Each line's options are known to its command."""
-    from ensemble.applications import evaluate, invert, report, train
+    from ensemble.applications import dataset, distill, evaluate, invert, prune, report, search, train
     from ensemble.applications._options import Parser
 
-    applications = {"evaluate": evaluate, "report": report, "train": train}
-    lines = [line for block in blocks("") for line in block.splitlines() if "invert.py" in line]
-    assert len(lines) > 8
+    applications = {"dataset": dataset, "distill": distill, "evaluate": evaluate, "prune": prune}
+    applications |= {"report": report, "search": search, "train": train}
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for block in blocks("", text) for line in block.splitlines() if "invert.py" in line]
+    assert lines
     for line in lines:
         words = shlex.split(line.split("invert.py", 1)[1])
         application = applications.get(words[0], invert) if words else invert

@@ -25,6 +25,7 @@ EXPECTED = {
     "clear",
     "edge_popup",
     "imagenet",
+    "imagenette",
     "nvlabs_cifar10",
     "nvlabs_setting0",
     "nvlabs_setting0_adaptive",
@@ -183,6 +184,7 @@ def test_fewer_steps_shorten_what_the_optimiser_waits_for() -> None:
 
 def test_recipes_of_one_source_differ_in_what_they_are_about() -> None:
     about = {
+        ("imagenet", "imagenette"): {"targets", "images_per_class"},
         ("nvlabs_setting0", "nvlabs_setting0_adaptive"): {"teachers", "objectives", "optimizer", "runtime"},
         ("rafi_cohen_resnet50", "rafi_cohen_grid"): {
             *("image", "targets", "images_per_class", "seed", "objectives", "verifiers"),
