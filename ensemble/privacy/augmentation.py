@@ -11,7 +11,7 @@ from torch import nn
 from ensemble.privacy.candidates import CLAIMED, Candidate, Claimed, candidates
 from ensemble.privacy.findings import Finding, Part, Table
 from ensemble.privacy.moments import Moments, moments_of, stored
-from ensemble.privacy.reestimation import UNEXPLAINED, Explained, Share, explain, planted, recovered, share
+from ensemble.privacy.reestimation import UNEXPLAINED, Explained, Share, all_mixed, explain, recovered, share, unmixed
 from ensemble.training.recipe import TrainingRecipe
 from models import ModelCard
 
@@ -144,10 +144,14 @@ def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str
         f"planted {best.name}: recovered in {control[best.name]:.0%}",
         ", ".join(f"{Candidate(c).name}: {control[Candidate(c).name]:.0%}" for c in ("none", "mirrored", "black")),  # type: ignore[arg-type]
         _ACCESS,
-        (f"The statistics are those of images with {names[0]}." if told else f"Cannot be told apart: {'; '.join(names)}.")
+        (
+            f"The statistics are those of images with {names[0]}."
+            if told
+            else f"Cannot be told apart: {'; '.join(names)}."
+        )
         + (
-            " They are what remains where statistics are re-estimated on plain images after training, too: then they say "
-            "nothing of the training."
+            " Statistics that were re-estimated on plain images after training are like that, too, and say nothing of "
+            "the training."
             if crops[0] == "none"
             else ""
         ),
@@ -165,9 +169,9 @@ def _mix(
     mix: str,
     seed: int,
 ) -> Finding:
-    null = share(planted(base[::2], 1, seed + 1), base[1::2], mixed[1::2], seed)
-    control = share(planted(mixed[::2], 1, seed + 1), base[1::2], mixed[1::2], seed)
-    silent, fired = null.low <= 0, control.low > 0
+    null, control = unmixed(base, mixed, seed), all_mixed(base, mixed, seed)
+    spread = [part.quantile(torch.tensor([0.025, 0.975], dtype=part.dtype)).tolist() for part in (null, control)]
+    silent, fired = spread[0][0] <= 0 <= spread[0][1], spread[1][0] > 0
     rival = {known[name].mix for name in said.alike} - {mix}
     word = "not distinguishable here"
     reading = f"A share above {estimate.seen_above:.0%} would have been seen."
@@ -187,8 +191,8 @@ def _mix(
         "share of mixed batches that explains the statistics best",
         estimate.value,
         (estimate.low, estimate.high),
-        f"planted unmixed: {null.value:.2f} [{null.low:.2f}, {null.high:.2f}]",
-        f"planted in every batch: {control.value:.2f} [{control.low:.2f}, {control.high:.2f}]",
+        f"planted unmixed: {float(null.mean()):.2f} [{spread[0][0]:.2f}, {spread[0][1]:.2f}]",
+        f"planted in every batch: {float(control.mean()):.2f} [{spread[1][0]:.2f}, {spread[1][1]:.2f}]",
         _ACCESS,
         reading,
     )

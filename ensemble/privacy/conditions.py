@@ -36,7 +36,9 @@ class Condition:
         if isinstance(found, str) != isinstance(self.value, str):
             raise ValueError(f"--fail-if {self}: {self.figure} is {found!r} here; compare it with its like")
         shown = found if isinstance(found, str) else f"{found:.4g}"
-        return f"{self.figure} is {shown}, and {self} was to fail" if _OPERATORS[self.operator](found, self.value) else ""
+        return (
+            f"{self.figure} is {shown}, and {self} was to fail" if _OPERATORS[self.operator](found, self.value) else ""
+        )
 
     def __str__(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:g}"
@@ -47,7 +49,9 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
     """The condition of a text; ValueError for another form or a name that is not in `figures`."""
     form = _FORM.fullmatch(text)
     if form is None:
-        raise ValueError(f"--fail-if {text!r}: expected FIGURE OPERATOR VALUE, as 'tpr_1pct>0.05' or 'claim==not consistent'")
+        raise ValueError(
+            f"--fail-if {text!r}: expected FIGURE OPERATOR VALUE, as 'tpr_1pct>0.05' or 'claim==not consistent'"
+        )
     name, sign, written = form.groups()
     if name not in figures:
         near = difflib.get_close_matches(name, figures, n=1)

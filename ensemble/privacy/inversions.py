@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ensemble.api import invert
-from ensemble.image.start import Noise
 from ensemble.image.pixels import Pixels
+from ensemble.image.start import Noise
 from ensemble.objectives.bn_matching import BNMatching
 from models import ModelCard
 

@@ -66,7 +66,7 @@ def membership(
         target = torch.cat([a, b])
         outside = torch.cat([torch.zeros(len(a)), torch.ones(len(b))]).bool()
         attacks = {"lira": lira(target, shadows.margins, shadows.inside)}
-        attacks["rmia"] = rmia(target, shadows.margins, shadows.inside, outside & ~shadows.inside.any(0))
+        attacks["rmia"] = rmia(target, shadows.margins, shadows.inside, outside)
         for name, score in attacks.items():
             scores[name] = (score[: len(a)], score[len(a) :])
             value = auc(*scores[name])
@@ -171,7 +171,9 @@ def _tracing(
     theory = expected_auc(d, half)
     null = auc(tracing_scores(b[:half], own, known), tracing_scores(b[half:], own, known))
     fired = control.low > 0.5
-    ceiling = f"; theory allows {expected_auc(d, trained_on):.3f} of the mean of {trained_on} images" if trained_on else ""
+    ceiling = (
+        f"; theory allows {expected_auc(d, trained_on):.3f} of the mean of {trained_on} images" if trained_on else ""
+    )
     reading = f"A leak above AUC {value.high:.2f} would have been seen." + (
         "" if fired else " The positive control did not fire: the test is blind here."
     )

@@ -62,7 +62,9 @@ def with_stored(net: nn.Module, moments: Moments) -> nn.Module:
     made = copy.deepcopy(net).eval()
     found = bn_layers(made)
     sizes = [n for _, n in moments.layers]
-    for (name, _), mean, var in zip(moments.layers, moments.mean[0].split(sizes), moments.var[0].split(sizes), strict=True):
+    for (name, _), mean, var in zip(
+        moments.layers, moments.mean[0].split(sizes), moments.var[0].split(sizes), strict=True
+    ):
         layer = found[name]
         assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(mean)

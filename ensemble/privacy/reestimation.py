@@ -12,7 +12,8 @@ from ensemble.privacy.moments import Moments
 
 MOMENTUM = 0.1
 """PyTorch's default, of the running average of whose last batches the statistics are taken to be."""
-_PLANTS = 40
+_PLANTS = 10
+_SPLITS = 6
 _QUANTILE = 0.99
 _DEAD = 1e-3
 
@@ -49,14 +50,20 @@ def _spread(moments: Moments, per_layer: torch.Tensor) -> torch.Tensor:
     return per_layer.repeat_interleave(torch.tensor([n for _, n in moments.layers]), dim=-1)
 
 
-def scores(distance: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
-    """(...,): the mean over layers of log(f + d^2 / (9 f)): a Cauchy density's, of three times the floor's width.
+def early(layers: int) -> int:
+    """How many of so many layers are read: the first half. Training itself moves the deeper ones as mixing would: it
+    makes them surer of the images that they learned than of others."""
+    return -(-layers // 2)
 
-    Deep layers are further from images that were not trained on, whatever was done to them; under a logarithm a layer
-    that no candidate explains does not drown those that tell candidates apart.
+
+def scores(distance: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    """(S,): the mean over early layers of log(f + d^2 / (9 f)), of (S, L): a Cauchy density's, thrice the floor wide.
+
+    Under a logarithm a layer that no candidate explains does not drown those that tell candidates apart.
     """
-    f = floor.clamp_min(1e-6)
-    return (f + distance.square() / (9 * f)).log().mean(-1)
+    first = early(distance.shape[-1])
+    f = floor[:first].clamp_min(1e-6)
+    return (f + distance[..., :first].square() / (9 * f)).log().mean(-1)
 
 
 def planted(found: Moments, count: int, seed: int, momentum: float = MOMENTUM) -> Moments:
@@ -78,7 +85,7 @@ class Explained:
     """Candidates, the best first."""
     score: dict[str, float]
     fit: dict[str, float]
-    """The median over layers of distance / floor: about 1 where the candidate is true and images are like the trained."""
+    """The median over early layers of distance / floor: about 1 where the candidate is true."""
     alike: tuple[str, ...]
     """Candidates whose planted statistics would be as far behind the best one; the best among them."""
     explained: bool
@@ -102,7 +109,7 @@ def explain(stored: Moments, found: Mapping[str, Moments], seed: int = 0) -> Exp
     floor = {name: floors(each) for name, each in found.items()}
     measured = {name: distances(stored, each)[0] for name, each in found.items()}
     score = {name: float(scores(d, floor[name])) for name, d in measured.items()}
-    fit = {name: float((d / floor[name]).median()) for name, d in measured.items()}
+    fit = {name: float((d / floor[name])[: early(len(d))].median()) for name, d in measured.items()}
     names = tuple(sorted(score, key=score.__getitem__))
     behind = {name: value - score[names[0]] for name, value in score.items()}
     expected = {name: _behind(name, found, seed) for name in found}
@@ -110,16 +117,21 @@ def explain(stored: Moments, found: Mapping[str, Moments], seed: int = 0) -> Exp
     return Explained(names, score, fit, alike, fit[names[0]] < UNEXPLAINED)
 
 
-def _halves(found: Moments) -> tuple[Moments, Moments]:
-    return found[::2], found[1::2]
+def _halves(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches' numbers in two halves, in several ways: for planting, and for judging."""
+    orders = [torch.randperm(count, generator=generator(seed, "halves", k)) for k in range(_SPLITS)]
+    return [(order[: count // 2], order[count // 2 :]) for order in orders]
 
 
 def _behind(name: str, found: Mapping[str, Moments], seed: int) -> torch.Tensor:
     """(P,): how far behind the best the candidate `name` is where it is true."""
-    made = planted(_halves(found[name])[0], _PLANTS, seed)
-    rest = {other: _halves(each)[1] for other, each in found.items()}
-    all_scores = {other: scores(distances(made, each), floors(each)) for other, each in rest.items()}
-    return all_scores[name] - torch.stack([*all_scores.values()]).min(0).values
+    behind = []
+    for k, (one, other) in enumerate(_halves(len(found[name]), seed)):
+        made = planted(found[name][one], _PLANTS, seed + k)
+        rest = {key: each[other] for key, each in found.items()}
+        each_score = {key: scores(distances(made, each), floors(each)) for key, each in rest.items()}
+        behind.append(each_score[name] - torch.stack([*each_score.values()]).min(0).values)
+    return torch.cat(behind)
 
 
 def recovered(found: Mapping[str, Moments], truths: Sequence[str], seed: int = 0) -> dict[str, float]:
@@ -138,21 +150,37 @@ class Share:
 
 
 def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0) -> Share:
-    """The share p of batches that were mixed, where mixing is of whole batches.
+    """The share p of batches that were mixed, where mixing is of whole batches, from the early layers.
 
     Averages over batches are then linear in p: stored = (1 - p) plain + p mixed. Each layer l gives a least-squares
-    p_l, with a standard error of at most f_l / D_l (D: the distance between plain and mixed), and layers are combined as
-    studies are (DerSimonian and Laird 1986): by 1 / (f_l^2 / D_l^2 + t^2), where t is how much layers differ beyond
-    their errors. So where deep layers, moved by training itself, speak against early ones, the interval is wide. Its
-    half-width is 1.96 sqrt(s^2 + t^2 / L'), s the deviation of the same estimate of planted plain statistics, L' the
-    effective number of layers. `seen_above` is twice that half: a share of so much would have excluded 0.
+    p_l with a standard error of at most f_l / D_l (D: the distance between plain and mixed), and layers are combined
+    as studies are (DerSimonian and Laird 1986): by 1 / (f_l^2 / D_l^2 + t^2), where t is how much layers differ beyond
+    their errors. The interval has the half-width 1.96 sqrt(s^2 + t^2 / L'), s the root mean square of the same estimate
+    of planted unmixed statistics, over splits of the reference images, L' the effective number of layers. `seen_above`
+    is twice that half: a share of so much would have excluded 0.
     """
     value, weight, between = _combined(stored, plain, mixed)
-    a, b = _halves(plain)
-    null, _, _ = _combined(planted(a, 4 * _PLANTS, seed), b, _halves(mixed)[1])
+    null = unmixed(plain, mixed, seed)
     layers = weight.sum(1).square() / weight.square().sum(1)
-    half = 1.96 * float((null.var() + between[0].square() / layers[0]).sqrt())
+    half = 1.96 * float((null.square().mean() + between[0].square() / layers[0]).sqrt())
     return Share(float(value[0]), float(value[0]) - half, float(value[0]) + half, 2 * half)
+
+
+def unmixed(plain: Moments, mixed: Moments, seed: int = 0) -> torch.Tensor:
+    """(P,): shares that are found where nothing was mixed: the null."""
+    return _replanted(plain, plain, mixed, seed)
+
+
+def all_mixed(plain: Moments, mixed: Moments, seed: int = 0) -> torch.Tensor:
+    """(P,): shares that are found where all was mixed: the positive control."""
+    return _replanted(mixed, plain, mixed, seed)
+
+
+def _replanted(truth: Moments, plain: Moments, mixed: Moments, seed: int) -> torch.Tensor:
+    found = []
+    for k, (one, other) in enumerate(_halves(len(truth), seed)):
+        found.append(_combined(planted(truth[one], _PLANTS, seed + k), plain[other], mixed[other])[0])
+    return torch.cat(found)
 
 
 def _combined(stored: Moments, plain: Moments, mixed: Moments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -164,13 +192,14 @@ def _combined(stored: Moments, plain: Moments, mixed: Moments) -> tuple[torch.Te
         means = (a.mean - p0.mean) * (b.mean - p0.mean) / v
         return plain.of_layers(means + (a.var - p0.var) * (b.var - p0.var) / v.square() / 2)
 
-    length = products(p1, p1).clamp_min(1e-12)
-    each = products(stored, p1) / length
-    error = (floors(plain).square() / length).expand_as(each)
+    first = early(len(plain.layers))
+    length = products(p1, p1)[:, :first].clamp_min(1e-12)
+    each = products(stored, p1)[:, :first] / length
+    error = (floors(plain)[:first].square() / length).expand_as(each)
     w = 1 / error
     mean = (w * each).sum(1, keepdim=True) / w.sum(1, keepdim=True)
     q = (w * (each - mean).square()).sum(1)
-    free = each.shape[1] - 1
-    between = ((q - free) / (w.sum(1) - w.square().sum(1) / w.sum(1)).clamp_min(1e-12)).clamp_min(0)
+    scale = (w.sum(1) - w.square().sum(1) / w.sum(1)).clamp_min(1e-12)
+    between = ((q - (first - 1)) / scale).clamp_min(0)
     w = 1 / (error + between[:, None])
     return (w * each).sum(1) / w.sum(1), w, between.sqrt()

@@ -16,7 +16,12 @@ from models import ModelCard
 
 
 def remedy(
-    net: nn.Module, card: ModelCard, images: torch.Tensor, labelled: LabelledImages | None, found: Explanation, seed: int
+    net: nn.Module,
+    card: ModelCard,
+    images: torch.Tensor,
+    labelled: LabelledImages | None,
+    found: Explanation,
+    seed: int,
 ) -> Table:
     """A table of what the network says of images, and of its training, with its own and with re-estimated statistics.
 
@@ -37,7 +42,11 @@ def remedy(
         "Re-estimating the statistics on plain reference images, which anyone who holds such images can do",
         ("", "as released", "re-estimated"),
         (
-            (f"accuracy on {0 if labelled is None else len(labelled)} other reference images", accuracy(net), accuracy(cleaned)),
+            (
+                f"accuracy on {0 if labelled is None else len(labelled)} other reference images",
+                accuracy(net),
+                accuracy(cleaned),
+            ),
             ("best candidate", _said(before), _said(after)),
             ("its distance / noise floor", f"{before.fit[before.best]:.2f}", f"{after.fit[after.best]:.2f}"),
         ),

@@ -18,8 +18,8 @@ def seam_scores(images: torch.Tensor) -> torch.Tensor:
     Of the luma of images (N, 3, H, W): s_i = |x_{i+1} - x_i| less the mean of the two differences beside it, at each of
     the lines between columns (and, turned, rows), averaged over windows of 8 pixels along the line; less the same two
     lines further away; divided by the image's mean absolute deviation. What repeats every 8 or 16 lines, as a JPEG's
-    blocks do, is subtracted, as the mean over the lines of one phase in an image where that is positive and at least two
-    lines have it. The score is the 95th percentile over lines and windows in both directions.
+    blocks do, is subtracted: of the lines of one phase, where there are two at least, the smallest median over windows,
+    where that is positive. The score is the 95th percentile over lines and windows in both directions.
     """
     luma = (images.double() * images.new_tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(1)
     spread = (luma - luma.mean((1, 2), keepdim=True)).abs().mean((1, 2)).clamp_min(1e-6)

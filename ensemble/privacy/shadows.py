@@ -42,12 +42,12 @@ def rmia(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, popu
 
     `target` (N,) and `shadows` (K, N) are margins, whose sigmoid is the label's probability; P(x) is the mean over the
     networks that did not learn x, moved half way to 1, as members of as many others would have it: (1 + P_out) / 2
-    (the offline form with a = 0). `population` (N,) says which of the images are z, which no network learned.
+    (the offline form with a = 0). `population` (N,) says which of the images are z, which the target did not learn.
 
     Source: Zarifzadeh et al. (2024), "Low-cost high-power membership inference attacks". ValueError where no image is.
     """
     if not population.any():
-        raise ValueError("RMIA needs population images, which no network learned")
+        raise ValueError("RMIA needs population images, which the target did not learn")
     outside = 1 - inside.double()
     p_out = (shadows.double().sigmoid() * outside).sum(0) / outside.sum(0).clamp_min(1)
     ratio = target.double().sigmoid() / ((1 + p_out) / 2)

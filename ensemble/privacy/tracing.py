@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import sqrt
 
 import torch
@@ -83,5 +82,3 @@ def whitening(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def expected_auc(d: int, n: int) -> float:
     """Phi(sqrt(d / n) / sqrt(2)): the AUC of the statistic in d independent directions, of the mean of n images."""
     return normal_cdf(sqrt(d / n) / sqrt(2))
-
-
