@@ -1,0 +1,162 @@
+"""Audit what a network and its statistics give away of its training: one page, each figure beside a null and a control.
+
+Written to DIR are audit.html (self-contained), audit.json and scores.csv. What is given decides what is asked: with
+reference images (like the training images, but not these), how training images were normalised, cropped and mixed,
+and whether that is what --claimed says; with members and non-members, whether the network knows its members; with
+--references, by networks of the same recipe, too. What was not asked is listed.
+
+DATA is a folder or archive with SPLIT/CLASS/FILE, as DATA or DATA:SPLIT. Without a split, `test` is the reference and
+the non-members, `train` the members; reference and non-members of one split are halves of it.
+
+--fail-if FIGURE OPERATOR VALUE, which may be repeated, ends with exit code 1 where it is met or its figure was not
+measured: 'cutmix_share>0.2', 'claim!=consistent', 'tpr_1pct>0.05'. Figures: {figures}.
+
+examples:
+  python invert.py audit --model resnet20_cifar --reference cifar10.tar.xz --output results/audit
+  python invert.py audit --model MODEL@FILE --reference DATA --claimed RECIPE --fail-if 'claim!=consistent' --output DIR
+  python invert.py audit --model MODEL --reference DATA --members DATA:train --non-members DATA:test --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensemble.applications._options import Parser, check_alone
+from ensemble.machine.files import why_unwritable
+
+if TYPE_CHECKING:
+    from ensemble.data.labelled import LabelledImages
+    from ensemble.training.recipe import TrainingRecipe
+
+_AT_MOST = 20000
+
+
+def arguments(p: Parser) -> None:
+    """The options."""
+    from ensemble.privacy.findings import FIGURES
+
+    p.description = (p.description or "").replace("{figures}", ", ".join(FIGURES))
+    p.add_argument("--model", required=True, metavar="MODEL", help="a network, NAME[:option=value][@WEIGHTS]")
+    p.add_argument("--reference", metavar="DATA", help="images like the training images, which were not among them")
+    p.add_argument("--members", metavar="DATA", help="images that were trained on")
+    p.add_argument("--non-members", metavar="DATA", help="images of the same kind that were not")
+    p.add_argument("--claimed", metavar="RECIPE", help="a training recipe that the statistics are compared with")
+    p.add_argument("--references", type=int, default=0, metavar="K", help="train K networks for LiRA and RMIA")
+    p.add_argument("--training", metavar="RECIPE", help="how these are trained")
+    p.add_argument("--quick", action="store_true", help="fewer images and steps, for a first look")
+    p.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help="exit code 1 where it is met")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of all draws (default: %(default)s)")
+    p.add_argument("--output", required=True, metavar="DIR", help="where the page goes")
+    p.add_argument("--overwrite", action="store_true", help="replace an earlier audit there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """What can be refused is refused before anything is computed."""
+    from ensemble.privacy.conditions import parse_condition
+    from ensemble.privacy.findings import FIGURES
+
+    check_alone("audit")
+    conditions = [parse_condition(text, FIGURES) for text in options.fail_if]
+    if (options.members is None) != (options.non_members is None):
+        raise ValueError("--members and --non-members are compared with each other; give both")
+    if bool(options.references) != bool(options.training):
+        raise ValueError("--references K trains networks by --training RECIPE; give both")
+    if options.references and (options.members is None or options.references < 2):
+        raise ValueError("--references: at least two, and --members and --non-members to ask about")
+    folder = _folder(options)
+
+    import torch
+
+    from ensemble.machine.hardware import set_up
+    from ensemble.machine.progress import FallingSilent, progress_reporter
+    from ensemble.plugins import load_entry_points
+    from ensemble.privacy.audit import Given, audit
+    from ensemble.privacy.page import PAGE, write
+    from models import model_card
+
+    load_entry_points()
+    card = model_card(options.model)
+    claimed, training = (_recipe(name) for name in (options.claimed, options.training))
+    set_up("fp32", torch.device("cpu"))
+    display = FallingSilent(progress_reporter())
+    try:
+        given = Given(
+            options.model,
+            claimed=claimed,
+            training=training,
+            references=options.references,
+            quick=options.quick,
+            seed=options.seed,
+            **_images(options, card.input_size),
+        )
+        made = audit(given, display.message)
+    finally:
+        display.close()
+    command = shlex.join(["python", "invert.py", "audit", *sys.argv[2:]]) if len(sys.argv) > 2 else "audit from Python"
+    write(made, folder, command, f"Python {sys.version.split()[0]}, torch {torch.__version__}, seed {options.seed}")
+    for sentence in made.sentences:
+        print(sentence)
+    print(f"{folder / PAGE}: {len(made.findings)} questions, {made.seconds:.0f} s")
+    reasons = [why for condition in conditions if (why := condition.met(made.figures))]
+    if reasons:
+        print(f"invert.py: --fail-if: {'; '.join(reasons)}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Where the audit goes; ValueError where something is in its way."""
+    from ensemble.privacy.page import DATA, PAGE, SCORES
+
+    folder = Path(options.output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file; give a folder")
+    there = [name for name in (PAGE, DATA, SCORES) if (folder / name).exists()]
+    if there and not options.overwrite:
+        raise ValueError(f"output: {folder / there[0]} exists; pass --overwrite to replace it, or give another folder")
+    if why := why_unwritable(folder.absolute()):
+        raise ValueError(f"output: {folder} cannot be written, {why}; give another folder")
+    return folder
+
+
+def _recipe(name: str | None) -> TrainingRecipe | None:
+    from ensemble.applications._training import recipe_path
+    from ensemble.config.yaml_files import load_yaml
+    from ensemble.training.recipe import parse_training_recipe
+
+    return None if name is None else parse_training_recipe(load_yaml(recipe_path(name)))
+
+
+def _source(text: str, split: str) -> tuple[str, str]:
+    """Path and split of DATA or DATA:SPLIT."""
+    path, colon, named = text.rpartition(":")
+    return (path, named) if colon and named and not Path(text).expanduser().exists() else (text, split)
+
+
+def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
+    """What `Given` takes of the images; of one split, reference and non-members are halves."""
+    from ensemble.data.labelled import LabelledImages, load_images
+
+    named = {
+        "reference": (options.reference, "test"),
+        "members": (options.members, "train"),
+        "others": (options.non_members, "test"),
+    }
+    where = {key: _source(text, split) for key, (text, split) in named.items() if text is not None}
+    loaded: dict[tuple[str, str], LabelledImages] = {}
+    for source in where.values():
+        if source not in loaded:
+            loaded[source] = load_images(*source, size, at_most=_AT_MOST)
+    found = {key: loaded[source] for key, source in where.items()}
+    if where.get("members") in (where.get("reference"), where.get("others")) and "members" in where:
+        raise ValueError("--members are the same images as --reference or --non-members; name another split")
+    if "others" in where and where["others"] == where.get("reference"):
+        both = found["others"]
+        for key, half in (("reference", slice(0, None, 2)), ("others", slice(1, None, 2))):
+            found[key] = LabelledImages(both.images[half], both.labels[half], both.class_names)
+    words = {"reference": "reference images", "members": "members", "others": "non-members"}
+    sources = [(words[key], f"{len(found[key])} of {Path(p).name}, {split}") for key, (p, split) in where.items()]
+    return {**found, "sources": tuple(sources)}

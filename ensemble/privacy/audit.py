@@ -1,0 +1,224 @@
+"""An audit: what is given decides what is asked; all of it is data until the page is drawn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ensemble.data.labelled import LabelledImages
+from ensemble.evaluation.near_duplicates import thumbnails
+from ensemble.machine.hardware import channels_last
+from ensemble.machine.rng import generator
+from ensemble.privacy.augmentation import Explanation, explained_by
+from ensemble.privacy.findings import FIGURES, Finding, Part, Table
+from ensemble.privacy.members import closer_to_members, membership
+from ensemble.privacy.moments import bn_layers
+from ensemble.privacy.pictures import Pictures, Row, pictures
+from ensemble.privacy.remedy import remedy
+from ensemble.privacy.training import train_shadows
+from ensemble.training.recipe import TrainingRecipe
+from models import ModelCard, create_model
+
+UNTESTED = (
+    "probes of logits with composites and blends, which take a bank of networks of known training as their null",
+    "ridge regression on statistics relative to re-estimated ones, and on weights, which take such a bank",
+    "a classifier of real mixes applied to inversions, and a second class in a window of them",
+    "memberships of single images, of outliers and mislabelled images (canaries)",
+    "inversions with classes, with priors, by generators; gradients; several networks together",
+    "DP-SGD, fewer epochs or other trainings as remedies: only re-estimated statistics were measured",
+    "augmentations that are no candidate: colour, rotation, RandAugment, mixes by image instead of by batch",
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is audited, and with what."""
+
+    model: str
+    reference: LabelledImages | None = None
+    members: LabelledImages | None = None
+    others: LabelledImages | None = None
+    claimed: TrainingRecipe | None = None
+    training: TrainingRecipe | None = None
+    references: int = 0
+    quick: bool = False
+    seed: int = 0
+    sources: tuple[tuple[str, str], ...] = ()
+    """What was given, in words, and where from."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the page shows and audit.json holds."""
+
+    model: str
+    facts: tuple[tuple[str, str], ...]
+    sentences: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    figures: dict[str, float | str | None]
+    tables: tuple[Table, ...]
+    pictures: tuple[Row, ...]
+    untested: tuple[str, ...]
+    scores: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    seconds: float
+
+
+def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audit:
+    """The audit of `given.model`; ValueError where the images do not fit the network."""
+    began = time.perf_counter()
+    net, card = create_model(given.model)
+    net = channels_last(net.eval())
+    parts: list[Part] = []
+    tables: list[Table] = []
+    untested = list(UNTESTED)
+    found: Explanation | None = None
+    drawn = Pictures(Part(), ())
+    reference, labelled = _reference(given, card)
+    has_statistics = bool(bn_layers(net))
+    if not has_statistics:
+        untested.insert(0, "anything on statistics: the network keeps none (folded, or of another kind of norm)")
+    elif reference is None:
+        untested.insert(0, "preprocessing, augmentation, a claimed recipe: no reference images were given")
+    else:
+        found = explained_by(net, card, reference, given.claimed, given.seed, mark)
+        parts.append(found.part)
+        mark("measuring what re-estimation changes")
+        tables.append(remedy(net, card, reference, labelled, found, given.seed))
+    if has_statistics:
+        images, steps = (16, 100) if given.quick else (32, 200)
+        drawn = pictures(net, card, found, reference, images, steps, given.seed, mark)
+        parts.append(drawn.part)
+    if given.members is not None and given.others is not None:
+        members, others = _paired(_labelled_by(given.members, card), _labelled_by(given.others, card), given)
+        shadows = (
+            train_shadows(given.training, given.references, members, others, given, mark) if given.training else None
+        )
+        parts.append(membership(net, card, members, others, reference, len(given.members), shadows, given.seed, mark))
+        if drawn.rows:
+            finding = closer_to_members(
+                thumbnails(drawn.rows[0].images), thumbnails(members.images), thumbnails(others.images)
+            )
+            parts.append(Part((finding,), {"closer_to_members": finding.value}))
+        if shadows is None:
+            untested.insert(0, "membership by networks of the same recipe (LiRA, RMIA): no --references were asked for")
+    else:
+        untested.insert(0, "membership: no members and non-members were given")
+    findings = tuple(finding for part in parts for finding in part.findings)
+    figures: dict[str, float | str | None] = dict.fromkeys(FIGURES)
+    scores: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for part in parts:
+        figures |= part.figures
+        scores |= part.scores
+    return Audit(
+        given.model,
+        _facts(given, net, card),
+        _sentences(given, findings),
+        findings,
+        figures,
+        (*(table for part in parts for table in part.tables), *tables),
+        drawn.rows,
+        tuple(untested),
+        scores,
+        time.perf_counter() - began,
+    )
+
+
+_REFERENCES, _QUICK, _LABELLED = 1280, 768, 1000
+_MEMBERS, _QUICK_MEMBERS = 2000, 500
+
+
+def _reference(given: Given, card: ModelCard) -> tuple[torch.Tensor | None, LabelledImages | None]:
+    """Images to estimate statistics by, and others with labels where their classes are the network's."""
+    data = given.reference
+    if data is None:
+        return None, None
+    most = _QUICK if given.quick else _REFERENCES
+    if len(data) < 64:
+        raise ValueError(f"--reference: {len(data)} images; give at least 64, {_REFERENCES} are plenty")
+    order = torch.randperm(len(data), generator=generator(given.seed, "reference"))
+    rest = order[most : most + _LABELLED]
+    try:
+        named = _labelled_by(data, card)
+    except ValueError:
+        return data.images[order[:most]], None
+    return data.images[order[:most]], _subset(named, rest) if len(rest) else None
+
+
+def _subset(data: LabelledImages, index: torch.Tensor) -> LabelledImages:
+    return LabelledImages(data.images[index], data.labels[index], data.class_names)
+
+
+def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
+    """With the network's classes: by their names where it has these, else in their order where they are as many."""
+    if set(data.class_names) <= set(card.class_names):
+        index = torch.tensor([card.class_names.index(name) for name in data.class_names])
+        return LabelledImages(data.images, index[data.labels], card.class_names)
+    if len(data.class_names) != card.num_classes or card.class_names:
+        raise ValueError(
+            f"members, non-members: their classes are not those of {card.name}; name the folders as its classes"
+        )
+    return data
+
+
+def _paired(members: LabelledImages, others: LabelledImages, given: Given) -> tuple[LabelledImages, LabelledImages]:
+    """As many of each, drawn."""
+    n = min(len(members), len(others), _QUICK_MEMBERS if given.quick else _MEMBERS)
+    if n < 50:
+        raise ValueError(
+            f"--members, --non-members: {n} images of each; give at least 50, 1,000 and more say something"
+        )
+    rng = generator(given.seed, "members")
+    first, second = (_subset(data, torch.randperm(len(data), generator=rng)[:n]) for data in (members, others))
+    return first, second
+
+
+def _facts(given: Given, net: torch.nn.Module, card: ModelCard) -> tuple[tuple[str, str], ...]:
+    layers = bn_layers(net)
+    channels = sum(layer.num_features for layer in layers.values())
+    loaded = card.loaded
+    tracked = {int(layer.num_batches_tracked) for layer in layers.values() if layer.num_batches_tracked is not None}
+    facts = [("network", given.model)]
+    if loaded is not None and loaded.sha256:
+        facts.append(("SHA-256 of the weights", loaded.sha256))
+    if loaded is not None and loaded.trained_on:
+        facts.append(("trained on, by its card", loaded.trained_on))
+    facts.append(("mean, std", f"{_numbers(card.mean)}; {_numbers(card.std)}" + (" (assumed)" if card.assumed else "")))
+    facts.append(("BatchNorm layers with statistics", f"{len(layers)}, {channels} channels"))
+    if max(tracked, default=0):
+        facts.append(("batches they say they saw", ", ".join(map(str, sorted(tracked)))))
+    facts += given.sources
+    facts.append(("access", "weights and statistics; images below; no gradients, no training log"))
+    return tuple(facts)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _sentences(given: Given, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Four: what is shown, what is indicated, what was not distinguishable or undecided, what was not tested."""
+
+    def those(*words: str) -> str:
+        return "; ".join(f"“{f.question}”" for f in findings if f.word in words)
+
+    shown, indicated = those("shown", "not consistent"), those("indicated")
+    silent, open_ = those("not distinguishable here", "consistent"), those("undecided", "not tested")
+    return (
+        f"Shown, or not consistent with what is said of the network: {shown or 'nothing of what was asked'}.",
+        f"Indicated, without a complete set of controls: {indicated or 'nothing'}.",
+        f"Not distinguishable here (the table says what would have been seen), or consistent: {silent or 'nothing'}.",
+        f"Undecided or not tested: {open_ or 'none of these questions'}; what was not asked at all is listed below.",
+    )
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON has them."""
+    if isinstance(value, Finding | Table):
+        return {key: plain(part) for key, part in vars(value).items()}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    return value

@@ -1,0 +1,222 @@
+"""What the stored statistics say of preprocessing and augmentation, beside nulls and planted statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ensemble.privacy.candidates import CLAIMED, Candidate, Claimed, candidates
+from ensemble.privacy.findings import Finding, Part, Table
+from ensemble.privacy.moments import Moments, moments_of, stored
+from ensemble.privacy.reestimation import UNEXPLAINED, Explained, Share, all_mixed, explain, recovered, share, unmixed
+from ensemble.training.recipe import TrainingRecipe
+from models import ModelCard
+
+BATCH = 128
+_ACCESS = "the weights file with its BatchNorm statistics, and images like the training images; no training image"
+_MIXES = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
+Mark = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What other parts go on from."""
+
+    part: Part
+    explained: Explained
+    found: Mapping[str, Moments]
+    stored: Moments
+    best: Candidate | None
+    """Of the candidates with the card's normalisation; None where nothing explains the statistics."""
+
+
+def explained_by(
+    net: nn.Module, card: ModelCard, images: torch.Tensor, claim: TrainingRecipe | None, seed: int, mark: Mark
+) -> Explanation:
+    """The part on preprocessing, crops, mixes and a claim, from reference images uint8 (N, 3, H, W)."""
+    tried: list[Candidate | Claimed] = [*candidates(card)]
+    if claim is not None:
+        tried.append(Claimed(claim))
+    found = {}
+    for candidate in tried:
+        mark(f"re-estimating statistics: {candidate.name}")
+        batches = candidate.batches(images, card, min(BATCH, len(images) // 4), seed)
+        found[candidate.name] = moments_of(net, batches)
+    own = stored(net, [name for name, _ in next(iter(found.values())).layers])
+    return explanation(own, found, {c.name: c for c in tried if isinstance(c, Candidate)}, seed)
+
+
+def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, Candidate], seed: int) -> Explanation:
+    """The same from moments: `own`, what is stored, and those under each candidate; `known` are not the claim."""
+    plain = {name: each for name, each in found.items() if name in known}
+    said = explain(own, plain, seed)
+    best = known[said.best]
+    normalised = bool(best.normalisation or best.jpeg)
+    control = recovered(plain, [name for name, c in known.items() if not c.normalisation and not c.jpeg], seed)
+    findings = [_preprocessing(said, best, known)]
+    figures: dict[str, float | str | None] = {"augmentation": "undecided" if not said.explained else said.best}
+    if said.explained and normalised:
+        figures["augmentation"] = "preprocessing"
+    usable = said.explained and not normalised
+    findings.append(_crops(said, known, control) if usable else _withheld("Were images cropped or padded?", said, best))
+    for mix, title in _MIXES.items():
+        question = f"Were images mixed by {title}?" if mix != "cutout" else "Were squares cut out of images?"
+        if not usable:
+            findings.append(_withheld(question, said, best))
+            continue
+        base, mixed = Candidate(best.crop), Candidate(best.crop if best.crop != "mean" else "black", mix)  # type: ignore[arg-type]
+        estimate = share(own, found[base.name], found[mixed.name], seed)
+        figures[f"{mix}_share"] = estimate.value
+        findings.append(_mix(question, estimate, own, found[base.name], found[mixed.name], said, known, mix, seed))
+    if CLAIMED in found:
+        with_claim = explain(own, found, seed)
+        findings.append(_claim(with_claim, usable))
+        figures["claim"] = findings[-1].word
+    rows = tuple(
+        (name, said.fit[name], said.score[name], "yes" if name in said.alike else "no", control.get(name))
+        for name in said.names
+    )
+    table = Table(
+        "Candidates: how far the stored statistics are from those re-estimated",
+        ("candidate", "distance / noise floor", "score", "not told from the best", "planted ones recovered"),
+        rows,
+    )
+    part = Part(tuple(findings), figures, (table,))
+    return Explanation(part, said, found, own, best if usable else None)
+
+
+def _fits(said: Explained, name: str) -> str:
+    return f"{name}: {said.fit[name]:.2f} times the noise floor"
+
+
+def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candidate]) -> Finding:
+    own = next(name for name in said.names if not known[name].normalisation and not known[name].jpeg)
+    other = next((name for name in said.names if known[name].normalisation), None)
+    evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
+    word, reading = "consistent", "The card's mean and std explain the statistics better than other usual ones."
+    if not said.explained:
+        word = "undecided"
+        reading = (
+            f"Nothing that was tried comes within {UNEXPLAINED:g} noise floors: the preprocessing is another, or the "
+            "reference images are of another kind than the training images. Nothing below is concluded from statistics."
+        )
+    elif best.normalisation or best.jpeg:
+        word = "not consistent"
+        reading = (
+            f"Preprocessing: {said.best} explains the statistics better than what the card says. Check mean and std "
+            "before anything else; what is wrong there looks like augmentation, so nothing below is concluded."
+        )
+    return Finding(
+        "Are images prepared as the card says?",
+        word,  # type: ignore[arg-type]
+        evidence,
+        said.fit[said.best],
+        None,
+        "1 is expected where a candidate is true",
+        "statistics planted under the card's own: see the table",
+        _ACCESS,
+        reading,
+    )
+
+
+def _withheld(question: str, said: Explained, best: Candidate) -> Finding:
+    why = "no candidate explains the statistics" if not said.explained else f"preprocessing comes first ({best.name})"
+    return Finding(question, "undecided", why, access=_ACCESS, reading="Not concluded; see the first question.")
+
+
+def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
+    crops = list(dict.fromkeys(known[name].crop for name in said.alike))
+    names = [Candidate(crop).name for crop in crops]
+    fired = min(control[Candidate(crop).name] for crop in crops)
+    best = Candidate(crops[0])
+    told = len(crops) == 1
+    word = "undecided" if not told else "shown" if fired >= 0.9 else "indicated"
+    rivals = [name for name in said.names if known[name].crop != crops[0] and not known[name].normalisation]
+    return Finding(
+        "Were images cropped or padded?",
+        word,  # type: ignore[arg-type]
+        f"{_fits(said, said.best)}; best of other crops: {_fits(said, rivals[0])}",
+        said.fit[said.best],
+        None,
+        f"planted {best.name}: recovered in {control[best.name]:.0%}",
+        ", ".join(f"{Candidate(c).name}: {control[Candidate(c).name]:.0%}" for c in ("none", "mirrored", "black")),  # type: ignore[arg-type]
+        _ACCESS,
+        (
+            f"The statistics are those of images with {names[0]}."
+            if told
+            else f"Cannot be told apart: {'; '.join(names)}."
+        )
+        + (
+            " Statistics that were re-estimated on plain images after training are like that, too, and say nothing of "
+            "the training."
+            if crops[0] == "none"
+            else ""
+        ),
+    )
+
+
+def _mix(
+    question: str,
+    estimate: Share,
+    own: Moments,
+    base: Moments,
+    mixed: Moments,
+    said: Explained,
+    known: Mapping[str, Candidate],
+    mix: str,
+    seed: int,
+) -> Finding:
+    null, control = unmixed(base, mixed, seed), all_mixed(base, mixed, seed)
+    spread = [part.quantile(torch.tensor([0.025, 0.975], dtype=part.dtype)).tolist() for part in (null, control)]
+    silent, fired = spread[0][0] <= 0 <= spread[0][1], spread[1][0] > 0
+    rival = {known[name].mix for name in said.alike} - {mix}
+    word = "not distinguishable here"
+    reading = f"A share above {estimate.seen_above:.0%} would have been seen."
+    if estimate.low > 0 and mix in {known[name].mix for name in said.alike}:
+        word = "shown" if silent and fired and not rival else "indicated"
+        reading = f"About {estimate.value:.0%} of the batches."
+        if rival:
+            reading += f" Other candidates explain the statistics as well ({', '.join(sorted(said.alike)[:4])})."
+    elif estimate.low > 0:
+        reading = (
+            "The share differs from 0, but candidates without this mix explain the statistics better: something else "
+            f"moves them the same way. {reading}"
+        )
+    return Finding(
+        question,
+        word,  # type: ignore[arg-type]
+        "share of mixed batches that explains the statistics best",
+        estimate.value,
+        (estimate.low, estimate.high),
+        f"planted unmixed: {float(null.mean()):.2f} [{spread[0][0]:.2f}, {spread[0][1]:.2f}]",
+        f"planted in every batch: {float(control.mean()):.2f} [{spread[1][0]:.2f}, {spread[1][1]:.2f}]",
+        _ACCESS,
+        reading,
+    )
+
+
+def _claim(said: Explained, usable: bool) -> Finding:
+    others = [name for name in said.alike if name != CLAIMED]
+    if CLAIMED in said.alike and said.fit[CLAIMED] < UNEXPLAINED:
+        word = "consistent"
+        reading = "The statistics are what the recipe would leave."
+        if others:
+            reading += f" So would: {'; '.join(others[:4])}."
+    elif said.explained and usable:
+        word, reading = "not consistent", f"{said.best} explains the statistics better than what is claimed."
+    else:
+        word, reading = "undecided", "Nothing explains the statistics well enough, or preprocessing comes first."
+    return Finding(
+        "Is the claimed recipe consistent with the statistics?",
+        word,  # type: ignore[arg-type]
+        f"claimed {_fits(said, CLAIMED)}; best {_fits(said, said.best)}",
+        said.fit[CLAIMED],
+        None,
+        "1 is expected where the claim is true",
+        "see the table of candidates",
+        _ACCESS,
+        reading,
+    )

@@ -1,0 +1,67 @@
+"""Conditions under which an audit ends with exit code 1: FIGURE OPERATOR VALUE, as `tpr_1pct>0.05`."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_FORM = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(<=|>=|!=|==|<|>)\s*(\S(?:.*\S)?)\s*")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`figure` is a key of FIGURES in `ensemble.privacy.findings`; `value` a number, or a word with == and !=."""
+
+    figure: str
+    operator: str
+    value: float | str
+
+    def met(self, figures: Mapping[str, float | str | None]) -> str:
+        """Why the audit fails, empty where it does not. A figure that could not be measured fails, too."""
+        found = figures.get(self.figure)
+        if found is None:
+            return f"{self.figure} was not measured, so {self} cannot be ruled out"
+        if isinstance(found, str) != isinstance(self.value, str):
+            raise ValueError(f"--fail-if {self}: {self.figure} is {found!r} here; compare it with its like")
+        shown = found if isinstance(found, str) else f"{found:.4g}"
+        return (
+            f"{self.figure} is {shown}, and {self} was to fail" if _OPERATORS[self.operator](found, self.value) else ""
+        )
+
+    def __str__(self) -> str:
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return f"{self.figure}{self.operator}{value}"
+
+
+def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
+    """The condition of a text; ValueError for another form or a name that is not in `figures`."""
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise ValueError(
+            f"--fail-if {text!r}: expected FIGURE OPERATOR VALUE, as 'tpr_1pct>0.05' or 'claim==not consistent'"
+        )
+    name, sign, written = form.groups()
+    if name not in figures:
+        near = difflib.get_close_matches(name, figures, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(figures)}"
+        raise ValueError(f"--fail-if {text!r}: {name} is no figure; {hint}")
+    value: float | str
+    try:
+        value = float(written)
+    except ValueError:
+        value = written
+        if sign not in ("==", "!="):
+            raise ValueError(f"--fail-if {text!r}: words are compared by == and != alone") from None
+    return Condition(name, sign, value)

@@ -1,0 +1,86 @@
+"""What an audit found, question by question, and the words in which it may be said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Word = Literal[
+    "shown", "indicated", "not distinguishable here", "undecided", "not tested", "consistent", "not consistent"
+]
+"""shown: the interval excludes the null, the null stayed silent and the positive control fired. indicated: the interval
+excludes the null, and one of the two was not run or not clear. The last two are of a claim alone."""
+
+FIGURES = {
+    "augmentation": "the best candidate's name, or `undecided`, or `preprocessing`",
+    "cutmix_share": "estimated share of batches with CutMix",
+    "mixup_share": "estimated share of batches with mixup",
+    "cutout_share": "estimated share of batches with cutout",
+    "claim": "`consistent`, `not consistent` or `undecided`",
+    "seam_difference": "mean seam score of inversions less that of inversions of re-estimated plain statistics",
+    "accuracy_gap": "accuracy on members less that on non-members",
+    "loss_auc": "AUC of the loss attack",
+    "tpr_1pct": "true positive rate at 1 % false positives, of the strongest attack that was run",
+    "tail_tnr": "share of non-members below the 1st percentile of the members' margins",
+    "tracing_auc": "AUC of the tracing statistic of released BatchNorm means",
+    "lira_auc": "AUC of LiRA",
+    "rmia_auc": "AUC of RMIA",
+    "blind_auc": "AUC of a classifier that never saw the network",
+    "closer_to_members": "share of inversions that are nearer to members than to as many non-members",
+}
+"""What `--fail-if` may name, and `figures` in audit.json holds; None where it was not measured."""
+
+FIXED = (
+    "Attacks give lower bounds: a stronger one may find more.",
+    "Knowing an augmentation is not knowing a person.",
+    "Inverted images are typical of what statistics hold, not copies, unless the neighbour test says so.",
+    "Membership figures are averages; outliers are more exposed.",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of the page. Texts are whole; `value` with its `interval` is the figure that they are about."""
+
+    question: str
+    word: Word
+    evidence: str = ""
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    null: str = ""
+    """The same test where nothing is to be found."""
+    control: str = ""
+    """The same test where something was planted."""
+    access: str = ""
+    """What an attacker needs."""
+    reading: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures behind a finding."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one detector adds to an audit."""
+
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float | str | None] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of scores.csv, by attack: (set, scores)."""
+
+
+def lower_bound_word(low: float, null: float, silent: bool, fired: bool) -> Word:
+    """The word for an interval that begins at `low`, beside a null value, a null test and a positive control."""
+    if low <= null:
+        return "not distinguishable here"
+    return "shown" if silent and fired else "indicated"

@@ -1,0 +1,40 @@
+"""Attacks on single images that read the network's answers: loss thresholds, and their tail."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ensemble.training.reading import inputs_of, logits_of
+from models import ModelCard
+
+
+@torch.no_grad()
+def margins(net: nn.Module, card: ModelCard, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(N,): log(p_y / (1 - p_y)) of each image and its mirror image, averaged: large where the label is believed.
+
+    The logit-scaled confidence of Carlini et al. (2022, section IV.C), which is nearly normal over networks, and as a
+    threshold attack orders images as the loss does. Images uint8 (N, 3, H, W).
+    """
+    net.eval()
+    rows = []
+    for part, classes in zip(images.split(500), labels.split(500), strict=True):
+        x = inputs_of(part, card, torch.device("cpu"))
+        rows.append((margin(logits_of(net, x, card), classes) + margin(logits_of(net, x.flip(3), card), classes)) / 2)
+    return torch.cat(rows)
+
+
+def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(N,): z_y - logsumexp of the other classes' z, which is log(p_y / (1 - p_y))."""
+    z = logits.double()
+    chosen = z.gather(1, labels[:, None])
+    others = z.scatter(1, labels[:, None], -torch.inf)
+    return chosen[:, 0] - others.logsumexp(1)
+
+
+def tail_share(members: torch.Tensor, others: torch.Tensor, quantile: float = 0.01) -> float:
+    """Of non-members, the share with a smaller margin than all but `quantile` of the members: TNR at a low FNR.
+
+    Images that are surely none of the members. It needs no other network.
+    """
+    return float((others < members.double().quantile(quantile)).double().mean())

@@ -1,0 +1,126 @@
+"""Inversions of a network's statistics beside those of statistics in which nothing, or CutMix, is to be found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ensemble.machine.rng import generator
+from ensemble.privacy.augmentation import Explanation
+from ensemble.privacy.candidates import Candidate, cut_and_mixed
+from ensemble.privacy.findings import Finding, Part
+from ensemble.privacy.inversions import bn_inversions
+from ensemble.privacy.moments import Moments, bn_layers, stored, with_stored
+from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.seams import seam_scores, turned_control
+from models import ModelCard
+
+QUESTION = "Do images inverted from the statistics show seams?"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures under one heading: the first of all, not chosen."""
+
+    title: str
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pictures:
+    part: Part
+    rows: tuple[Row, ...]
+
+
+def shuffled(moments: Moments, seed: int) -> Moments:
+    """Each layer's channels exchanged: statistics of the same sizes that mean nothing."""
+    rng = generator(seed, "shuffle")
+    order, start = [], 0
+    for _, n in moments.layers:
+        order.append(start + torch.randperm(n, generator=rng))
+        start += n
+    index = torch.cat(order)
+    return Moments(moments.layers, moments.mean[:, index], moments.var[:, index])
+
+
+def pictures(
+    net: nn.Module,
+    card: ModelCard,
+    found: Explanation | None,
+    reference: torch.Tensor | None,
+    images: int,
+    steps: int,
+    seed: int,
+    mark: Callable[[str], None],
+) -> Pictures:
+    """Inversions, and where reference images explain the statistics, the seam score of them."""
+
+    def made(title: str, moments: Moments) -> Row:
+        mark(f"inverting {title}")
+        return Row(title, bn_inversions(with_stored(net, moments), card, images, steps, seed))
+
+    own = made("the stored statistics", stored(net, bn_layers(net)))
+    if found is None or found.best is None or reference is None:
+        null = made("shuffled statistics (null)", shuffled(stored(net, bn_layers(net)), seed))
+        reading = "Not scored: a matching null takes reference images that explain the statistics."
+        return Pictures(Part((Finding(QUESTION, "not tested", reading=reading),)), (own, null))
+    plain = found.found[Candidate(found.best.crop).name]
+    mixed = found.found[Candidate("black" if found.best.crop == "mean" else found.best.crop, "cutmix").name]
+    null = made("plain statistics, re-estimated (null)", plain[::2].average())
+    other = made("plain statistics of other images (null)", plain[1::2].average())
+    planted = made("CutMix statistics, re-estimated (planted)", mixed.average())
+    real = _real(reference[: 2 * images].float() / 255, seed)
+    finding, value = _seams(own.images, null.images, other.images, planted.images, real)
+    shown = (own, null, planted, Row("real reference images", reference[:images].float() / 255))
+    return Pictures(Part((finding,), {"seam_difference": value}), shown)
+
+
+def _real(images: torch.Tensor, seed: int) -> Auc:
+    """How well the score tells real images with a rectangle of another from plain ones."""
+    rng = generator(seed, "real seams")
+    mixed = torch.cat([cut_and_mixed(part, 0.7, rng) for part in images.split(8)])
+    return auc(seam_scores(mixed), seam_scores(images))
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float]:
+    """The mean difference of pairs of images and its 95 % interval (normal)."""
+    each = seam_scores(a) - seam_scores(b)
+    mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def _seams(
+    own: torch.Tensor, null: torch.Tensor, other: torch.Tensor, planted: torch.Tensor, real: Auc
+) -> tuple[Finding, float]:
+    value, low, high = _difference(own, null)
+    blank, control = _difference(other, null), _difference(planted, null)
+    turned = float((turned_control(own) - turned_control(null)).mean())
+    silent, fired = blank[1] <= 0 <= blank[2], control[1] > 0
+    if low > 0 and turned > 0:
+        word, reading = (
+            ("shown" if silent and fired else "indicated"),
+            "Lines are sharper than plain statistics make them.",
+        )
+    else:
+        word = "not distinguishable here"
+        reading = f"A difference above {high:.3g} would have been seen."
+    if not fired:
+        reading += " Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
+        word = "not tested" if word == "not distinguishable here" else "indicated"
+    reading += " Intervals are over images of one network, not over networks."
+    finding = Finding(
+        QUESTION,
+        word,  # type: ignore[arg-type]
+        f"mean seam score less that of re-estimated plain statistics; turned control {turned:+.3g}",
+        value,
+        (low, high),
+        f"other plain statistics: {blank[0]:+.3g} [{blank[1]:.3g}, {blank[2]:.3g}]",
+        f"planted CutMix statistics: {control[0]:+.3g} [{control[1]:.3g}, {control[2]:.3g}]; real CutMix images "
+        f"against plain: AUC {real.value:.2f} [{real.low:.2f}, {real.high:.2f}]",
+        "the weights file; for the score reference images, too",
+        reading,
+    )
+    return finding, value

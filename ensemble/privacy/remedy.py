@@ -1,0 +1,57 @@
+"""What re-estimating the statistics on plain reference images changes: measured, before and after."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ensemble.data.labelled import LabelledImages
+from ensemble.privacy.augmentation import BATCH, Explanation
+from ensemble.privacy.candidates import Candidate
+from ensemble.privacy.findings import Table
+from ensemble.privacy.moments import moments_of, stored, with_stored
+from ensemble.privacy.reestimation import Explained, explain
+from ensemble.training.reading import evaluate
+from models import ModelCard
+
+
+def remedy(
+    net: nn.Module,
+    card: ModelCard,
+    images: torch.Tensor,
+    labelled: LabelledImages | None,
+    found: Explanation,
+    seed: int,
+) -> Table:
+    """A table of what the network says of images, and of its training, with its own and with re-estimated statistics.
+
+    They are those of `images` (N, 3, H, W), uint8, without augmentation. `labelled` are other images, of which the
+    accuracy is read.
+    """
+    size = min(BATCH, len(images) // 4)
+    fresh = moments_of(net, Candidate().batches(images, card, size, seed + 1)).average()
+    cleaned = with_stored(net, fresh)
+    plain = {name: each for name, each in found.found.items() if name in found.explained.score}
+    after = explain(stored(cleaned, [name for name, _ in fresh.layers]), plain, seed)
+    before = found.explained
+
+    def accuracy(of: nn.Module) -> str:
+        return "–" if labelled is None else f"{evaluate(of, card, labelled, torch.device('cpu')):.2%}"
+
+    return Table(
+        "Re-estimating the statistics on plain reference images, which anyone who holds such images can do",
+        ("", "as released", "re-estimated"),
+        (
+            (
+                f"accuracy on {0 if labelled is None else len(labelled)} other reference images",
+                accuracy(net),
+                accuracy(cleaned),
+            ),
+            ("best candidate", _said(before), _said(after)),
+            ("its distance / noise floor", f"{before.fit[before.best]:.2f}", f"{after.fit[after.best]:.2f}"),
+        ),
+    )
+
+
+def _said(said: Explained) -> str:
+    return said.best if said.explained else f"undecided ({said.best})"

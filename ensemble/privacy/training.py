@@ -1,0 +1,66 @@
+"""Networks of a recipe that learned some of the images in question and not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from ensemble.data.labelled import LabelledImages
+from ensemble.machine.rng import generator
+from ensemble.privacy.members import Shadows
+from ensemble.privacy.membership import margins
+from ensemble.training.loop import train
+from ensemble.training.recipe import TrainingRecipe
+from ensemble.training.run import build_network
+
+_QUICK_EPOCHS = 2
+
+
+class Haste(Protocol):
+    @property
+    def quick(self) -> bool: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def train_shadows(
+    recipe: TrainingRecipe,
+    count: int,
+    members: LabelledImages,
+    others: LabelledImages,
+    given: Haste,
+    mark: Callable[[str], None],
+) -> Shadows:
+    """`count` networks, each trained from random weights on a half of the members and non-members, drawn by image.
+
+    Each image is in with p = 1/2, by itself, so that how often others hold it says nothing of the target. Fewer images
+    than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
+    """
+    images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
+    schedule = (
+        replace(recipe.schedule, epochs=min(_QUICK_EPOCHS, recipe.schedule.epochs)) if given.quick else recipe.schedule
+    )
+    rows, inside = [], []
+    for k in range(count):
+        mark(f"training reference network {k + 1} of {count}")
+        within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
+        net, card = build_network(f"{recipe.model.partition('@')[0]}@random", given.seed + k)
+        learned = LabelledImages(images[within], labels[within], members.class_names)
+        net = train(
+            net,
+            card,
+            learned,
+            LabelledImages(images[:100], labels[:100], members.class_names),
+            schedule=schedule,
+            augmentation=recipe.augmentation,
+            seed=given.seed + k,
+            device=torch.device("cpu"),
+            compile_net=False,
+        )
+        rows.append(margins(net, card, images, labels))
+        inside.append(within)
+    return Shadows(torch.stack(rows), torch.stack(inside))
