@@ -61,8 +61,8 @@ def _descent(size: int) -> Made:
 
 
 def _bounded(size: int) -> Made:
-    """cnnpref's: from black, pixels within their bounds, nothing else."""
-    image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "black"}}
+    """cnnpref's: pixels within their bounds, nothing else. From noise: at black rectified units have no gradient."""
+    image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "noise", "scale": 0.1}}
     return image, {"iterations": 200}, {"kind": "lbfgsb"}
 
 
