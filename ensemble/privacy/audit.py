@@ -127,7 +127,7 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
     )
 
 
-_REFERENCES, _QUICK, _LABELLED = 1280, 768, 1000
+_REFERENCES, _QUICK, _LABELLED = 1280, 768, 2000
 _MEMBERS, _QUICK_MEMBERS = 2000, 500
 
 

@@ -212,7 +212,7 @@ def _claim(said: Explained, usable: bool) -> Finding:
     return Finding(
         "Is the claimed recipe consistent with the statistics?",
         word,  # type: ignore[arg-type]
-        f"claimed {_fits(said, CLAIMED)}; best {_fits(said, said.best)}",
+        f"{_fits(said, CLAIMED)}; best: {_fits(said, said.best)}",
         said.fit[CLAIMED],
         None,
         "1 is expected where the claim is true",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 _MARGIN = 2
 _LENGTH = 8
-_QUANTILE = 0.95
+_QUANTILE = 0.99
 _ANGLE = 15.0
 """Degrees: far from both axes, and small enough that the square that stays whole is large."""
 
@@ -19,7 +19,7 @@ def seam_scores(images: torch.Tensor) -> torch.Tensor:
     the lines between columns (and, turned, rows), averaged over windows of 8 pixels along the line; less the same two
     lines further away; divided by the image's mean absolute deviation. What repeats every 8 or 16 lines, as a JPEG's
     blocks do, is subtracted: of the lines of one phase, where there are two at least, the smallest median over windows,
-    where that is positive. The score is the 95th percentile over lines and windows in both directions.
+    where that is positive. The score is the 99th percentile over lines and windows in both directions.
     """
     luma = (images.double() * images.new_tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(1)
     spread = (luma - luma.mean((1, 2), keepdim=True)).abs().mean((1, 2)).clamp_min(1e-6)
