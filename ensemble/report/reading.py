@@ -14,7 +14,7 @@ import torch
 from ensemble.data.shards import is_dataset
 from ensemble.image.pictures import checked_batch
 from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, UNITS, ResultsFolder
-from ensemble.runs.plan import unique_names
+from ensemble.runs.plan import STUDENT, unique_names
 
 _POINTS, _ALL_POINTS = 400, 4000
 """Points of a curve at most, of one trial and of all of them; a screen shows no more."""
@@ -100,7 +100,7 @@ class Run:
     images: torch.Tensor
     pictures: tuple[Picture, ...]
     networks: tuple[Network, ...]
-    """Teachers, then verifiers."""
+    """Teachers and the student, then verifiers."""
     curves: tuple[Curves, ...]
     stages: tuple[int, ...]
     """The steps at which they begin."""
@@ -167,7 +167,9 @@ def _networks(summary: Mapping[str, Any]) -> tuple[Network, ...]:
     found = []
     for name, values in summary.get("teachers", {}).items():
         losses = {key: float(value) for key, value in values.items() if key != "accuracy" and value is not None}
-        found.append(Network(name, "teacher", _number(values.get("accuracy")), None, losses))
+        found.append(
+            Network(name, STUDENT if name == STUDENT else "teacher", _number(values.get("accuracy")), None, losses)
+        )
     for name, values in (summary.get("verifiers") or {}).items():
         low, high = values["interval"]
         found.append(Network(name, "verifier", float(values["accuracy"]), (float(low), float(high)), {}))

@@ -152,6 +152,15 @@ def test_preferred_images_are_named_by_their_units(tmp_path: Path) -> None:
         read_run(str(tmp_path / "inner"))
 
 
+def test_the_student_is_no_teacher(tmp_path: Path) -> None:
+    """So that what it reads is no disagreement of teachers."""
+    run = read_run(str(make(tmp_path / "a", made_by=recipe(("net_a", "student")))))
+    assert [(network.name, network.role) for network in run.networks] == [
+        ("net_a", "teacher"), ("student", "student"), ("judge", "verifier"),
+    ]  # fmt: skip
+    assert Parsed(page([run])).data["teachers"] == [[0]]
+
+
 def test_agreement_is_a_number_on_the_card_and_a_map(tmp_path: Path) -> None:
     """Orange above, where the teachers conflict, and blue below; a run that did not compare them has neither."""
     compared, without = make(tmp_path / "a", n=3, compared=True), make(tmp_path / "b", n=3)
