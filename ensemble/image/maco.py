@@ -124,9 +124,7 @@ def _amplitudes(spectrum: RadialSpectrum, size: int) -> Tensor:
         amplitude[:, row, columns] = 0  # their own mirror images: they have no phase
     power = torch.full((size // 2 + 1,), 2.0, dtype=torch.float64)  # each stands for its mirror image too
     power[columns] = 1.0
-    rows = (power * amplitude.square()).sum(
-        -1
-    )  # threads share out one large sum, and round differently
+    rows = (power * amplitude.square()).sum(-1)  # threads share out one large sum, and round differently
     return amplitude / torch.sqrt(rows.sum() / (3 * size**2))
 
 
