@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from ensemble.config.kinds import undone_on_error as kinds_undone
-from models import create_model, load_plugin
+from ensemble.config.parsing import parse
+from ensemble.image.generator import Generator
+from models import ModelCard, create_model, load_plugin
 from models._table import undone_on_error
 
 ROOT = Path(__file__).resolve().parents[1]
+CARD = ModelCard("net", "test", 8, 10, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def block(title: str) -> str:
@@ -50,6 +53,19 @@ def test_bring_weights_in_an_installed_package(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InterruptedError), undone_on_error():
         assert load_plugin(file) == ("tiny_packed",)
         assert torch.equal(create_model("tiny_packed")[0][1].weight, tensors["1.weight"])
+        raise InterruptedError
+
+
+def test_add_a_trained_generator(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(block("Add a trained generator"), encoding="utf-8")
+    with pytest.raises(InterruptedError), kinds_undone():
+        load_plugin(file)
+        made = parse(Generator, {"pretrained": {"kind": "blobs"}})
+        made.check(20)
+        images = made.make(2, 20, card=CARD, dtype=torch.float32, device="cpu")
+        images.randomize(0.85, torch.Generator().manual_seed(1))
+        assert images().shape == (2, 3, 20, 20) and 0 <= images().min() < images().max() <= 1
         raise InterruptedError
 
 
