@@ -38,7 +38,7 @@ class Blurred(Fourier, kind="blurred"):
 @dataclass(frozen=True)
 class Plain(Optimizer, kind="sgd"):
     momentum: float = 0.9
-    def make(self, parameters):
+    def make(self, parameters, steps):
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum)
 
 @dataclass(frozen=True)
