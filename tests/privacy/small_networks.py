@@ -7,7 +7,9 @@ from torch import nn
 
 from models import ModelCard
 
-CARD = ModelCard("small", "test", 16, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), class_names=("a", "b", "c"))
+CARD = ModelCard(
+    "small", "test", 16, 3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), class_names=("a", "b", "c")
+)
 
 
 def small_net(seed: int = 0) -> nn.Module:

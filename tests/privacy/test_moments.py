@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_networks import small_net
 from torch import nn
 
 from ensemble.privacy.moments import bn_layers, moments_of, stored, with_stored
-from small_networks import small_net
 
 
 def test_the_first_layers_moments_are_numpys() -> None:
@@ -46,4 +46,6 @@ def test_the_network_stays_as_it_was_and_a_copy_takes_other_statistics() -> None
 
 def test_a_network_without_running_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="no BatchNorm layer with running statistics"):
-        moments_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), [torch.rand(4, 3, 8, 8)])
+        moments_of(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), [torch.rand(4, 3, 8, 8)]
+        )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from small_networks import CARD, small_net, textured
 
 from ensemble.privacy.augmentation import Explanation, explanation
 from ensemble.privacy.candidates import Candidate, candidates, padded_crop
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
 from ensemble.privacy.reestimation import distances, floors, planted, scores, share
-from small_networks import CARD, small_net, textured
 
 BATCHES, SIZE = 12, 64
 
