@@ -97,6 +97,8 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
     other = next((name for name in said.names if known[name].normalisation), None)
     evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
     word, reading = "consistent", "The card's mean and std explain the statistics better than other usual ones."
+    if other in said.alike:
+        reading = f"The card's mean and std explain the statistics; so would {other}."
     if not said.explained:
         word = "undecided"
         reading = (
