@@ -71,6 +71,15 @@ def test_lira_is_scipys_log_ratio_with_one_deviation() -> None:
         lira(target, values[:1], inside[:1])
 
 
+def test_lira_moves_the_other_mean_where_an_image_was_never_learned() -> None:
+    inside = torch.tensor([[1, 0], [1, 0], [0, 0], [0, 0]]).bool()
+    values = torch.tensor([[3.0, 0.0], [5.0, 2.0], [1.0, 0.0], [3.0, 2.0]]).double()
+    found = lira(torch.tensor([4.5, 2.5]), values, inside)
+    s_in, s_out = np.sqrt(2.0), np.sqrt((2 + 4) / 4)  # the second image's networks have four values, three free
+    expected = stats.norm.logpdf(2.5, 3.0, s_in) - stats.norm.logpdf(2.5, 1.0, s_out)  # 1, and 2 more, as the first's
+    np.testing.assert_allclose(float(found[1]), expected)
+
+
 def test_rmia_is_a_rank_of_ratios() -> None:
     inside = torch.zeros(1, 3, dtype=torch.bool)
     found = rmia(torch.tensor([2.0, 0.0, 1.0]), torch.zeros(1, 3), inside, torch.tensor([False, True, True]))
