@@ -10,9 +10,10 @@ import torch
 from small_networks import CARD, small_net, textured
 
 from ensemble.privacy.augmentation import Explanation, explanation
-from ensemble.privacy.candidates import Candidate, candidates, padded_crop
+from ensemble.privacy.candidates import Candidate, Claimed, candidates, padded_crop
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
 from ensemble.privacy.reestimation import distances, floors, planted, scores, share
+from ensemble.training.recipe import parse_training_recipe
 
 BATCHES, SIZE = 12, 64
 
@@ -136,3 +137,24 @@ def test_with_stored_statistics_the_network_is_explained_by_them() -> None:
     net = with_stored(small_net(), trained_with(Candidate("black")))
     own = stored(net, [name for name, _ in found["no crops"].layers])
     assert "black" in explanation(own, found, known, 0).explained.best
+
+
+@pytest.mark.parametrize(
+    ("crop", "word"), [("mirrored", "consistent"), ("black", "not consistent"), ("none", "not consistent")]
+)
+def test_a_claim_is_held_against_what_was_done(crop: str, word: str) -> None:
+    """The recipe claims mirrored crops and leaves its statistics as they are."""
+    data = {"model": "small", "data": {"path": "nowhere"}, "schedule": {"recalibrate_bn": False}}
+    claim = Claimed(parse_training_recipe({**data, "augmentation": {"crop_padding": 2}}))
+    known, found = reference()
+    images = textured(BATCHES * SIZE, seed=1)
+    with_claim = {**found, claim.name: moments_of(small_net(), claim.batches(images, CARD, SIZE, 0))}
+    said = explanation(trained_with(Candidate(crop)), with_claim, known, seed=0)  # type: ignore[arg-type]
+    assert said.part.figures["claim"] == word, said.part.findings[-1]
+
+
+def test_a_recipe_that_takes_statistics_anew_claims_plain_images() -> None:
+    data = {"model": "small", "data": {"path": "nowhere"}, "augmentation": {"cutmix": 1.0}}
+    claim, images = Claimed(parse_training_recipe(data)), textured(64)
+    made = zip(claim.batches(images, CARD, 32, 0), Candidate().batches(images, CARD, 32, 0), strict=True)
+    assert all(torch.equal(a, b) for a, b in made)
