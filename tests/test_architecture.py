@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
     *("machine", "config", "image", "data", "teachers", "objectives", "engine"),
-    *("recipe", "plugins", "evaluation", "training", "runs", "report", "api", "units", "search", "applications", "cli"),
+    *("recipe", "plugins", "evaluation", "training", "runs", "report", "api", "units", "privacy", "search"),
+    *("applications", "cli"),
 )
 """The rooms of `ensemble`; each may import only those before it, and itself."""
 

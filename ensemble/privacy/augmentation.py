@@ -11,7 +11,19 @@ from torch import nn
 from ensemble.privacy.candidates import CLAIMED, Candidate, Claimed, candidates
 from ensemble.privacy.findings import Finding, Part, Table
 from ensemble.privacy.moments import Moments, moments_of, stored
-from ensemble.privacy.reestimation import UNEXPLAINED, Explained, Share, all_mixed, explain, recovered, share, unmixed
+from ensemble.privacy.reestimation import (
+    UNEXPLAINED,
+    Explained,
+    Share,
+    all_mixed,
+    distances,
+    early,
+    explain,
+    floors,
+    recovered,
+    share,
+    unmixed,
+)
 from ensemble.training.recipe import TrainingRecipe
 from models import ModelCard
 
@@ -84,8 +96,18 @@ def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, 
         ("candidate", "distance / noise floor", "score", "not told from the best", "planted ones recovered"),
         rows,
     )
-    part = Part(tuple(findings), figures, (table,))
+    part = Part(tuple(findings), figures, (table, _layers(own, found[said.best])))
     return Explanation(part, said, found, own, best if usable else None)
+
+
+def _layers(own: Moments, best: Moments) -> Table:
+    """Every layer, also those that are not read."""
+    ratio = (distances(own, best)[0] / floors(best)).tolist()
+    read = early(len(ratio))
+    rows = tuple(
+        (name, x, "yes" if i < read else "no") for i, ((name, _), x) in enumerate(zip(own.layers, ratio, strict=True))
+    )
+    return Table("Layers: the best candidate's distance", ("layer", "distance / noise floor", "read"), rows)
 
 
 def _fits(said: Explained, name: str) -> str:
@@ -97,6 +119,8 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
     other = next((name for name in said.names if known[name].normalisation), None)
     evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
     word, reading = "consistent", "The card's mean and std explain the statistics better than other usual ones."
+    if other in said.alike:
+        reading = f"The card's mean and std explain the statistics; so would {other}."
     if not said.explained:
         word = "undecided"
         reading = (

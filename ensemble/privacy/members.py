@@ -171,9 +171,9 @@ def _tracing(
     theory = expected_auc(d, half)
     null = auc(tracing_scores(b[:half], own, known), tracing_scores(b[half:], own, known))
     fired = control.low > 0.5
-    ceiling = (
-        f"; theory allows {expected_auc(d, trained_on):.3f} of the mean of {trained_on} images" if trained_on else ""
-    )
+    ceiling = ""
+    if trained_on:
+        ceiling = f"; theory allows {expected_auc(d, trained_on):.3f} of the mean of {trained_on} images, those given"
     reading = f"A leak above AUC {value.high:.2f} would have been seen." + (
         "" if fired else " The positive control did not fire: the test is blind here."
     )

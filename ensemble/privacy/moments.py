@@ -90,7 +90,9 @@ def moments_of(net: nn.Module, batches: Iterable[torch.Tensor]) -> Moments:
     rows: list[Moments] = []
     for batch in batches:
         net(batch)
-        rows.append(stored(net, [name for name, layer in layers.items() if int(layer.num_batches_tracked or 0)]))
-    if not rows or not rows[0].layers:
+        ran = [name for name, layer in layers.items() if int(layer.num_batches_tracked or 0)]
+        if ran:
+            rows.append(stored(net, ran))
+    if not rows:
         raise ValueError("no BatchNorm layer with running statistics ran, or there were fewer images than one batch")
     return Moments(rows[0].layers, torch.cat([row.mean for row in rows]), torch.cat([row.var for row in rows]))

@@ -108,7 +108,8 @@ def _seams(
         word = "not distinguishable here"
         reading = f"A difference above {high:.3g} would have been seen."
     if not fired:
-        reading += " Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
+        blind = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
+        reading = blind if low <= 0 or turned <= 0 else f"{reading} {blind}"
         word = "not tested" if word == "not distinguishable here" else "indicated"
     reading += " Intervals are over images of one network, not over networks."
     finding = Finding(

@@ -1,0 +1,114 @@
+"""`invert.py audit`: from images on a disk to a page, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PLUGIN
+from PIL import Image
+
+NET = ["--model", "tiny_a@random", *PLUGIN[:2]]
+RECIPE = """
+model: tiny_a@random
+data: {path: nowhere, train: train, test: test}
+schedule: {epochs: 1, batch_size: 16, precision: fp32, recalibrate_bn: false}
+augmentation: {crop_padding: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 8 x 8 pixels, `train` and `test`, of the three classes that the network knows."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = torch.Generator().manual_seed(0)
+    for split, count in (("train", 120), ("test", 240)):
+        for i in range(count):
+            small = torch.rand(1, 3, 3, 3, generator=rng)
+            pixels = torch.nn.functional.interpolate(small, size=8, mode="bilinear")[0].permute(1, 2, 0) * 255
+            file = folder / split / ("circle", "square", "star")[i % 3] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.byte().numpy()).save(file)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def test_an_audit_with_everything(run, data: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "audit", data / "recipe.yaml"
+    given = ["--reference", data, "--members", data, "--non-members", data, "--claimed", recipe]
+    given += ["--references", 2, "--training", recipe, "--quick", "--output", out]
+    ended = run("audit", *NET, *given, "--fail-if", "blind_auc>2")
+    assert (ended.code, ended.errors) == (0, [])
+    found = json.loads((out / "audit.json").read_text())
+    assert found["schema_version"] == 1 and len(found["sentences"]) == 4
+    words = {
+        "shown",
+        "indicated",
+        "not distinguishable here",
+        "undecided",
+        "not tested",
+        "consistent",
+        "not consistent",
+    }
+    assert {finding["word"] for finding in found["findings"]} <= words
+    questions = {finding["question"] for finding in found["findings"]}
+    assert "Is the claimed recipe consistent with the statistics?" in questions
+    figures = found["figures"]
+    assert figures["augmentation"] and figures["claim"] and figures["blind_auc"] is not None
+    assert found["not_tested"] and found["tables"]
+
+    page = (out / "audit.html").read_text()
+    assert all(f"{question}</th>" in page for question in questions)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "default-src &#39;none&#39;" not in page
+    assert "default-src 'none'" in page and page.count("data:image/webp") >= 8
+    text = re.sub(r"<[^>]*>|base64,[^\"]*", " ", page).lower()
+    for forbidden in ("safe", "anonymous", "compliant", "no leak"):
+        assert not re.search(rf"\b{forbidden}\b", text), forbidden
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    if figures["loss_auc"] is not None:
+        assert {row["attack"] for row in rows} >= {"loss", "lira", "rmia"}
+    assert {row["set"] for row in rows} <= {"members", "non-members"}
+
+    refused = run("audit", *NET, "--output", out)
+    assert refused.code == 2 and "--overwrite" in refused.errors[0]
+
+
+def test_the_network_alone_and_a_condition_that_is_met(run, tmp_path: Path) -> None:
+    out = tmp_path / "audit"
+    ended = run("audit", *NET, "--quick", "--output", out, "--fail-if", "loss_auc>0.9")
+    assert ended.code == 1 and ended.errors == [
+        "invert.py: --fail-if: loss_auc was not measured, so loss_auc>0.9 cannot be ruled out"
+    ]
+    found = json.loads((out / "audit.json").read_text())
+    assert [finding["word"] for finding in found["findings"]] == ["not tested"]
+    assert any("no reference images" in text for text in found["not_tested"])
+    assert "shuffled statistics (null)" in (out / "audit.html").read_text()
+
+
+def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> None:
+    words = ["--model", "tiny_plain@random", *PLUGIN[:2], "--reference", data, "--quick", "--output", tmp_path / "a"]
+    assert run("audit", *words).code == 0
+    found = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert not found["findings"] and "the network keeps none" in found["not_tested"][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--members", "DATA"], "give both"),
+        (["--references", 4], "give both"),
+        (["--references", 1, "--training", "RECIPE"], "at least two"),
+        (["--fail-if", "los_auc>0.5"], "did you mean loss_auc"),
+        (["--members", "DATA:test", "--non-members", "DATA:test"], "name another split"),
+        (["--reference", "DATA:nothing"], "nothing"),
+    ],
+)
+def test_mistakes_are_one_line(run, data: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    words = [str(word).replace("DATA", str(data)).replace("RECIPE", str(data / "recipe.yaml")) for word in words]
+    ended = run("audit", *NET, *words, "--output", tmp_path / "a")
+    assert ended.code == 2 and len(ended.errors) == 1 and message in ended.errors[0], ended
+    assert not (tmp_path / "a").exists()

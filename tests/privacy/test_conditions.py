@@ -1,0 +1,47 @@
+"""--fail-if: its grammar, and when it is met."""
+
+from __future__ import annotations
+
+import pytest
+
+from ensemble.privacy.conditions import parse_condition
+from ensemble.privacy.findings import FIGURES
+
+
+@pytest.mark.parametrize(
+    ("text", "figures", "met"),
+    [
+        ("tpr_1pct>0.05", {"tpr_1pct": 0.06}, True),
+        ("tpr_1pct > 0.05", {"tpr_1pct": 0.05}, False),
+        ("tpr_1pct>=0.05", {"tpr_1pct": 0.05}, True),
+        ("cutmix_share<=-1", {"cutmix_share": 0.1}, False),
+        ("claim!=consistent", {"claim": "undecided"}, True),
+        ("claim==not consistent", {"claim": "consistent"}, False),
+        ("loss_auc>0.9", {"loss_auc": None}, True),
+    ],
+)
+def test_when_a_condition_is_met(text: str, figures: dict[str, float | str | None], met: bool) -> None:
+    assert bool(parse_condition(text, FIGURES).met(figures)) == met
+
+
+def test_what_was_not_measured_fails_and_says_so() -> None:
+    assert "was not measured" in parse_condition("loss_auc>0.9", FIGURES).met({})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss_auc", "expected FIGURE OPERATOR VALUE"),
+        ("los_auc>0.5", "did you mean loss_auc"),
+        ("nothing_like_it>0.5", "there are augmentation"),
+        ("claim>consistent", "== and != alone"),
+    ],
+)
+def test_other_texts_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_condition(text, FIGURES)
+
+
+def test_a_word_is_not_compared_with_a_number() -> None:
+    with pytest.raises(ValueError, match="compare it with its like"):
+        parse_condition("claim==1", FIGURES).met({"claim": "consistent"})

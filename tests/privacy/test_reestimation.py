@@ -1,0 +1,160 @@
+"""Re-estimation: hand values, and statistics that were planted must be recognised and plain ones left alone."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from small_networks import CARD, small_net, textured
+
+from ensemble.privacy.augmentation import Explanation, explanation
+from ensemble.privacy.candidates import Candidate, Claimed, candidates, padded_crop
+from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
+from ensemble.privacy.reestimation import distances, floors, planted, scores, share
+from ensemble.training.recipe import parse_training_recipe
+
+BATCHES, SIZE = 12, 64
+
+
+@cache
+def reference() -> tuple[dict[str, Candidate], dict[str, Moments]]:
+    known = {c.name: c for c in candidates(CARD)}
+    images = textured(BATCHES * SIZE, seed=1)
+    return known, {name: moments_of(small_net(), c.batches(images, CARD, SIZE, 0)) for name, c in known.items()}
+
+
+def trained_with(candidate: Candidate) -> Moments:
+    """What a network stores that saw other images of the same kind so."""
+    found = moments_of(small_net(), candidate.batches(textured(40 * SIZE, seed=2), CARD, SIZE, 5))
+    return planted(found, 1, seed=3)
+
+
+def said_of(candidate: Candidate) -> Explanation:
+    known, found = reference()
+    return explanation(trained_with(candidate), found, known, seed=0)
+
+
+def test_the_distance_of_one_layer_by_hand() -> None:
+    about = Moments((("bn", 2),), torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[1.0, 4.0]]).double())
+    other = Moments((("bn", 2),), torch.tensor([[0.5, 1.0]]).double(), torch.tensor([[1.0, 8.0]]).double())
+    expected = np.sqrt((0.25 + np.log(2) ** 2 / 2) / 2)
+    assert float(distances(other, about)[0, 0]) == pytest.approx(expected)
+    assert float(distances(about, about)[0, 0]) == 0
+
+
+def test_the_floor_is_how_far_planted_statistics_are_from_other_batches() -> None:
+    rng = torch.Generator().manual_seed(0)
+    made = Moments(
+        (("bn", 200),),
+        0.1 * torch.randn(40, 200, generator=rng, dtype=torch.float64),
+        (0.1 * torch.randn(40, 200, generator=rng, dtype=torch.float64)).exp(),
+    )
+    seen = distances(planted(made[::2], 50, 0), made[1::2]).square().mean().sqrt()
+    # half of the batches are planted from, half judge: 1/19 + 1/20, and 1/20 again of what is planted from
+    expected = 0.1 * np.sqrt(1.5 * (1 / 19 + 2 / 20))
+    assert float(seen) == pytest.approx(expected, rel=0.1)
+    assert float(floors(made[1::2])[0]) == pytest.approx(0.1 * np.sqrt(1.5 * (1 / 19 + 1 / 20)), rel=0.1)
+
+
+def test_scores_read_the_first_half_of_the_layers() -> None:
+    floor = torch.ones(4, dtype=torch.float64)
+    near, far = torch.tensor([0.0, 0.0, 9.0, 9.0]).double(), torch.tensor([3.0, 3.0, 0.0, 0.0]).double()
+    assert float(scores(near, floor)) == 0
+    assert float(scores(far, floor)) == pytest.approx(np.log(2))
+
+
+def test_a_padded_crop_holds_the_image_and_zeros() -> None:
+    image = torch.arange(1.0, 17).view(1, 1, 4, 4)
+    rng = torch.Generator().manual_seed(1)
+    made = torch.cat([padded_crop(image, 1, rng) for _ in range(60)])
+    assert made.shape == (60, 1, 4, 4)
+    blank = (made == 0).sum((1, 2, 3))
+    assert set(blank.tolist()) <= {0, 4, 7} and len(set(blank.tolist())) == 3  # shifts by 0, 1 or 1 and 1
+    sets = {tuple(sorted(row[row > 0].tolist())) for row in made}
+    assert tuple(float(i) for i in range(1, 17)) in sets
+
+
+@pytest.mark.parametrize("crop", ["none", "mirrored", "black"])
+@pytest.mark.parametrize("mix", ["none", "cutmix", "cutout"])
+def test_planted_statistics_are_recognised(crop: str, mix: str) -> None:
+    candidate = Candidate(crop, mix)  # type: ignore[arg-type]
+    said = said_of(candidate)
+    assert candidate.name in said.explained.alike, said.explained.names[:3]
+    assert said.explained.explained
+    by_question = {finding.question: finding for finding in said.part.findings}
+    mixed = by_question["Were images mixed by CutMix?"]
+    if mix == "cutmix":
+        assert mixed.word in ("shown", "indicated") and mixed.value is not None and mixed.value > 0.5
+    else:
+        assert mixed.word == "not distinguishable here", mixed
+    if crop == "black":
+        assert "black" in by_question["Were images cropped or padded?"].reading
+
+
+@pytest.mark.parametrize("name", ["CIFAR-10's mean and std", "mean 0.5, std 0.5", "mean 0, std 1"])
+def test_a_wrong_mean_and_std_is_preprocessing_and_no_augmentation(name: str) -> None:
+    said = said_of(Candidate(normalisation=name))
+    assert said.part.figures["augmentation"] in ("preprocessing", "undecided")
+    assert said.part.figures.get("cutmix_share") is None
+    assert all(finding.word == "undecided" for finding in said.part.findings[1:])
+
+
+def test_wrong_normalisations_of_the_list_are_named() -> None:
+    said = said_of(Candidate(normalisation="mean 0.5, std 0.5"))
+    assert said.part.figures["augmentation"] == "preprocessing"
+    assert "mean 0.5, std 0.5" in said.part.findings[0].reading
+
+
+def test_recompressed_images_are_not_called_mixed() -> None:
+    said = said_of(Candidate(jpeg=50))
+    assert said.part.figures["augmentation"] in ("preprocessing", "undecided")
+
+
+def test_what_no_candidate_explains_is_undecided() -> None:
+    known, found = reference()
+    own = trained_with(Candidate())
+    strange = Moments(own.layers, own.mean + own.var.sqrt(), 2.5 * own.var)
+    said = explanation(strange, found, known, seed=0)
+    assert said.part.figures["augmentation"] == "undecided" and said.best is None
+
+
+def test_the_share_of_mixed_batches_is_recovered() -> None:
+    _, found = reference()
+    plain, mixed = found[Candidate("mirrored").name], found[Candidate("mirrored", "cutout").name]
+    a, b = plain.average(), mixed.average()
+    for p in (0.0, 0.5, 1.0):
+        own = Moments(a.layers, (1 - p) * a.mean + p * b.mean, (1 - p) * a.var + p * b.var)
+        estimate = share(own, plain, mixed)
+        assert estimate.value == pytest.approx(p, abs=1e-6)
+        assert (estimate.low > 0) == (p > 0)
+        assert estimate.seen_above < 0.5
+
+
+def test_with_stored_statistics_the_network_is_explained_by_them() -> None:
+    known, found = reference()
+    net = with_stored(small_net(), trained_with(Candidate("black")))
+    own = stored(net, [name for name, _ in found["no crops"].layers])
+    assert "black" in explanation(own, found, known, 0).explained.best
+
+
+@pytest.mark.parametrize(
+    ("crop", "word"), [("mirrored", "consistent"), ("black", "not consistent"), ("none", "not consistent")]
+)
+def test_a_claim_is_held_against_what_was_done(crop: str, word: str) -> None:
+    """The recipe claims mirrored crops and leaves its statistics as they are."""
+    data = {"model": "small", "data": {"path": "nowhere"}, "schedule": {"recalibrate_bn": False}}
+    claim = Claimed(parse_training_recipe({**data, "augmentation": {"crop_padding": 2}}))
+    known, found = reference()
+    images = textured(BATCHES * SIZE, seed=1)
+    with_claim = {**found, claim.name: moments_of(small_net(), claim.batches(images, CARD, SIZE, 0))}
+    said = explanation(trained_with(Candidate(crop)), with_claim, known, seed=0)  # type: ignore[arg-type]
+    assert said.part.figures["claim"] == word, said.part.findings[-1]
+
+
+def test_a_recipe_that_takes_statistics_anew_claims_plain_images() -> None:
+    data = {"model": "small", "data": {"path": "nowhere"}, "augmentation": {"cutmix": 1.0}}
+    claim, images = Claimed(parse_training_recipe(data)), textured(64)
+    made = zip(claim.batches(images, CARD, 32, 0), Candidate().batches(images, CARD, 32, 0), strict=True)
+    assert all(torch.equal(a, b) for a, b in made)
