@@ -165,7 +165,7 @@ def test_a_subnet_teacher_sees_its_own_statistics():
     running = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)).running_mean.clone()
     teacher = Teacher("subnet", frozen(net), model_card(SPEC))
     assert teacher.statistics is not None and torch.allclose(teacher.statistics.mean[: len(running)].float(), running)
-    logits, moments, _ = teacher.observe(torch.rand(2, 3, 32, 32))
+    logits, moments, *_ = teacher.observe(torch.rand(2, 3, 32, 32))
     assert logits.shape == (2, 10) and moments.shape == (2, teacher.channels)
 
 

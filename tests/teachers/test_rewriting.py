@@ -304,7 +304,7 @@ def test_compiled(dtype: torch.dtype, rtol: float) -> None:
     teacher.compile()
     compiled = teacher.observe(view)
     (found,) = torch.autograd.grad(compiled.logits.sum() + 1e-3 * compiled.moments.sum(), view)
-    for one, other in zip((*compiled, found), (*eager, expected), strict=True):
+    for one, other in zip((*compiled[:3], found), (*eager[:3], expected), strict=True):
         assert (one - other).norm() <= rtol * other.norm()
 
 
@@ -330,9 +330,9 @@ def test_other_view_sizes_of_a_rewritten_network(capsys: pytest.CaptureFixture[s
     teacher = Teacher("tiny", seeded(Block(function, shortcut)), CARD, dtype=torch.float64)
     teacher.admit(8, 16)
     view = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    expected = teacher.observe(view)
+    expected = teacher.observe(view)[:3]
     teacher.rewrite()
-    for found, wanted in zip(teacher.observe(view), expected, strict=True):
+    for found, wanted in zip(teacher.observe(view)[:3], expected, strict=True):
         torch.testing.assert_close(found, wanted)
     with pytest.raises(RuntimeError):
         teacher.net.forward(torch.rand(2, 4, 8, 8, dtype=torch.float64))
