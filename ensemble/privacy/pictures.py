@@ -64,9 +64,13 @@ def pictures(
 
     own = made("the stored statistics", stored(net, bn_layers(net)))
     if found is None or found.best is None or reference is None:
-        null = made("shuffled statistics (null)", shuffled(stored(net, bn_layers(net)), seed))
         reading = "Not scored: a matching null takes reference images that explain the statistics."
-        return Pictures(Part((Finding(QUESTION, "not tested", reading=reading),)), (own, null))
+        rows = [own]
+        try:
+            rows.append(made("shuffled statistics (null)", shuffled(stored(net, bn_layers(net)), seed)))
+        except ValueError as error:  # exchanged channels can make a deep network's values overflow
+            reading += f" Shuffled statistics could not be inverted as a null for the eye: {error}."
+        return Pictures(Part((Finding(QUESTION, "not tested", reading=reading),)), tuple(rows))
     plain = found.found[Candidate(found.best.crop).name]
     mixed = found.found[Candidate("black" if found.best.crop == "mean" else found.best.crop, "cutmix").name]
     null = made("plain statistics, re-estimated (null)", plain[::2].average())

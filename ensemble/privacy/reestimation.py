@@ -96,7 +96,7 @@ class Explained:
         return self.names[0]
 
 
-UNEXPLAINED = 3.0
+UNEXPLAINED = 2.5
 """A fit above it says that what was done is none of the candidates, or that the images are of another kind."""
 
 

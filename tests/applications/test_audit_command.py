@@ -6,11 +6,14 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import PLUGIN
 from PIL import Image
+
+from ensemble.privacy import pictures
 
 NET = ["--model", "tiny_a@random", *PLUGIN[:2]]
 RECIPE = """
@@ -87,6 +90,22 @@ def test_the_network_alone_and_a_condition_that_is_met(run, tmp_path: Path) -> N
     assert [finding["word"] for finding in found["findings"]] == ["not tested"]
     assert any("no reference images" in text for text in found["not_tested"])
     assert "shuffled statistics (null)" in (out / "audit.html").read_text()
+
+
+def test_a_null_that_cannot_be_inverted_ends_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = pictures.bn_inversions
+    calls: list[int] = []
+
+    def second_fails(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("the loss is not finite")
+        return made(*arguments)
+
+    monkeypatch.setattr(pictures, "bn_inversions", second_fails)
+    assert run("audit", *NET, "--quick", "--output", tmp_path / "a").code == 0
+    found = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert "the loss is not finite" in found["findings"][0]["reading"]
 
 
 def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> None:
