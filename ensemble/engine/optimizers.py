@@ -98,3 +98,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters: list[torch.Tensor] = [each for group in optimizer.param_groups for each in group["params"]]
+    for place, slot in state.items():  # torch gives all of it the parameters' dtype, NAdam's float32 product too
+        held = optimizer.state[parameters[place]]
+        held |= {key: held[key].to(tensor.dtype) for key, tensor in slot.items()}
