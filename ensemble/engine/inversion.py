@@ -154,11 +154,11 @@ class Inversion:
             self.guard.check(before)
         if index == len(self.stages) - 1 and self.early_stopping is not None:
             last |= self.early_stopping.update(self._agreed(record.total))
-        own = self._optimizer if isinstance(self._optimizer, ImageOptimizer) else None
-        if own is not None and own.done and not last:
-            last, event = True, "every search has ended: the run ends here"
-        if own is not None and last:
-            own.settle()
+        if (own := self._image_optimizer) is not None:
+            if own.done and not last:
+                last, event = True, "every search has ended: the run ends here"
+            if last:
+                own.settle()
         met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
         if met and index == len(self.stages) - 1 and not last:
             last, event = True, "nothing is left to pull: the run ends here"
@@ -179,8 +179,7 @@ class Inversion:
         record, gradient, exchanged = self.loss.gradient(view, weights, self._asked)
         self.guard.note(self.step, exchanged, weights, record.total)
         gradient[max(1, round(stage.moving * len(gradient))) :] = 0
-        own = self._optimizer if isinstance(self._optimizer, ImageOptimizer) else None
-        if own is not None:
+        if (own := self._image_optimizer) is not None:
             own.tell(stage.transform.shifts(len(view), generator(self.seed, "view", self.step)), record.per_image)
         self._optimizer.zero_grad(set_to_none=True)
         view.backward(gradient)
@@ -199,8 +198,9 @@ class Inversion:
         return float(value)
 
     def _keep_best(self, index: int, local: int, last: bool) -> None:
-        replays = isinstance(self._optimizer, ImageOptimizer) and self._optimizer.replays  # keeps each image's best
-        if not self.best_every or replays or index != len(self.stages) - 1:
+        own = self._image_optimizer
+        keeps = own is not None and own.replays  # each image's best, by itself
+        if not self.best_every or keeps or index != len(self.stages) - 1:
             return
         if (local + 1) % self.best_every == 0 or last:
             lasting = self.weights_at(self.step) if self.acting_per == "batch" else None
@@ -223,16 +223,23 @@ class Inversion:
             return ""
         stage = self.stages[index]
         self._optimizer = stage.optimizer.make(list(self.image.parameters()), stage.iterations)
-        if isinstance(self._optimizer, ImageOptimizer):
-            self._optimizer.bounds = self.image.bounds()
+        if (own := self._image_optimizer) is not None:
+            own.bounds = self.image.bounds()
         self.plateau = stage.optimizer.plateau()
         self._stage_index = index
         return f"stage {index + 1} of {len(self.stages)}: {stage.iterations} steps" if len(self.stages) > 1 else ""
+
+    @property
+    def _image_optimizer(self) -> ImageOptimizer | None:
+        """The optimiser, where it is one that is told more of a step than the gradient."""
+        return self._optimizer if isinstance(self._optimizer, ImageOptimizer) else None
 
     def _replay(self, optimizer: ImageOptimizer) -> None:
         """Take the steps of the only stage again, from where the optimiser began, up to where the run was."""
         for parameter, state in optimizer.state.items():
             parameter.data.copy_(state["start"])
+        if self.attribution is not None:
+            self.attribution.zero_()  # the steps add it up again
         until, stage = self.step, self.stages[0]
         for self.step in range(until):
             self._descend(stage, stage.optimizer.lr)
@@ -275,8 +282,8 @@ class Inversion:
         self._enter_stage(int(numbers["stage"]))
         assert self._optimizer is not None
         load_optimizer_tensors(self._optimizer, part("optimizer."))
-        if isinstance(self._optimizer, ImageOptimizer) and self._optimizer.replays and not self.ended:
-            self._replay(self._optimizer)
+        if (image_optimizer := self._image_optimizer) is not None and image_optimizer.replays and not self.ended:
+            self._replay(image_optimizer)
         self.guard.load_best(float(numbers["best_loss"]), int(numbers["best_step"]), part("best."))
         for name, machine in self._machines():
             own = {k.removeprefix(f"{name}."): v for k, v in numbers.items() if k.startswith(f"{name}.")}

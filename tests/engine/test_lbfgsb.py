@@ -53,7 +53,8 @@ def begun(steps: int, cells: list[Cell] | None = None, term: Any = None, **rule:
     image = PixelImage(IMAGES, 8, clip=True, dtype=torch.float64)
     image.randomize(0.2, torch.Generator().manual_seed(0))
     image.project()
-    return Inversion(image, loss, [LiveStage(steps, Compose(()), LBFGSB(**rule))], seed=0, best_every=5)
+    stage = LiveStage(steps, Compose(()), LBFGSB(**rule))
+    return Inversion(image, loss, [stage], seed=0, best_every=5, attribute=True)
 
 
 def ended(inversion: Inversion) -> torch.Tensor:
@@ -103,7 +104,8 @@ def test_a_search_that_is_cut_short_gives_its_best_point() -> None:
 
 
 def test_cells_and_a_resume_change_nothing() -> None:
-    whole = ended(begun(12))
+    first = begun(12)
+    whole, attribution = ended(first), first.attribution
     cut = ended(begun(12, cells=[Cell(0, 0, 1), Cell(0, 1, 3)]))
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-9)
     for stop in (0, 6):
@@ -114,19 +116,21 @@ def test_cells_and_a_resume_change_nothing() -> None:
         again.load_state(*first.state())
         assert again.step == stop + 1
         assert torch.equal(ended(again), whole)
+        assert again.attribution is not None and torch.equal(again.attribution, attribution)
 
 
 def test_searches_that_are_left_end_their_threads() -> None:
-    before = threading.active_count()
+    gc.collect()  # those of other tests
+    before = set(threading.enumerate())
     inversion = begun(400)
     next(iter(inversion))
-    assert threading.active_count() == before + IMAGES
+    own = set(threading.enumerate()) - before
+    assert len(own) == IMAGES
     del inversion
     gc.collect()
-    for thread in threading.enumerate():
-        if thread.daemon and thread is not threading.current_thread():
-            thread.join(1.0)
-    assert threading.active_count() <= before
+    for thread in own:
+        thread.join(10.0)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_terms_that_tie_images_together_are_refused() -> None:
