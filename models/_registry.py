@@ -273,7 +273,7 @@ def _find(spec: ModelSpec) -> Entry:
             return found
         names += zoo.names()
     longer = sorted((known for known in names if known.startswith(name)), key=len)
-    near = (longer + difflib.get_close_matches(name, names, n=3))[:3]
+    near = [*dict.fromkeys(longer + difflib.get_close_matches(name, names, n=3))][:3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(
         f"unknown network {name!r}; {hint}list_models() (--list-models) shows all names, load_plugin(FILE) "

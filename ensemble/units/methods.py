@@ -9,7 +9,6 @@ from ensemble.objectives.activation import Activation
 
 LARGE = 128
 """Pixels from which a `fourier` image is seen at half its size."""
-METHODS = ("fourier", "gd", "lbfgs", "maco")
 
 
 def fields_of(
@@ -26,8 +25,10 @@ def fields_of(
 
     `bn_matching` is the weight of BN matching for each of the images, whose activations are summed.
 
-    ValueError for a generator with a method that has an image of its own.
+    ValueError for a generator with a method that has an image of its own, or a weight below 0.
     """
+    if bn_matching < 0:
+        raise ValueError(f"bn_matching: a weight of 0 or more, not {bn_matching:g}")
     if generator is not None and method not in ("gd", "lbfgs"):
         raise ValueError(f"generator: methods gd and lbfgs move a generator's code; {method} has an image of its own")
     matching = {"kind": "bn_matching", "weight": bn_matching * images}
