@@ -86,6 +86,13 @@ def fields_of(options: argparse.Namespace) -> dict[str, Any]:
         "iterations": options.iterations,
         "seed": options.seed,
         "verifiers": options.verifier,
+        **computing_of(options),
+    }
+
+
+def computing_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_computing`."""
+    return {
         "device": options.devices or options.device,
         "replicas": options.replicas,
         "precision": options.precision,

@@ -138,7 +138,7 @@ def _source(text: str, split: str) -> tuple[str, str]:
 
 def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     """What `Given` takes of the images; of one split, reference and non-members are halves."""
-    from ensemble.data.labelled import LabelledImages, load_images
+    from ensemble.data.labelled import load_images
 
     named = {
         "reference": (options.reference, "test"),
@@ -156,7 +156,7 @@ def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     if "others" in where and where["others"] == where.get("reference"):
         both = found["others"]
         for key, half in (("reference", slice(0, None, 2)), ("others", slice(1, None, 2))):
-            found[key] = LabelledImages(both.images[half], both.labels[half], both.class_names)
+            found[key] = both.subset(half)
     words = {"reference": "reference images", "members": "members", "others": "non-members"}
     sources = [(words[key], f"{len(found[key])} of {Path(p).name}, {split}") for key, (p, split) in where.items()]
     return {**found, "sources": tuple(sources)}

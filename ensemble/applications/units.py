@@ -20,11 +20,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ensemble.applications._inverting import add_computing, launch, ranks_to_launch, tell_stopped
+from ensemble.applications._inverting import add_computing, computing_of, launch, ranks_to_launch, tell_stopped
 from ensemble.applications._options import Parser, add_output, add_overrides
 from ensemble.machine.environment import is_main_process, is_restarted
-
-METHODS = ("fourier", "gd", "lbfgs", "maco")
+from ensemble.units import METHODS
 
 
 def arguments(p: Parser) -> None:
@@ -103,11 +102,6 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "attribution": options.alpha or None,
         "verifiers": options.verifier,
-        "device": options.devices or options.device,
-        "replicas": options.replicas,
-        "precision": options.precision,
-        "compile": options.compile,
-        "reproducible": options.reproducible,
-        "micro_batch": int(options.micro_batch) if str(options.micro_batch).isdigit() else options.micro_batch,
+        **computing_of(options),
     }
     return {key: value for key, value in named.items() if value is not None}

@@ -29,6 +29,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, index: torch.Tensor | slice) -> LabelledImages:
+        """These images alone, with the same classes."""
+        return LabelledImages(self.images[index], self.labels[index], self.class_names)
+
 
 def load_images(
     path: str | Path, split: str, size: int | None = None, *, at_most: int | None = None, seed: int = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ensemble.engine.exchange import Exchange, Exchanged
+from ensemble.engine.image_operators import unit_mean
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FloatSum, Reduction, SumAcrossRanks
 from ensemble.engine.votes import Votes
@@ -135,8 +136,7 @@ class EnsembleLoss:
             sums = sums or self._sums(cell, self._observe(cell, leaf.requires_grad_()), leaf.shape[2])
             part = self._pull_back(cell, leaf, sums, at_sums)
             if self.equal:
-                size = part.abs().mean((1, 2, 3), keepdim=True)
-                part = part * (weights[cell.teacher] / size.clamp_min(torch.finfo(part.dtype).tiny))
+                part = weights[cell.teacher] * unit_mean(part)
             self.reduction.add(gradient[cell.start : cell.stop], part)
             if votes is not None:
                 votes.add(cell, part)

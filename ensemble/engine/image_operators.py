@@ -57,8 +57,9 @@ def clip_small(x: Tensor, size: Tensor, percent: float) -> Tensor:
     return torch.where((size < _broadcast(bound, size))[:, None], 0.0, x)
 
 
-def blur(x: Tensor, sigma: float) -> Tensor:
-    """Each channel convolved with a Gaussian, cut off after 4 `sigma`, mirrored at the border, whose edge repeats."""
+def blur(x: Tensor, sigma: float, edge_repeats: bool = True) -> Tensor:
+    """Each channel convolved with a Gaussian, cut off after 4 `sigma`, mirrored at the border, whose edge repeats or
+    not."""
     radius = int(_TRUNCATE * sigma + 0.5)
     if radius == 0:
         return x
@@ -66,7 +67,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (place / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(x)
     for dim in (2, 3):
-        index = _mirrored(x.shape[dim], radius).to(x.device)
+        index = _mirrored(x.shape[dim], radius, edge_repeats).to(x.device)
         wide = x.index_select(dim, index)
         shape = [1, 1, 1, 1]
         shape[dim] = len(kernel)
@@ -74,10 +75,11 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     return x
 
 
-def _mirrored(length: int, radius: int) -> Tensor:
-    """Indices of -radius to length + radius - 1 in a line that is mirrored at its ends, which are repeated."""
-    place = torch.arange(-radius, length + radius) % (2 * length)
-    return torch.where(place < length, place, 2 * length - 1 - place)
+def _mirrored(length: int, radius: int, edge_repeats: bool) -> Tensor:
+    """Indices of -radius to length + radius - 1 in a line that is mirrored at its ends, which are repeated or not."""
+    last = 2 * length - (1 if edge_repeats else 2)  # where 0 comes again, going back
+    place = torch.arange(-radius, length + radius) % max(1, last + edge_repeats)
+    return torch.where(place < length, place, last - place)
 
 
 def _percentiles(values: Tensor, *percents: float) -> list[Tensor]:

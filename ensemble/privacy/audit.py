@@ -145,11 +145,7 @@ def _reference(given: Given, card: ModelCard) -> tuple[torch.Tensor | None, Labe
         named = _labelled_by(data, card)
     except ValueError:
         return data.images[order[:most]], None
-    return data.images[order[:most]], _subset(named, rest) if len(rest) else None
-
-
-def _subset(data: LabelledImages, index: torch.Tensor) -> LabelledImages:
-    return LabelledImages(data.images[index], data.labels[index], data.class_names)
+    return data.images[order[:most]], named.subset(rest) if len(rest) else None
 
 
 def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
@@ -172,7 +168,7 @@ def _paired(members: LabelledImages, others: LabelledImages, given: Given) -> tu
             f"--members, --non-members: {n} images of each; give at least 50, 1,000 and more say something"
         )
     rng = generator(given.seed, "members")
-    first, second = (_subset(data, torch.randperm(len(data), generator=rng)[:n]) for data in (members, others))
+    first, second = (data.subset(torch.randperm(len(data), generator=rng)[:n]) for data in (members, others))
     return first, second
 
 

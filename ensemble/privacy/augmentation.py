@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensemble.privacy.candidates import CLAIMED, Candidate, Claimed, candidates
+from ensemble.privacy.candidates import CLAIMED, MIXES, Candidate, Claimed, candidates
 from ensemble.privacy.findings import Finding, Part, Table
 from ensemble.privacy.moments import Moments, moments_of, stored
 from ensemble.privacy.reestimation import (
@@ -29,7 +29,6 @@ from models import ModelCard
 
 BATCH = 128
 _ACCESS = "the weights file with its BatchNorm statistics, and images like the training images; no training image"
-_MIXES = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
 Mark = Callable[[str], None]
 
 
@@ -74,7 +73,7 @@ def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, 
         figures["augmentation"] = "preprocessing"
     usable = said.explained and not normalised
     findings.append(_crops(said, known, control) if usable else _withheld("Were images cropped or padded?", said, best))
-    for mix, title in _MIXES.items():
+    for mix, title in MIXES.items():
         question = f"Were images mixed by {title}?" if mix != "cutout" else "Were squares cut out of images?"
         if not usable:
             findings.append(_withheld(question, said, best))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from ensemble.image.recompression import recompressed
 from ensemble.machine.rng import generator
-from ensemble.training.augment import crop_and_flip, cutout
+from ensemble.training.augment import crop_and_flip, cutout, rectangle
 from ensemble.training.recipe import TrainingRecipe
 from models import ModelCard, network_input
 
@@ -34,7 +32,7 @@ _CROPS = {
     "black": "crops with black borders",
     "mean": "crops with borders of the mean",
 }
-_MIXES = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
+MIXES = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Candidate:
     def name(self) -> str:
         parts = [_CROPS[self.crop]]
         if self.mix != "none":
-            parts.append(_MIXES[self.mix])
+            parts.append(MIXES[self.mix])
         if self.normalisation:
             parts.append(self.normalisation)
         if self.jpeg:
@@ -108,11 +106,7 @@ def _spread(i: int) -> float:
 
 def cut_and_mixed(images: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
     """Images (N, 3, H, W) with a rectangle of `1 - share` of the area, in one place, from another image (CutMix)."""
-    height, width = images.shape[2:]
-    side = (1 - share) ** 0.5 / 2
-    cy, cx = (int(torch.randint(0, size, (1,), generator=rng)) for size in (height, width))
-    rows = slice(max(0, cy - int(side * height)), min(height, cy + int(side * height)))
-    columns = slice(max(0, cx - int(side * width)), min(width, cx + int(side * width)))
+    rows, columns = rectangle(images.shape[2], images.shape[3], 1 - share, rng)
     mixed = images.clone()
     mixed[:, :, rows, columns] = images[torch.randperm(len(images), generator=rng)][:, :, rows, columns]
     return mixed
@@ -161,13 +155,3 @@ def padded_crop(images: torch.Tensor, padding: int, rng: torch.Generator) -> tor
     height, width = images.shape[-2:]
     wide = crop_and_flip(F.pad(images, (padding,) * 4), padding, True, rng)
     return wide[:, :, padding : padding + height, padding : padding + width]
-
-
-def recompressed(images: torch.Tensor, quality: int) -> torch.Tensor:
-    """Images uint8 (N, 3, H, W) through JPEG of this quality."""
-    made = []
-    for image in images:
-        stream = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="JPEG", quality=quality)
-        made.append(torch.from_numpy(np.array(Image.open(stream))).permute(2, 0, 1))
-    return torch.stack(made)

@@ -12,7 +12,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.rng import generator
 from ensemble.privacy.blind import blind_baseline
-from ensemble.privacy.findings import Finding, Part, Word
+from ensemble.privacy.findings import Finding, Part, Word, lower_bound_word
 from ensemble.privacy.membership import margins, tail_share
 from ensemble.privacy.moments import bn_layers, stored
 from ensemble.privacy.rates import Auc, Rate, auc, tpr_at
@@ -116,9 +116,7 @@ def _at(rate: Rate | None) -> str:
 
 
 def _word(value: Auc, null: Auc, fired: bool) -> Word:
-    if value.low <= 0.5:
-        return "not distinguishable here"
-    return "shown" if null.low <= 0.5 <= null.high and fired else "indicated"
+    return lower_bound_word(value.low, 0.5, null.low <= 0.5 <= null.high, fired)
 
 
 def _loss(value: Auc, null: Auc, rate: Rate | None, gap: float, tail: float) -> Finding:

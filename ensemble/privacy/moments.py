@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ensemble.teachers.copying import copied
 from ensemble.teachers.observing import has_statistics
 
 
@@ -59,7 +59,7 @@ def stored(net: nn.Module, layers: Iterable[str]) -> Moments:
 
 def with_stored(net: nn.Module, moments: Moments) -> nn.Module:
     """A copy of the network that stores these moments, B = 1."""
-    made = copy.deepcopy(net).eval()
+    made = copied(net).eval()
     found = bn_layers(made)
     sizes = [n for _, n in moments.layers]
     for (name, _), mean, var in zip(
@@ -81,7 +81,7 @@ def moments_of(net: nn.Module, batches: Iterable[torch.Tensor]) -> Moments:
 
     Raises ValueError where no layer with running statistics runs, or there is no batch.
     """
-    net = copy.deepcopy(net).eval()
+    net = copied(net).eval()
     layers = bn_layers(net)
     for layer in layers.values():
         layer.momentum = 1.0  # what is stored is the last batch's

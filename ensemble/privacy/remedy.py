@@ -32,7 +32,7 @@ def remedy(
     if labelled is not None and len(labelled) >= 4 * BATCH:
         half = len(labelled) // 2
         images = labelled.images[:half]
-        read = LabelledImages(labelled.images[half:], labelled.labels[half:], labelled.class_names)
+        read = labelled.subset(slice(half, None))
     size = min(BATCH, len(images) // 4)
     fresh = moments_of(net, Candidate().batches(images, card, size, seed + 1)).average()
     cleaned = with_stored(net, fresh)

@@ -41,6 +41,7 @@ def train_shadows(
     than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
     """
     images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
+    both = LabelledImages(images, labels, members.class_names)
     schedule = (
         replace(recipe.schedule, epochs=min(_QUICK_EPOCHS, recipe.schedule.epochs)) if given.quick else recipe.schedule
     )
@@ -49,12 +50,11 @@ def train_shadows(
         mark(f"training reference network {k + 1} of {count}")
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
         net, card = build_network(f"{recipe.model.partition('@')[0]}@random", given.seed + k)
-        learned = LabelledImages(images[within], labels[within], members.class_names)
         net = train(
             net,
             card,
-            learned,
-            LabelledImages(images[:100], labels[:100], members.class_names),
+            both.subset(within),
+            both.subset(slice(100)),
             schedule=schedule,
             augmentation=recipe.augmentation,
             seed=given.seed + k,

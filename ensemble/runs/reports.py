@@ -18,8 +18,8 @@ from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import STUDENT, Plan, ranks_per_replica
-from ensemble.teachers.layers import list_layers
-from models import create_model, list_models, network_input
+from ensemble.teachers.layers import layers_of
+from models import create_model, list_models
 
 _TIMED_STEPS = 3
 
@@ -48,12 +48,7 @@ def print_models(pattern: str) -> None:
 def print_layers(model: str) -> None:
     """A table of the layers that run, in their order, with the functions between them, and the layers that never do."""
     net, card = create_model(model)
-    net.eval()
-    blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
-    try:
-        layers = list_layers(net, lambda images: net(network_input(blank[:images], card)))
-    except Exception as error:  # a network may be anybody's
-        raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {error}") from error
+    layers = layers_of(net, card)
     table = Table("layer", "type", "calls", "input", "output", "BN", box=None, pad_edge=False)
     ran = [layer for layer in layers if layer.calls]
     for layer in ran:

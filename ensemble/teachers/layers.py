@@ -11,6 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ensemble.teachers.observing import has_statistics
+from models import ModelCard, network_input
 
 
 class Layer(NamedTuple):
@@ -88,6 +89,16 @@ def list_layers(net: nn.Module, run: Callable[[int], object]) -> list[Layer]:
     ran = [Layer(name, kind, calls, x, y, name in keeps) for name, (kind, calls, x, y) in seen.items() if name]
     idle = [(name, type(module).__name__) for name, module in modules.items() if name not in seen]
     return ran + [Layer(name, kind, 0, None, None, name in keeps) for name, kind in idle]
+
+
+def layers_of(net: nn.Module, card: ModelCard) -> list[Layer]:
+    """`list_layers` at the network's own input size, in eval mode; ValueError where its forward pass fails."""
+    blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
+    net.eval()
+    try:
+        return list_layers(net, lambda images: net(network_input(blank[:images], card)))
+    except Exception as error:  # a network may be anybody's
+        raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {error}") from error
 
 
 def called(inside: Sequence[str], function: str) -> str:

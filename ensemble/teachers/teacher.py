@@ -360,13 +360,14 @@ class Teacher:
         return self._with_taps(view, self._taps, stops=self._stops and not whole)
 
     def _with_taps(self, view: torch.Tensor, taps: Taps, stops: bool) -> Observation:
-        logits, moments, features = (
-            part.expand(len(view), -1).to(view.device) if k != 1 else part.to(view.device)
-            for k, part in enumerate(self.profile().example(view.device)[:3])
-        )
+        seen: tuple[torch.Tensor, ...] = ()
         with taps.catching(stops):
-            logits, moments, features = self._forward(view)
+            seen = self._forward(view)
         self._sink.clear()
+        if not seen:
+            shapes = (len(view), self.card.num_classes), (2, self.channels), (len(view), self.feature_size)
+            seen = tuple(view.new_zeros(shape, dtype=self.wide) for shape in shapes)
+        logits, moments, features = seen
         found = taps.take(logits)
         values = {
             tap: found[place].movedim(dim, 1).to(self.wide)

@@ -115,14 +115,22 @@ def cutmix(
 ) -> tuple[torch.Tensor, MixedLabels]:
     """A rectangle of area 1 - l taken from another image, l ~ Beta(alpha, alpha) (Yun et al. 2019)."""
     height, width = images.shape[2:]
-    side = (1 - _beta(alpha, rng)) ** 0.5
+    area = 1 - _beta(alpha, rng)
     other = torch.randperm(len(images), generator=rng).to(images.device)
-    cy, cx = (int(torch.randint(0, size, (1,), generator=rng)) for size in (height, width))
-    top, bottom = max(0, cy - int(side * height / 2)), min(height, cy + int(side * height / 2))
-    left, right = max(0, cx - int(side * width / 2)), min(width, cx + int(side * width / 2))
+    rows, columns = rectangle(height, width, area, rng)
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-    return mixed, (labels, labels[other], 1 - (bottom - top) * (right - left) / (height * width))
+    mixed[:, :, rows, columns] = images[other, :, rows, columns]
+    cut = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return mixed, (labels, labels[other], 1 - cut / (height * width))
+
+
+def rectangle(height: int, width: int, area: float, rng: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle of that share of the area, centred anywhere, cut off at the border."""
+    sides = []
+    for size in (height, width):
+        centre, half = int(torch.randint(0, size, (1,), generator=rng)), int(area**0.5 * size / 2)
+        sides.append(slice(max(0, centre - half), min(size, centre + half)))
+    return sides[0], sides[1]
 
 
 def _beta(alpha: float, rng: torch.Generator) -> float:

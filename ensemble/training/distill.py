@@ -144,7 +144,7 @@ def _trained(
 def _some(data: LabelledImages, seed: int) -> LabelledImages:
     """Images that are read after each epoch: all, or some that the seed draws."""
     chosen = torch.randperm(len(data), generator=generator(seed, "watched"))[:_WATCHED].sort().values
-    return LabelledImages(data.images[chosen], data.labels[chosen], data.class_names)
+    return data.subset(chosen)
 
 
 def _tests_along_the_way(

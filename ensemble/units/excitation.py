@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -40,36 +40,37 @@ class Readers:
 
     def own(self, images: torch.Tensor, which: Sequence[int]) -> dict[str, torch.Tensor]:
         """Of each network by its name: how much image m excites the unit `which[m]`, (M,)."""
-        found: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in self._teachers}
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            for teacher, seen in self._observed(images[part]):
-                found[teacher.name].append(self.term.excitations(seen, teacher.profile(), which[part]).cpu())
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return self._read(images, lambda seen, profile, part: self.term.excitations(seen, profile, which[part]))
 
     def each(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of each network by its name: how much every image excites every unit, (M, units)."""
-        found: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in self._teachers}
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            for teacher, seen in self._observed(batch):
-                profile = teacher.profile()
-                columns = [self.term.excitations(seen, profile, [k] * len(batch)).cpu() for k in range(len(self.names))]
-                found[teacher.name].append(torch.stack(columns, 1))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+
+        def columns(seen: Observation, profile: Profile, part: slice) -> torch.Tensor:
+            rows = [self.term.excitations(seen, profile, [k] * len(seen.logits)) for k in range(len(self.names))]
+            return torch.stack(rows, 1)
+
+        return self._read(images, columns)
 
     def differentiable(self, images: torch.Tensor, which: Sequence[int]) -> torch.Tensor:
         """As `own`, added up over the networks, (M,), in one pass and with its gradient."""
         found = images.new_zeros(len(images), dtype=torch.float64)
-        for teacher in self._teachers:
+        for teacher, profile in zip(self._teachers, self.profiles, strict=True):
             seen = teacher.observe(images.to(teacher.device))
-            found = found + self.term.excitations(seen, teacher.profile(), which).to(images.device)
+            found = found + self.term.excitations(seen, profile, which).to(images.device)
         return found
 
     @torch.no_grad()
-    def _observed(self, batch: torch.Tensor) -> Iterator[tuple[Teacher, Observation]]:
-        for teacher in self._teachers:
-            yield teacher, teacher.observe(in_unit_range(batch).to(teacher.device))
+    def _read(
+        self, images: torch.Tensor, read: Callable[[Observation, Profile, slice], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What `read` says of each batch as each network sees it, `part` of the images, one after the other."""
+        found: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in self._teachers}
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            view = in_unit_range(images[part])
+            for teacher, profile in zip(self._teachers, self.profiles, strict=True):
+                found[teacher.name].append(read(teacher.observe(view.to(teacher.device)), profile, part).cpu())
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def in_unit_range(images: torch.Tensor) -> torch.Tensor:

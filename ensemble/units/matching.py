@@ -13,11 +13,11 @@ from ensemble.data.labelled import load_images
 from ensemble.objectives.activation import Activation
 from ensemble.objectives.selection import parse_selection
 from ensemble.runs.plan import unique_names
-from ensemble.teachers.layers import list_layers
+from ensemble.teachers.layers import layers_of
 from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Teacher
 from ensemble.units.excitation import BATCH, Readers, in_unit_range
-from models import ModelCard, create_model, network_input
+from models import ModelCard, create_model
 
 IMAGES = 2000
 """Real images by which units are compared, drawn by seed 0."""
@@ -78,8 +78,7 @@ def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split
 
 def searched(net: nn.Module, card: ModelCard) -> list[str]:
     """The layers in which matches are looked for: of each shape of maps that the network has, the last one's output."""
-    blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
-    layers = [layer for layer in list_layers(net, lambda n: net(network_input(blank[:n], card))) if layer.calls == 1]
+    layers = [layer for layer in layers_of(net, card) if layer.calls == 1]
     maps = {layer.output: layer.name for layer in layers if layer.kind != "function" and len(layer.output or ()) == 3}
     return list(maps.values())
 
@@ -91,7 +90,7 @@ def channel_means(name: str, network: tuple[nn.Module, ModelCard], images: torch
     Images are uint8, or RGB in [0, 1].
     """
     net, card = network
-    teacher = Teacher(name, net.eval(), card)
+    teacher = Teacher(name, net, card)
     taps = [Tap(layer) for layer in searched(net, card)]
     teacher.tap(taps, alone=True)
     parts: dict[str, list[torch.Tensor]] = {tap.layer: [] for tap in taps}

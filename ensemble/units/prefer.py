@@ -21,8 +21,9 @@ from ensemble.runs.networks import Named, named_networks
 from ensemble.runs.plan import unique_names
 from ensemble.runs.results import Results
 from ensemble.teachers.taps import LOGITS
+from ensemble.units import METHODS
 from ensemble.units.excitation import Readers
-from ensemble.units.methods import METHODS, fields_of
+from ensemble.units.methods import fields_of
 from ensemble.units.real import RealExcitations
 from ensemble.units.receptive_field import receptive_field
 from ensemble.units.robustness import CHANGES
@@ -206,7 +207,8 @@ def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_c
     which = [i % len(readers.names) for i in range(len(saved))]
     clean = readers.own(saved, which)
     changed = {name: readers.own(change(saved), which) for name, change in CHANGES.items()}
-    scales = {} if real is None else {name: RealExcitations.of(found) for name, found in readers.each(real).items()}
+    of_real = {} if real is None else readers.each(real)
+    scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
     fields = _receptive_fields(readers, saved.shape[-1])
     rows = []
     for i, k in enumerate(which):
@@ -227,6 +229,5 @@ def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_c
         rows.append(row)
     top = None
     if real is not None:
-        strongest = RealExcitations.of(readers(real)).top
-        top = real[strongest]
+        top = real[RealExcitations.of(torch.stack([*of_real.values()]).mean(0)).top]
     return Preferred(results, tuple(readers.names), rows, top)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from ensemble.engine import image_operators
 from ensemble.image.pictures import to_bytes
+from ensemble.image.recompression import recompressed
 
 JPEG_QUALITY = 75
 BLUR = 2 / 224
@@ -19,25 +19,12 @@ RESCALE = 0.9
 
 def jpeg(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W), RGB in [0, 1], through JPEG files of quality 75, colour at half resolution."""
-    found = []
-    for pixels in to_bytes(images):
-        file = io.BytesIO()
-        Image.fromarray(pixels.numpy()).save(file, format="JPEG", quality=JPEG_QUALITY)
-        decoded = torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8)
-        found.append(decoded.view(pixels.shape).permute(2, 0, 1))
-    return torch.stack(found).float() / 255
+    return recompressed(to_bytes(images).permute(0, 3, 1, 2), JPEG_QUALITY).float() / 255
 
 
 def blur(images: torch.Tensor) -> torch.Tensor:
     """Convolved with a Gaussian of 2 pixels of 224, mirrored at the border."""
-    sigma = max(BLUR * images.shape[-1], 1e-3)
-    radius = max(1, int(4 * sigma + 0.5))
-    place = torch.arange(-radius, radius + 1, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (place / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
-    padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
-    rows = F.conv2d(padded, kernel[:, :, :, None], groups=3)
-    return F.conv2d(rows, kernel[:, :, None, :], groups=3)
+    return image_operators.blur(images, BLUR * images.shape[-1], edge_repeats=False)
 
 
 def rescale(images: torch.Tensor) -> torch.Tensor:

@@ -38,10 +38,6 @@ BATCH = 100
 HELD_OUT = 10000
 
 
-def subset(data: LabelledImages, index: torch.Tensor) -> LabelledImages:
-    return LabelledImages(data.images[index], data.labels[index], data.class_names)
-
-
 def load_arms(path: Path) -> dict[str, dict[str, Any]]:
     """The fields of each arm, a base's among them."""
     arms: dict[str, dict[str, Any]] = {}
@@ -114,8 +110,8 @@ def main() -> None:
     soft = SoftLabels()
     train = load_images(options.data, "train", 32)
     order = torch.randperm(len(train), generator=generator(0, "held out"))
-    real = subset(train, order[:HELD_OUT]) if options.tune else load_images(options.data, "test", 32)
-    rest = subset(train, order[HELD_OUT:])
+    real = train.subset(order[:HELD_OUT]) if options.tune else load_images(options.data, "test", 32)
+    rest = train.subset(order[HELD_OUT:])
     judges = {}
     for model in options.judge:
         net, card = create_model(model)
@@ -145,7 +141,7 @@ def main() -> None:
                 by_class = [torch.nonzero(rest.labels == c)[:, 0] for c in range(10)]
                 rng = generator(seed, "real")
                 index = torch.cat([c[torch.randperm(len(c), generator=rng)][: options.images // 10] for c in by_class])
-                one = subset(rest, index)
+                one = rest.subset(index)
                 lines.write(
                     {"arm": "real", "seed": seed}
                     | figures(judges, one.images.float() / 255, one.labels, None, real, options.students)

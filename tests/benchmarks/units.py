@@ -34,7 +34,7 @@ from ensemble.machine.rng import generator
 from ensemble.objectives.activation import Activation
 from ensemble.runs.plan import unique_names
 from ensemble.runs.results import Results
-from ensemble.teachers.layers import list_layers
+from ensemble.teachers.layers import layers_of
 from ensemble.units.excitation import Readers
 from ensemble.units.matching import channel_means, correlation
 from ensemble.units.prefer import Preferred, prefer
@@ -53,12 +53,10 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
 
 def drawn_units(model: str, layer: str, count: int) -> list[int]:
     net, card = create_model(model)
-    net.eval()
     if layer == "logits":
         channels = card.num_classes
     else:
-        blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
-        shapes = {row.name: row.output for row in list_layers(net, lambda n: net(network_input(blank[:n], card)))}
+        shapes = {row.name: row.output for row in layers_of(net, card)}
         channels = (shapes[layer] or (0,))[0]
     return sorted(torch.randperm(channels, generator=generator(0, "units"))[:count].tolist())
 

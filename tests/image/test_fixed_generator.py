@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from moving import check_threads, losses_of_descent
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ensemble.config.kinds import undone_on_error
-from ensemble.engine.optimizers import Adam
 from ensemble.image.feature_inverter import BUNDLED, FeatureInverter, InverterNetwork, read_inverter
 from ensemble.image.fixed_generator import CodeImage, CodeSpace
 from ensemble.image.generator import Generator
+from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.start import Black, Noise
 from ensemble.machine.rng import generator
 from ensemble.plugins import load_plugin
@@ -108,14 +109,7 @@ def test_codes_are_all_that_is_optimised_and_saved(tmp_path: Path) -> None:
     assert [name for name, _ in images.named_parameters()] == ["codes"] == list(images.state_dict())
     target = small(tmp_path)
     target.randomize(0.85, generator(9))
-    wanted, optimizer, losses = target().detach(), Adam(lr=0.1).make(list(images.parameters()), 1), []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = (images() - wanted).square().mean()
-        loss.backward()
-        optimizer.step()
-        images.project()
-        losses.append(loss.item())
+    losses = losses_of_descent(images, target().detach(), 0.1, 40)
     assert losses[-1] < 0.2 * losses[0]
 
 
@@ -150,19 +144,12 @@ def test_the_bundled_generator_and_its_record() -> None:
 
 
 def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
-    before = torch.get_num_threads()
-    found: list[list[torch.Tensor]] = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            images = Generator(pretrained=FeatureInverter()).make(6, 40, card=CARD, dtype=torch.float32, device="cpu")
-            images.randomize(0.85, generator(7))
-            slope = torch.randn(6, 3, 40, 40, generator=generator(8))
-            found.append([images(), *torch.autograd.grad(images(), list(images.parameters()), slope)])
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    def made() -> ImageParameterization:
+        images = Generator(pretrained=FeatureInverter()).make(6, 40, card=CARD, dtype=torch.float32, device="cpu")
+        images.randomize(0.85, generator(7))
+        return images
+
+    check_threads(made, torch.randn(6, 3, 40, 40, generator=generator(8)))
 
 
 def test_weights_in_half_precision_are_computed_in_single() -> None:

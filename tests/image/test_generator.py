@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from moving import check_threads, losses_of_descent
 from safetensors.torch import save_file
 from torch import nn
 
-from ensemble.engine.optimizers import Adam
 from ensemble.image.dead_leaves import DeadLeaves
 from ensemble.image.generator import Generator, GeneratorImage
 from ensemble.image.start import Black, FromImage, Grey, Noise, Start
@@ -106,18 +106,10 @@ def test_layers_are_torchs_own() -> None:
 
 def test_gradients_have_the_same_bits_on_any_number_of_threads() -> None:
     """oneDNN's gradient of a convolution's weights has not."""
-    before = torch.get_num_threads()
-    found: list[list[torch.Tensor]] = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            images = drawn(n=12, size=16, dtype=torch.float32, width=16, latent=16)
-            slope = torch.randn(12, 3, 16, 16, generator=generator(5))
-            found.append([images(), *torch.autograd.grad(images(), list(images.parameters()), slope)])
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    check_threads(
+        lambda: drawn(n=12, size=16, dtype=torch.float32, width=16, latent=16),
+        torch.randn(12, 3, 16, 16, generator=generator(5)),
+    )
 
 
 def test_a_new_image_is_grey() -> None:
@@ -152,14 +144,7 @@ def test_what_is_learnt_moves(learn: Any, moves: set[str] | str) -> None:
     images = made(Generator(width=4, latent=8, learn=learn))
     before = {name: value.clone() for name, value in images.state_dict().items()}
     target = 0.2 + 0.6 * torch.rand(3, 3, 8, 8, generator=generator(7), dtype=torch.float64)
-    optimizer = Adam(lr=0.03).make(list(images.parameters()), 1)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = (images() - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_descent(images, target, 0.03, 40)
     assert losses[-1] < (0.5 if learn != "latents" else 0.95) * losses[0]
     after = images.state_dict()
     assert (not torch.equal(before["latents"], after["latents"])) == ("latents" in moves)

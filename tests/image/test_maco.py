@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from moving import losses_of_descent
 
-from ensemble.engine.optimizers import Adam
 from ensemble.image.maco import Maco, MacoImage
 from ensemble.image.spectrum import PHOTOGRAPHS, measure, read_spectrum
 from ensemble.image.start import Grey, Noise
@@ -149,15 +149,7 @@ def test_the_optimiser_moves_phases_alone() -> None:
     images = drawn(size=16)
     target = drawn(size=16, seed=9)().detach()
     before = np.abs(np.fft.rfft2(decorrelated(images)))
-    optimizer = Adam(lr=0.1).make(list(images.parameters()), 1)
-    losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = (images() - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        images.project()
-        losses.append(loss.item())
+    losses = losses_of_descent(images, target, 0.1, 60)
     assert losses[-1] < 0.3 * losses[0]
     np.testing.assert_allclose(np.abs(np.fft.rfft2(decorrelated(images))), before, atol=1e-9)
 
