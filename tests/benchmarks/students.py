@@ -1,0 +1,166 @@
+"""The study that docs/students.md declares: who makes a student's images, at equal passes of teachers.
+
+    python -m tests.benchmarks.students --data cifar10.tar.xz --output results/students
+        [--arms pool summed] [--labels hard] [--images 1000] [--epochs 190] [--seeds 100 101 102 103 104]
+
+For each synthesis seed, each arm makes its images in batches of 100, and a student learns from them and is tested on
+the real test images after its last epoch. An arm of several makers has a batch of each in turn. Images, students and
+their order are those of the seed, so arms are paired by it. `real`, `noise` and `leaves` are no inversions: training
+images, uniform noise and dead leaves, these of the classes that the teachers together read.
+
+What is there is not made again; one that was stopped goes on. Prints a table and the paired differences from `pool`
+(95 %, Student's t), and writes students.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ensemble.data.generated import GeneratedImages
+from ensemble.data.labelled import load_images
+from ensemble.data.shards import is_dataset
+from ensemble.evaluation.classification import logits_of
+from ensemble.evaluation.mean_interval import mean_interval
+from ensemble.image.dead_leaves import dead_leaves
+from ensemble.machine.files import write_json
+from ensemble.machine.progress import SilentProgress
+from ensemble.machine.rng import generator
+from ensemble.runs.dataset_job import dataset_job
+from ensemble.training.distill import distill
+from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
+from ensemble.training.folder import TrainingFolder
+from models import create_model
+from tests.training.made_datasets import write_dataset
+
+TEACHERS = ("resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar")
+BATCH = 100
+CPU = torch.device("cpu")
+
+
+def alone(teacher: str) -> tuple[str, dict[str, Any]]:
+    return "quickstart", {"teachers": [{"model": teacher}]}
+
+
+PAIRS: dict[str, Any] = {"ensemble.acting": "random", "ensemble.count": 2, "ensemble.per": "batch"}
+PAIRS |= {"stages[0].iterations": 93, "optimizer.lr": 0.1}
+MAKERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "pool": [alone(teacher) for teacher in TEACHERS],
+    "summed": [("summed", {})],
+    "turn": [("quickstart", {})],
+    "pairs": [("quickstart", PAIRS)],
+    **{teacher: [alone(teacher)] for teacher in TEACHERS},
+    "pixels": [("pixels", {})],
+}
+OTHERS = ("real", "noise", "leaves")
+
+
+def made(arm: str, seed: int, folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images uint8 and targets of an arm of inversions."""
+    makers = MAKERS[arm]
+    parts = []
+    for j, (recipe, fields) in enumerate(makers):
+        batches = len(range(j, count // BATCH, len(makers)))
+        whole = {"seed": 1000 * seed + 100 * j, "verifiers": [], "device": "cpu"}
+        whole |= {key: value for key, value in fields.items() if "." not in key}
+        paths = [f"{key}={value}" for key, value in fields.items() if "." in key]
+        part = folder / f"part{j}"
+        job = dataset_job(recipe, whole, paths, part, batches * BATCH, resume=part.exists())
+        job.check(1)
+        if not job.is_finished:
+            job.run(time.perf_counter(), SilentProgress())
+        parts.append(GeneratedImages(part).labelled())
+    return torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+
+
+def other(arm: str, seed: int, count: int, size: int, data: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images uint8 that are no inversions, and targets where they have some."""
+    rng = generator(seed, "students", arm)
+    if arm == "real":
+        train = load_images(data, "train", size)
+        chosen = torch.randperm(len(train), generator=rng)[:count]
+        names = create_model(TEACHERS[0])[1].class_names
+        return train.images[chosen], torch.tensor([names.index(n) for n in train.class_names])[train.labels[chosen]]
+    if arm == "noise":
+        return torch.randint(0, 256, (count, 3, size, size), generator=rng, dtype=torch.uint8), None
+    return (dead_leaves(count, size, size / 32, size / 2, rng) * 255).round().byte(), None
+
+
+def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
+    """The folder of an arm's images with all three teachers' logits, made unless it is there."""
+    folder = options.output / f"seed{seed}" / arm
+    if is_dataset(folder / "set"):
+        return folder / "set"
+    networks = {name: create_model(name) for name in TEACHERS}
+    card = networks[TEACHERS[0]][1]
+    if arm in MAKERS:
+        images, targets = made(arm, seed, folder, options.images)
+    else:
+        images, targets = other(arm, seed, options.images, card.input_size, options.data)
+    said: Mapping[str, torch.Tensor] = {n: logits_of(net, c, images.float() / 255) for n, (net, c) in networks.items()}
+    if targets is None:
+        targets = torch.stack([z.softmax(1) for z in said.values()]).mean(0).argmax(1)
+    return write_dataset(folder / "set", images, targets, card.class_names, said, shards=1)
+
+
+def accuracy(arm: str, labels: str, seed: int, options: argparse.Namespace) -> float:
+    """Of the student, on the test images."""
+    folder = dataset(arm, seed, options)
+    recipe = {
+        "student": options.student,
+        "dataset": [str(folder)],
+        "lesson": {"kind": labels},
+        "schedule": {"epochs": options.epochs},
+        "test": {"path": options.data},
+        "seed": seed,
+    }
+    results = TrainingFolder(folder.with_name(labels), DistillationRecipe)
+    return float(distill(parse_distillation_recipe(recipe), results, CPU, resume=results.path.exists())["test_accuracy"])
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    found = {(row["arm"], row["labels"], row["seed"]): row["accuracy"] for row in rows}
+    table = Table("images", "labels", "seeds", "student", "less pool, paired", box=None)
+    for arm, labels in dict.fromkeys((row["arm"], row["labels"]) for row in rows):
+        seeds = [s for a, n, s in found if (a, n) == (arm, labels)]
+        paired = [found[arm, labels, s] - found["pool", labels, s] for s in seeds if ("pool", labels, s) in found]
+        values = [found[arm, labels, s] for s in seeds]
+        difference = "" if arm == "pool" or not paired else mean_interval(paired)
+        table.add_row(arm, labels, str(len(seeds)), mean_interval(values), difference)
+    Console(width=110).print(table)
+    print(f"{len(rows)} students; the mean over all is {mean(found.values()):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=["pool", "summed"], choices=(*MAKERS, *OTHERS))
+    parser.add_argument("--labels", nargs="+", default=["hard"], choices=("hard", "stored"))
+    parser.add_argument("--student", default="wrn16_2_cifar:width=0.5@random")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=190)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in options.seeds:  # whole rounds first: what was stopped has every arm
+        for arm in options.arms:
+            for labels in options.labels:
+                value = accuracy(arm, labels, seed, options)
+                rows.append({"arm": arm, "labels": labels, "seed": seed, "accuracy": value})
+                print(f"seed {seed}, {arm}, {labels}: {value:.4f}", flush=True)
+                asked = {name: getattr(options, name) for name in ("student", "images", "epochs")}
+                write_json(options.output / "students.json", asked | {"rows": rows})
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
