@@ -71,7 +71,7 @@ _OPTION_B = (
         options=lambda _: {"shortcut": "B"},
     ),
 )
-for _depth in (20, 32, 44, 56, 110):
+for _depth in (8, 14, 20, 32, 44, 56, 110):
     _register(f"resnet{_depth}_cifar", "resnet", _RESNET, partial(CifarResNet, _depth), _OPTION_B)
 _register(
     "resnet20_popup_cifar",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from ensemble.image.recompression import recompressed
 from ensemble.machine.rng import generator
-from ensemble.training.augment import crop_and_flip, cutout, rectangle
+from ensemble.training.augment import crop_and_flip, cutout, padded_crop, rectangle
+from ensemble.training.reading import black_pixel
 from ensemble.training.recipe import TrainingRecipe
 from models import ModelCard, network_input
 
@@ -88,8 +88,8 @@ class Candidate:
         if self.crop == "mirrored":
             return crop_and_flip(network_input(batch, card), padding, True, rng)
         if self.crop == "black":
-            return network_input(padded_crop(batch, padding, rng), card)
-        return padded_crop(network_input(batch, card), padding, rng)
+            return network_input(padded_crop(batch, padding, True, rng), card)
+        return padded_crop(network_input(batch, card), padding, True, rng)
 
     def _mixed(self, batch: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
         if self.mix == "cutout":
@@ -122,12 +122,12 @@ class Claimed:
 
     def batches(self, images: torch.Tensor, card: ModelCard, size: int, seed: int) -> Iterator[torch.Tensor]:
         """As `Candidate.batches`."""
-        rng = generator(seed, "claimed")
+        rng, black = generator(seed, "claimed"), black_pixel(card)
         for batch in Candidate().batches(images, card, size, seed):
             if self.recipe.schedule.recalibrate_bn:
                 yield batch
             else:
-                yield self.recipe.augmentation(batch, torch.arange(len(batch)), rng)[0]
+                yield self.recipe.augmentation(batch, torch.arange(len(batch)), rng, black)[0]
 
 
 def candidates(card: ModelCard) -> list[Candidate]:
@@ -145,13 +145,3 @@ def _same(values: tuple[tuple[float, ...], tuple[float, ...]], card: ModelCard) 
     """Equal to two digits, as people write them."""
     pairs = zip((*values[0], *values[1]), (*card.mean, *card.std), strict=True)
     return all(abs(a - b) < 0.006 for a, b in pairs)
-
-
-def padded_crop(images: torch.Tensor, padding: int, rng: torch.Generator) -> torch.Tensor:
-    """Each image (N, 3, H, W) shifted by up to `padding` pixels, zeros coming in, and flipped with p = 0.5.
-
-    Takes the numbers that `crop_and_flip` takes.
-    """
-    height, width = images.shape[-2:]
-    wide = crop_and_flip(F.pad(images, (padding,) * 4), padding, True, rng)
-    return wide[:, :, padding : padding + height, padding : padding + width]

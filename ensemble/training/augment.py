@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ class Augmentation(Checked):
     """What is done to a training batch; every part is off at 0."""
 
     crop_padding: NonNegativeInt = 4
-    """Largest shift, pixels; the border is mirrored."""
+    """Largest shift, pixels."""
+    crop_border: Literal["mirrored", "black"] = "mirrored"
+    """What comes in at the border; black leaves a seam along it, which the statistics keep."""
     flip: bool = True
     """Mirror every other image; turn it off where left and right differ, as in digits and letters."""
     crop_scale: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -40,12 +42,18 @@ class Augmentation(Checked):
             yield "mixup and cutmix exclude each other; set one of them to 0"
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
+        self, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator, black: torch.Tensor
     ) -> tuple[torch.Tensor, MixedLabels]:
-        """The batch as it is seen, and whose labels count in it; a label may be anything that stands for an image's."""
+        """The batch as it is seen, and whose labels count in it; a label may be anything that stands for an image's.
+
+        `black` (3, 1, 1) is a black pixel as the network takes it.
+        """
         if 0 < self.crop_scale < 1:
             images = resized_crop(images, self.crop_scale, rng)
-        images = crop_and_flip(images, self.crop_padding, self.flip, rng)
+        if self.crop_border == "black":
+            images = padded_crop(images - black, self.crop_padding, self.flip, rng) + black
+        else:
+            images = crop_and_flip(images, self.crop_padding, self.flip, rng)
         if self.cutout:
             images = cutout(images, self.cutout, rng)
         mixed: MixedLabels = (labels, labels, 1.0)
@@ -89,6 +97,13 @@ def crop_and_flip(images: torch.Tensor, padding: int, mirror: bool, rng: torch.G
     padded = F.pad(images, (padding,) * 4, mode="reflect").permute(0, 2, 3, 1)
     index = torch.arange(n)[:, None, None].to(images.device)
     return padded[index, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]].permute(0, 3, 1, 2)
+
+
+def padded_crop(images: torch.Tensor, padding: int, mirror: bool, rng: torch.Generator) -> torch.Tensor:
+    """As `crop_and_flip`, by the same numbers, with zeros coming in."""
+    height, width = images.shape[-2:]
+    wide = crop_and_flip(F.pad(images, (padding,) * 4), padding, mirror, rng)
+    return wide[:, :, padding : padding + height, padding : padding + width]
 
 
 def cutout(images: torch.Tensor, side: int, rng: torch.Generator) -> torch.Tensor:

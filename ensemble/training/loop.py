@@ -17,7 +17,7 @@ from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.training.augment import Augmentation
 from ensemble.training.hard_labels import Teaching, hard_labels
-from ensemble.training.reading import evaluate, inputs_of, logits_of, recalibrate_bn
+from ensemble.training.reading import black_pixel, evaluate, inputs_of, logits_of, recalibrate_bn
 from ensemble.training.schedule import Schedule
 from models import ModelCard
 
@@ -77,6 +77,7 @@ def train(
     done = 0 if saved is None else _restore(parts, saved)
     forward = torch.compile(net) if compile_net else net
     inputs = inputs_of(train_set.images, card, device)
+    black = black_pixel(card).to(device)
     lesson = lesson or hard_labels(train_set.labels.to(device), schedule.label_smoothing)
     steps_per_epoch = schedule.steps_per_epoch(len(inputs))
     result = net if ema is None else ema
@@ -91,7 +92,7 @@ def train(
             index = order[i * schedule.batch_size : (i + 1) * schedule.batch_size].to(device)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, schedule.epochs * steps_per_epoch)
-            batch, mixed = augmentation(inputs[index], index, rng)
+            batch, mixed = augmentation(inputs[index], index, rng, black)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
                 logits = logits_of(forward, batch, card)
             loss, told = lesson(logits.float(), batch, mixed)

@@ -18,6 +18,11 @@ def inputs_of(images: torch.Tensor, card: ModelCard, device: torch.device) -> to
     return network_input(images.float() / 255, card).to(device, memory_format=torch.channels_last)
 
 
+def black_pixel(card: ModelCard) -> torch.Tensor:
+    """(C, 1, 1): black as the network takes it."""
+    return network_input(torch.zeros(1, 3, 1, 1), card)[0]
+
+
 def logits_of(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """The logits (N, classes); ValueError where they are not of the card's classes."""
     logits = network_logits(net(batch))

@@ -10,9 +10,10 @@ import torch
 from small_networks import CARD, small_net, textured
 
 from ensemble.privacy.augmentation import Explanation, explanation
-from ensemble.privacy.candidates import Candidate, Claimed, candidates, padded_crop
+from ensemble.privacy.candidates import Candidate, Claimed, candidates
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
 from ensemble.privacy.reestimation import distances, floors, planted, scores, share
+from ensemble.training.augment import padded_crop
 from ensemble.training.recipe import parse_training_recipe
 
 BATCHES, SIZE = 12, 64
@@ -68,7 +69,7 @@ def test_scores_read_the_first_half_of_the_layers() -> None:
 def test_a_padded_crop_holds_the_image_and_zeros() -> None:
     image = torch.arange(1.0, 17).view(1, 1, 4, 4)
     rng = torch.Generator().manual_seed(1)
-    made = torch.cat([padded_crop(image, 1, rng) for _ in range(60)])
+    made = torch.cat([padded_crop(image, 1, True, rng) for _ in range(60)])
     assert made.shape == (60, 1, 4, 4)
     blank = (made == 0).sum((1, 2, 3))
     assert set(blank.tolist()) <= {0, 4, 7} and len(set(blank.tolist())) == 3  # shifts by 0, 1 or 1 and 1

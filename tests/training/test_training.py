@@ -380,8 +380,20 @@ def test_resized_crops_equal_numpy(height: int, width: int) -> None:
 @pytest.mark.parametrize("off", [0.0, 1.0])
 def test_resized_crops_that_are_off_draw_nothing(off: float) -> None:
     images, labels = torch.rand(5, 3, 8, 8, generator=rng(1)), torch.arange(5)
-    seen = [Augmentation(crop_padding=1, crop_scale=scale)(images, labels, rng())[0] for scale in (off, 0.0, 0.5)]
+    black = torch.zeros(3, 1, 1)
+    seen = [Augmentation(crop_padding=1, crop_scale=scale)(images, labels, rng(), black)[0] for scale in (off, 0, 0.5)]
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_a_black_border_is_black_as_the_network_takes_it() -> None:
+    images, black = torch.rand(40, 3, 8, 8, generator=rng(1)), torch.tensor([-1.0, -2.0, -3.0])[:, None, None]
+    bordered = Augmentation(crop_padding=2, crop_border="black", flip=False)
+    made = bordered(images, torch.arange(40), rng(), black)[0]
+    shifted = Augmentation(crop_padding=2, flip=False)(images, torch.arange(40), rng(), black)[0]
+    border = torch.isclose(made, black).all(1)
+    assert 0 < int(border.sum()) < made[:, 0].numel() / 2
+    inside = ~border[:, None].expand_as(made)
+    assert torch.allclose(made[inside], shifted[inside], atol=1e-6)  # the same shifts, by the same numbers
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
