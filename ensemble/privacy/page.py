@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,29 @@ PAGE, DATA, SCORES = "audit.html", "audit.json", "scores.csv"
 _SHOWN = 16
 
 
+@dataclass(frozen=True)
+class Titles:
+    """What a page of findings is called, what its first part is, and what lies beside it."""
+
+    heading: str
+    about: str
+    beside: str
+
+
 def write(audit: Audit, folder: Path, command: str, versions: str) -> None:
     """Writes the three files; the CSV has its header alone where no scores were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / PAGE, page(audit, command, versions))
+    titles = Titles(
+        f"Audit of {audit.model}",
+        "What was audited",
+        f"{DATA} beside this page holds its figures, {SCORES} the scores of single images where there are any.",
+    )
+    write_text(folder / PAGE, page(audit, command, versions, titles))
     write_json(folder / DATA, data(audit, command, versions))
     write_text(folder / SCORES, scores(audit))
 
 
-def page(audit: Audit, command: str, versions: str) -> str:
+def page(audit: Audit, command: str, versions: str, titles: Titles) -> str:
     """One HTML file that asks for no other."""
     environment = Environment(
         loader=PrefixLoader(
@@ -45,7 +60,15 @@ def page(audit: Audit, command: str, versions: str) -> str:
     sheets = [environment.loader.get_source(environment, name)[0] for name in ("report/page.css", "audit/audit.css")]
     strips = [(row.title, [Markup(uri) for uri in thumbnails(row.images[:_SHOWN])]) for row in audit.pictures]
     return environment.get_template("audit/audit.html").render(
-        audit=audit, strips=strips, fixed=FIXED, style=Markup("\n".join(sheets)), command=command, versions=versions
+        audit=audit,
+        heading=titles.heading,
+        about=titles.about,
+        beside=titles.beside,
+        strips=strips,
+        fixed=FIXED,
+        style=Markup("\n".join(sheets)),
+        command=command,
+        versions=versions,
     )
 
 

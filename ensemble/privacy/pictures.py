@@ -60,7 +60,7 @@ def pictures(
 
     def made(title: str, moments: Moments) -> Row:
         mark(f"inverting {title}")
-        return Row(title, bn_inversions(with_stored(net, moments), card, images, steps, seed))
+        return Row(title, bn_inversions([(with_stored(net, moments), card)], images, steps, seed))
 
     own = made("the stored statistics", stored(net, bn_layers(net)))
     if found is None or found.best is None or reference is None:

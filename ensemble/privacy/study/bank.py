@@ -1,0 +1,138 @@
+"""The bank of networks: who learned what, and what is kept of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
+from ensemble.machine.rng import generator
+from ensemble.privacy.study.canaries import mislabelled
+from ensemble.privacy.study.recipe import LeakageRecipe
+from ensemble.training.augment import Augmentation
+from ensemble.training.loop import train
+from ensemble.training.run import build_network
+from models import ModelCard
+
+CPU = torch.device("cpu")
+_WATCHED = 1000
+_TESTED = 5000
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network of the bank, by its arm and its seed."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_{self.seed:02d}"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The images of a study and the networks that learn them."""
+
+    recipe: LeakageRecipe
+
+    def teachers(self) -> Iterator[Teacher]:
+        """Seed by seed, so that what is there is paired."""
+        for seed in range(max(arm.teachers for arm in self.recipe.arms)):
+            for arm in self.recipe.arms:
+                if seed < arm.teachers:
+                    yield Teacher(arm.name, seed)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        return build_network(self.recipe.model, 0)[1]
+
+    @property
+    def size(self) -> int:
+        return self.recipe.data.size or self.card.input_size
+
+    @cached_property
+    def _drawn(self) -> tuple[LabelledImages, torch.Tensor]:
+        found = load_images(self.recipe.data.path, self.recipe.data.train, self.size, at_most=self.recipe.pool)
+        return mislabelled(found, self.recipe.canaries, self.recipe.seed)
+
+    @property
+    def pool(self) -> LabelledImages:
+        """The images that networks have halves of; canaries with a wrong label."""
+        return self._drawn[0]
+
+    @property
+    def canaries(self) -> torch.Tensor:
+        """(N,) bool."""
+        return self._drawn[1]
+
+    @cached_property
+    def test(self) -> LabelledImages:
+        return load_images(self.recipe.data.path, self.recipe.data.test, self.size, at_most=_TESTED)
+
+    def check(self) -> None:
+        """ValueError where data and network do not match, or there are too few images."""
+        check_same_classes(self.recipe.data.path, {self.recipe.data.train: self.pool, self.recipe.data.test: self.test})
+        classes = len(self.pool.class_names)
+        if classes != self.card.num_classes:
+            raise ValueError(
+                f"data: {self.recipe.data.path} has {classes} classes, {self.card.name} has {self.card.num_classes};"
+                f" ask for {self.card.name}:num_classes={classes}@random"
+            )
+        if len(self.pool) < 4 * self.recipe.schedule.batch_size:
+            raise ValueError(
+                f"pool: {len(self.pool)} images are fewer than four batches of {self.recipe.schedule.batch_size}; each "
+                "network learns half of them"
+            )
+
+    def inside(self, seed: int) -> torch.Tensor:
+        """(N,) bool: the half that the networks of this seed learn; each image is in with p = 1/2, by itself."""
+        return torch.rand(len(self.pool), generator=generator(self.recipe.seed, "half", seed)) < 0.5
+
+    def training_seed(self, seed: int) -> int:
+        """Of first weights and batch order, the same in all arms."""
+        return 1000 * self.recipe.seed + seed
+
+    def outside(self, seed: int) -> LabelledImages:
+        """What the networks of this seed did not learn, canaries left out."""
+        return self.pool.subset(~self.inside(seed) & ~self.canaries)
+
+    def trained(self, teacher: Teacher) -> nn.Module:
+        """The network, with its running statistics as training leaves them."""
+        arm = self.recipe.arm(teacher.arm)
+        schedule = replace(self.recipe.schedule, label_smoothing=arm.label_smoothing)
+        seed = self.training_seed(teacher.seed)
+        return self._learned(self.pool.subset(self.inside(teacher.seed)), arm.augmentation, schedule, seed)
+
+    def stress_sets(self, number: int) -> tuple[LabelledImages, LabelledImages]:
+        """Images that a stressed network learns by heart, and as many that it never sees, of right labels."""
+        order = torch.randperm(len(self.pool), generator=generator(self.recipe.seed, "stress", number))
+        order = order[~self.canaries[order]]
+        count = min(self.recipe.stress.images, len(order) // 3)
+        return self.pool.subset(order[:count]), self.pool.subset(order[count : 2 * count])
+
+    def stressed(self, number: int) -> nn.Module:
+        """A network that learned few images by heart, without augmentation."""
+        learned = self.stress_sets(number)[0]
+        size = min(self.recipe.schedule.batch_size, max(2, len(learned) // 4))
+        schedule = replace(self.recipe.schedule, epochs=self.recipe.stress.epochs, batch_size=size)
+        return self._learned(learned, Augmentation(crop_padding=0, flip=False), schedule, 10**6 + number)
+
+    def _learned(self, images: LabelledImages, augmentation: Augmentation, schedule, seed: int) -> nn.Module:  # type: ignore[no-untyped-def]
+        net, card = build_network(self.recipe.model, seed)
+        return train(
+            net,
+            card,
+            images,
+            self.test.subset(slice(_WATCHED)),
+            schedule=schedule,
+            augmentation=augmentation,
+            seed=seed,
+            device=CPU,
+            compile_net=False,
+        )

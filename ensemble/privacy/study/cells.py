@@ -1,0 +1,269 @@
+"""What is computed for each network and each set of inversions, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.privacy.candidates import Candidate
+from ensemble.privacy.inversions import Networks, bn_inversions, class_inversions
+from ensemble.privacy.membership import margins
+from ensemble.privacy.moments import Moments, bn_layers, moments_of, stored, with_stored
+from ensemble.privacy.rates import auc
+from ensemble.privacy.reestimation import explain, share
+from ensemble.privacy.seams import seam_scores, turned_control
+from ensemble.privacy.study.bank import CPU, Bank, Teacher
+from ensemble.privacy.study.features import statistics_features, weight_features
+from ensemble.privacy.study.folder import LeakageFolder
+from ensemble.privacy.study.mixes import KINDS, MixClassifier, train_mix_classifier
+from ensemble.privacy.study.probes import probe_scores
+from ensemble.privacy.study.recency import last_batches, recency_auc
+from ensemble.privacy.study.stress import stressed
+from ensemble.privacy.study.windows import second_class
+from ensemble.privacy.tracing import image_moments, released, tracing_scores
+from ensemble.training.reading import evaluate
+from ensemble.training.weights import save_weights
+from models import create_model
+
+BATCH = 128
+_RECENT = 20
+"""Batches at the end of a training that a running average of momentum 0.1 is mostly of."""
+_WHITENED_BY, _TRACED = 2000, 1000
+_SHOWN = 16
+CANDIDATES = {
+    "plain": Candidate("mirrored"),
+    "cutmix": Candidate("mirrored", "cutmix"),
+    "mixup": Candidate("mirrored", "mixup"),
+    "cutout": Candidate("mirrored", "cutout"),
+    "black": Candidate("black"),
+    "none": Candidate(),
+}
+"""What statistics are re-estimated under: the crops of all arms, and no crops."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to compute, which writes itself."""
+
+    name: str
+    what: str
+    """As progress tells it."""
+    make: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All that a study computes, in phases: those of a phase need only earlier ones."""
+
+    bank: Bank
+    folder: LeakageFolder
+
+    def phases(self) -> list[list[Cell]]:
+        teachers = [*self.bank.teachers()]
+        return [
+            [*map(self._trained, teachers), *map(self._stressed, range(self.bank.recipe.stress.networks))],
+            [*self._inversions(teachers), *self._ensembles()],
+            [*map(self._read, teachers), *map(self._seen, self.image_sets(teachers))],
+        ]
+
+    def image_sets(self, teachers: Sequence[Teacher]) -> list[str]:
+        """Names of all sets of inversions."""
+        return [cell.name for cell in (*self._inversions(teachers), *self._ensembles())]
+
+    # --- networks ---------------------------------------------------------------------------------------------
+
+    def _trained(self, teacher: Teacher) -> Cell:
+        def make() -> None:
+            net, card, bank = self.bank.trained(teacher), self.bank.card, self.bank
+            save_weights(net, self.folder.weights(teacher.name), card)
+            outside = bank.outside(teacher.seed)
+            size = min(BATCH, len(outside) // 4)
+            tensors = {"margins": margins(net, card, bank.pool.images, bank.pool.labels)}
+            for name, candidate in CANDIDATES.items():
+                found = moments_of(net, candidate.batches(outside.images, card, size, bank.recipe.seed))
+                tensors |= {f"{name}/mean": found.mean, f"{name}/var": found.var}
+            learned = bank.pool.subset(bank.inside(teacher.seed))
+            accuracy = {"test": evaluate(net, card, bank.test, CPU), "train": evaluate(net, card, learned, CPU)}
+            self.folder.write(f"bank_{teacher.name}", {"accuracy": accuracy, "batches": len(found)}, tensors)
+
+        return Cell(f"bank_{teacher.name}", f"training {teacher.name}", make)
+
+    def _stressed(self, number: int) -> Cell:
+        def make() -> None:
+            net, card = self.bank.stressed(number), self.bank.card
+            members, others = self.bank.stress_sets(number)
+            reference = self.bank.test.images[:_WHITENED_BY]
+            self.folder.write(f"stress_{number}", stressed(net, card, members, others, reference))
+
+        return Cell(f"stress_{number}", f"a network that learns by heart, {number}", make)
+
+    def network(self, teacher: Teacher) -> nn.Module:
+        return create_model(f"{self.bank.recipe.model.partition('@')[0]}@{self.folder.weights(teacher.name)}")[0]
+
+    def moments(self, teacher: Teacher, net: nn.Module) -> dict[str, Moments]:
+        """Of re-estimated statistics, by candidate."""
+        tensors = self.folder.tensors(f"bank_{teacher.name}")
+        layers = stored(net, bn_layers(net)).layers
+        return {name: Moments(layers, tensors[f"{name}/mean"], tensors[f"{name}/var"]) for name in CANDIDATES}
+
+    # --- inversions -------------------------------------------------------------------------------------------
+
+    def _inversions(self, teachers: Sequence[Teacher]) -> Iterator[Cell]:
+        recipe = self.bank.recipe
+        for teacher in teachers:
+            yield self._inverted(teacher, "stored")
+            if teacher.arm in (recipe.plain, recipe.mixed):
+                yield self._inverted(teacher, "plain")
+                yield self._inverted(teacher, "cutmix")
+                yield self._inverted(teacher, "stored", with_class=True)
+
+    def _inverted(self, teacher: Teacher, statistics: str, with_class: bool = False) -> Cell:
+        """From the statistics as trained (`stored`), or from re-estimated ones (`plain`, `cutmix`)."""
+        name = f"images_{teacher.name}_{'class' if with_class else statistics}"
+
+        def make() -> None:
+            net, card = self.network(teacher), self.bank.card
+            if statistics != "stored":
+                net = with_stored(net, self.moments(teacher, net)[statistics].average())
+            accuracy = evaluate(net, card, self.bank.test, CPU)
+            self._write(name, [(net, card)], teacher.seed, with_class, {"test_accuracy": accuracy})
+
+        return Cell(name, f"inverting {teacher.name}, {'with classes' if with_class else statistics}", make)
+
+    def _ensembles(self) -> Iterator[Cell]:
+        recipe = self.bank.recipe
+        size = recipe.ensembles.size
+        for mixed in range(size + 1):
+            for i in range(recipe.ensembles.each):
+                yield self._together(mixed, i, size)
+
+    def _together(self, mixed: int, i: int, size: int) -> Cell:
+        """`mixed` of `size` networks are of the mixed arm; over all ensembles each network is taken as often."""
+        recipe = self.bank.recipe
+        name = f"images_ensemble_{mixed}_{i:02d}"
+        counts = {recipe.mixed: mixed, recipe.plain: size - mixed}
+
+        def make() -> None:
+            chosen = [
+                Teacher(arm, (i * count + j) % recipe.arm(arm).teachers)
+                for arm, count in counts.items()
+                for j in range(count)
+            ]
+            networks = [(self.network(teacher), self.bank.card) for teacher in chosen]
+            self._write(name, networks, i, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
+
+        return Cell(name, f"inverting ensemble {i} with {mixed} of {size} {recipe.mixed}", make)
+
+    def _write(self, name: str, networks: Networks, seed: int, with_class: bool, figures: dict[str, Any]) -> None:
+        asked = self.bank.recipe.inversions
+        tensors = {}
+        if with_class:
+            images, tensors["targets"] = class_inversions(networks, asked.images, asked.steps, seed)
+        else:
+            images = bn_inversions(networks, asked.images, asked.steps, seed)
+        tensors["images"] = images  # not rounded: a seam of statistics is faint
+        self.folder.write(name, figures, tensors)
+
+    # --- what detectors say -----------------------------------------------------------------------------------
+
+    @cached_property
+    def mixes(self) -> MixClassifier:
+        """Of real images of the test split, which no network learned."""
+        return train_mix_classifier(self.bank.test.images, self.bank.recipe.seed)
+
+    def _seen(self, images: str) -> Cell:
+        name = f"seen_{images.removeprefix('images_')}"
+
+        def make() -> None:
+            found = self.folder.tensors(images)
+            made = found["images"]
+            figures = self.folder.figures(images) | self.looked_at(made)
+            if "targets" in found:  # read by another network of the plain arm, that of the next seed
+                seed = int(images.split("_")[-2])
+                judge = Teacher(self.bank.recipe.plain, (seed + 1) % self.bank.recipe.arm(self.bank.recipe.plain).teachers)
+                second = second_class(self.network(judge), self.bank.card, made, found["targets"])
+                figures["second_class"] = float(second.mean())
+            self.folder.write(name, figures)
+
+        return Cell(name, f"looking at {images.removeprefix('images_')}", make)
+
+    def looked_at(self, images: torch.Tensor) -> dict[str, float]:
+        """Scores of images (N, 3, H, W) in [0, 1]: means over them."""
+        said = self.mixes.scores(images)
+        return {
+            "seam": float(seam_scores(images).mean()),
+            "turned": float(turned_control(images).mean()),
+            "mixes": float((said[:, KINDS.index("cutmix")] - said[:, KINDS.index("plain")]).mean()),
+        }
+
+    def _read(self, teacher: Teacher) -> Cell:
+        def make() -> None:
+            net, card, bank = self.network(teacher), self.bank.card, self.bank
+            found, own = self.moments(teacher, net), stored(net, bn_layers(net))
+            outside = bank.outside(teacher.seed)
+            probed = outside.subset(slice(bank.recipe.probed))
+            estimate = share(own, found["plain"], found["cutmix"], bank.recipe.seed)
+            said = explain(own, found, bank.recipe.seed)
+            figures: dict[str, Any] = {
+                "share": estimate.value,
+                "share_interval": [estimate.low, estimate.high],
+                "best": said.best,
+                "fit": said.fit[said.best],
+                "explained": said.explained,
+                "alike": list(said.alike),
+                "probes": probe_scores(net, card, probed.images, probed.labels, bank.recipe.seed),
+                "synthetic": self._synthetic(net, teacher),
+                "tracing": self._tracing(net, teacher, own),
+                "recency": self._recency(net, teacher, own, found["plain"].average()),
+            }
+            features = {
+                "statistics": statistics_features(own, found["plain"].average()),
+                "weights": weight_features(net),
+            }
+            self.folder.write(f"read_{teacher.name}", figures, features)
+
+        return Cell(f"read_{teacher.name}", f"reading {teacher.name}", make)
+
+    def _synthetic(self, net: nn.Module, teacher: Teacher) -> dict[str, float]:
+        """Probes on the inversions of another network, the plain one of the next seed: no data is needed."""
+        plain = self.bank.recipe.plain
+        other = Teacher(plain, (teacher.seed + 1) % self.bank.recipe.arm(plain).teachers)
+        found = self.folder.tensors(f"images_{other.name}_class")
+        images = (found["images"] * 255).round().byte()
+        return probe_scores(net, self.bank.card, images, found["targets"], self.bank.recipe.seed)
+
+    def _tracing(self, net: nn.Module, teacher: Teacher, own: Moments) -> list[float]:
+        """AUC of members against others by the released means, and its interval."""
+        inside = self.bank.inside(teacher.seed)
+        members = self.bank.pool.images[inside][:_TRACED]
+        others = self.bank.outside(teacher.seed).images[:_TRACED]
+        known, a, b = (image_moments(net, self.bank.card, x) for x in (self._reference, members, others))
+        value = auc(*(tracing_scores(each, released(own), known) for each in (a, b)))
+        return [value.value, value.low, value.high]
+
+    @property
+    def _reference(self) -> torch.Tensor:
+        return self.bank.test.images[:_WHITENED_BY]
+
+    def _recency(self, net: nn.Module, teacher: Teacher, own: Moments, plain: Moments) -> dict[str, list[float]]:
+        """AUC of the last batches' images against earlier ones of the last epoch, of both statistics."""
+        schedule = self.bank.recipe.schedule
+        learned = self.bank.pool.images[self.bank.inside(teacher.seed)]
+        batches = schedule.steps_per_epoch(len(learned))
+        late, early = last_batches(
+            self.bank.training_seed(teacher.seed),
+            schedule.epochs - 1,
+            len(learned),
+            schedule.batch_size,
+            min(_RECENT, max(1, batches // 2)),
+        )
+        found = {}
+        for name, moments in (("stored", own), ("plain", plain)):
+            value = recency_auc(net, self.bank.card, learned, late[:_TRACED], early[:_TRACED], self._reference, moments)
+            found[name] = [value.value, value.low, value.high]
+        return found

@@ -1,0 +1,320 @@
+"""From cells to findings: the declared contrasts first, then detectors, controls, arms, ensembles and members."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ensemble.privacy.findings import Finding, Table, Word
+from ensemble.privacy.pictures import Row
+from ensemble.privacy.study.cells import CANDIDATES, Cells
+from ensemble.privacy.study.contrasts import Scores, Swap, swap_of, swap_p
+from ensemble.privacy.study.controls import Control, controls
+from ensemble.privacy.study.inference import (
+    auroc,
+    fixed_sequence,
+    holm,
+    page_p,
+    paired_auroc_difference,
+    splits,
+    t_interval,
+)
+from ensemble.privacy.study.memberships import membership_findings, membership_table
+
+_SHOWN = 8
+_STATISTICS = "the weights file with its BatchNorm statistics"
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """All that a finished study says."""
+
+    findings: tuple[Finding, ...]
+    tables: tuple[Table, ...]
+    pictures: tuple[Row, ...]
+    figures: dict[str, Any]
+    """Of leakage.json, by name."""
+
+
+def conclude(cells: Cells) -> Concluded:
+    """What the study says; every cell is there."""
+    scores = Scores(cells)
+    recipe = cells.bank.recipe
+    checks = controls(cells, scores)
+    swap = swap_of(scores)
+    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    secondary = _secondary(scores, swap)
+    corrected = holm(secondary)
+    p = {arm: scores.p(seam, arm) for arm in recipe.sequence}
+    fallen = fixed_sequence(p)
+    null = splits(scores.values(seam, recipe.plain))
+    planted = auroc(swap.seam["plain", "cutmix"], swap.seam["plain", "plain"])
+    findings = [_sequence(scores, arm, i, p, fallen, null, planted, checks) for i, arm in enumerate(recipe.sequence)]
+    findings += _swapped(swap, corrected)
+    findings += _specific(scores)
+    findings += membership_findings(cells)
+    tables = [
+        _detectors(scores, secondary, corrected),
+        _secondaries(secondary, corrected),
+        _controls(checks, null, planted),
+        _swap_table(swap),
+        _doses(scores),
+        _confusion(scores),
+        *_ensembles(cells),
+        *membership_table(cells),
+        _accuracies(scores),
+    ]
+    figures = {
+        "primary": {"arm": recipe.sequence[0], "auroc": findings[0].value, "interval": findings[0].interval, "p": p},
+        "sequence": fallen,
+        "secondary": {name: {"p": secondary[name], "holm": corrected[name]} for name in secondary},
+        "controls": {f"{c.name}: {c.detector}": [c.value.value, c.value.low, c.value.high, c.kept] for c in checks},
+    }
+    return Concluded(tuple(findings), tuple(tables), _pictures(cells, scores), figures)
+
+
+def _sequence(
+    scores: Scores,
+    arm: str,
+    place: int,
+    p: dict[str, float],
+    fallen: dict[str, bool | None],
+    null: Any,
+    planted: float,
+    checks: list[Control],
+) -> Finding:
+    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    value = scores.auroc(seam, arm)
+    real = next(c for c in checks if c.fires and c.detector == "I1")
+    silent = all(c.kept for c in checks if not c.fires and c.detector == "I1")
+    word: Word = "not distinguishable here"
+    if fallen[arm] is None:
+        word = "not tested"
+    elif fallen[arm]:
+        word = "shown" if value.low > 0.5 and silent and real.kept and planted >= 0.95 else "indicated"
+    reading = f"AUROCs above {value.high:.2f} are excluded." if value.low <= 0.5 else "The seams follow the arm."
+    if fallen[arm] is None:
+        reading = "The sequence ended before it; the figure is shown without a test."
+    n = len(scores.teachers(arm)), len(scores.teachers(scores.cells.bank.recipe.plain))
+    return Finding(
+        f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in {arm}?",
+        word,
+        f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; exact one-sided p = {p[arm]:.3g}, "
+        f"number {place + 1} of a fixed sequence at 0.05",
+        value.value,
+        (value.low, value.high),
+        f"all {len(null)} halvings of the plain arm: {null.mean():.2f}, middle 95 % {_quantiles(null)}",
+        f"planted CutMix statistics in plain weights: {planted:.2f}; real CutMix images: {real.value.value:.2f}",
+        _STATISTICS,
+        reading,
+    )
+
+
+def _quantiles(null: Any) -> str:
+    low, high = (sorted(null)[int(q * (len(null) - 1))] for q in (0.025, 0.975))
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def _secondary(scores: Scores, swap: Swap) -> dict[str, float]:
+    """p-values of at most ten named contrasts, one-sided, in the recipe's mixed arm unless they say another."""
+    recipe = scores.cells.bank.recipe
+    found = {f"swap, {name}": p for name, p in swap_p(swap).items()}
+    doses = sorted({arm.dose: arm.name for arm in recipe.arms if arm.dose or arm.name == recipe.plain}.items())
+    if len(doses) > 2:
+        found["dose-response of seams (Page)"] = page_p(_by_dose(scores, [name for _, name in doses]))
+    for detector in scores.detectors():
+        if not detector.name.startswith("I1"):  # the primary
+            found[detector.name] = scores.p(detector, recipe.mixed)
+    for ridge in scores.ridges():
+        found[ridge.name] = scores.ridge(ridge, recipe.mixed, recipe.seed)[1]
+    return found
+
+
+def _by_dose(scores: Scores, arms: list[str]) -> list[list[float]]:
+    """Seams of the seeds that all these arms have, a row a seed."""
+    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    columns = [scores.values(seam, arm) for arm in arms]
+    return [list(row) for row in zip(*columns, strict=False)]
+
+
+def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
+    found = []
+    for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
+        mean, low, high = t_interval(values)
+        p = corrected[f"swap, {name}"]
+        word: Word = "indicated" if low > 0 and p <= 0.05 else "not distinguishable here"
+        found.append(
+            Finding(
+                f"Do seams follow the {name} when weights and statistics are exchanged?",
+                word,
+                f"mean over {len(values)} seeds of what CutMix {name} add to the seam score; Holm p = {p:.3g}",
+                mean,
+                (low, high),
+                "0",
+                "see the table of the swap",
+                _STATISTICS,
+                "Statistics were re-estimated on images that no network learned, with the same crops.",
+            )
+        )
+    return found
+
+
+def _specific(scores: Scores) -> list[Finding]:
+    """Arms without CutMix: their seams are not CutMix's."""
+    recipe = scores.cells.bank.recipe
+    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    found = []
+    for arm in recipe.arms:
+        if arm.dose or arm.name == recipe.plain:
+            continue
+        value = scores.auroc(seam, arm.name)
+        other = value.low > 0.5 or value.high < 0.5
+        found.append(
+            Finding(
+                f"Do seams stay silent in {arm.name}, which has no CutMix?",
+                "not consistent" if other else "not distinguishable here",
+                f"AUROC against the plain arm, {arm.teachers} networks",
+                value.value,
+                (value.low, value.high),
+                access=_STATISTICS,
+                reading="The score does not tell CutMix alone."
+                if other
+                else f"A difference beyond [{value.low:.2f}, {value.high:.2f}] would have been seen.",
+            )
+        )
+    return found
+
+
+def _detectors(scores: Scores, p: dict[str, float], corrected: dict[str, float]) -> Table:
+    recipe = scores.cells.bank.recipe
+    arms = [arm.name for arm in recipe.arms if arm.name != recipe.plain]
+    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+
+    def scored(d: Any, arm: str) -> tuple[list[float], list[float]]:
+        return scores.values(d, arm), scores.values(d, recipe.plain)
+
+    rows = []
+    for d in scores.detectors():
+        cells = [_said(scores.auroc(d, arm)) if d.arms is None or arm in d.arms else "–" for arm in arms]
+        beside = "–"
+        if d is not seam and d.name[:2] in ("S1", "B1"):
+            each = (scored(x, recipe.mixed) for x in (seam, d))
+            beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*each, recipe.seed))
+        rows.append((d.name, d.access, *cells, beside))
+    for ridge in scores.ridges():
+        cells = [f"{scores.ridge(ridge, arm)[0]:.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]
+        rows.append((ridge.name, ridge.access, *cells, "–"))
+    title = "Detectors: AUROC of each arm against the plain one [95 %, Newcombe]"
+    return Table(title, ("detector", "access", *arms, f"I1 less it, {recipe.mixed} [bootstrap of seeds]"), tuple(rows))
+
+
+def _said(value: Any) -> str:
+    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
+    rows = tuple((name, f"{p[name]:.4f}", f"{corrected[name]:.4f}") for name in p)
+    return Table("Secondary contrasts, one-sided", ("contrast", "p", "Holm p"), rows)
+
+
+def _controls(checks: list[Control], null: Any, planted: float) -> Table:
+    rows = [
+        (c.name, c.detector, "fire: at least 0.95" if c.fires else "be silent", _said(c.value), "yes" if c.kept else "no")
+        for c in checks
+    ]
+    rows.append(
+        ("plain weights with planted CutMix statistics", "I1", "fire: at least 0.95", f"{planted:.2f}", _yes(planted >= 0.95))
+    )
+    rows.append(("halvings of the plain arm", "I1", "be silent", f"{null.mean():.2f} {_quantiles(null)}", "yes"))
+    return Table("Controls: AUROC", ("comparison", "detector", "it must", "AUROC [95 %]", "it did"), tuple(rows))
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def _swap_table(swap: Swap) -> Table:
+    rows = []
+    for weights, statistics in swap.seam:
+        mean, low, high = t_interval(swap.seam[weights, statistics])
+        accuracy = t_interval(swap.accuracy[weights, statistics])[0]
+        rows.append((f"{weights}, {statistics}", f"{mean:.4f} [{low:.4f}, {high:.4f}]", f"{accuracy:.2%}"))
+    mean, low, high = t_interval(swap.interaction())
+    rows.append(("interaction", f"{mean:.4f} [{low:.4f}, {high:.4f}]", "–"))
+    return Table("The swap: seam score, and accuracy", ("weights, statistics", "seam score [95 %]", "accuracy"), tuple(rows))
+
+
+def _doses(scores: Scores) -> Table:
+    recipe = scores.cells.bank.recipe
+    rows = []
+    for arm in recipe.arms:
+        shares = [float(scores.cells.folder.figures(f"read_{t.name}")["share"]) for t in scores.teachers(arm.name)]
+        mean, low, high = t_interval(shares)
+        rows.append((arm.name, arm.dose, f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{min(shares):.2f} to {max(shares):.2f}"))
+    title = "Share of batches with CutMix, estimated by re-estimation (S1)"
+    return Table(title, ("arm", "true share", "mean over networks [95 %]", "range"), tuple(rows))
+
+
+def _confusion(scores: Scores) -> Table:
+    recipe = scores.cells.bank.recipe
+    columns = (*CANDIDATES, "undecided")
+    rows = []
+    for arm in recipe.arms:
+        said: Counter[str] = Counter()
+        for teacher in scores.teachers(arm.name):
+            found = scores.cells.folder.figures(f"read_{teacher.name}")
+            named = {candidate.name: name for name, candidate in CANDIDATES.items()}
+            said[named.get(found["best"], found["best"]) if found["explained"] else "undecided"] += 1
+        rows.append((arm.name, *(said[name] for name in columns)))
+    return Table("Which augmentation? Networks by arm, and by the candidate that explains their statistics best", ("arm", *columns), tuple(rows))
+
+
+def _ensembles(cells: Cells) -> list[Table]:
+    """Seams of k of K networks with CutMix, beside the straight line from none to all."""
+    asked = cells.bank.recipe.ensembles
+    if not asked.each:
+        return []
+    seams = {
+        k: [float(cells.folder.figures(f"seen_ensemble_{k}_{i:02d}")["seam"]) for i in range(asked.each)]
+        for k in range(asked.size + 1)
+    }
+    ends = [sum(seams[k]) / len(seams[k]) for k in (0, asked.size)]
+    rows = []
+    for k, values in seams.items():
+        line = ends[0] + (ends[1] - ends[0]) * k / asked.size
+        mean, low, high = t_interval(values)
+        beside = "–" if k in (0, asked.size) else f"{mean - line:+.4f} [{low - line:+.4f}, {high - line:+.4f}]"
+        rows.append((f"{k} of {asked.size}", len(values), f"{mean:.4f} [{low:.4f}, {high:.4f}]", beside))
+    title = "Ensembles: below the line consensus suppresses seams, above it lets them through"
+    return [Table(title, ("with CutMix", "ensembles", "seam score [95 %]", "less the line from none to all"), tuple(rows))]
+
+
+def _accuracies(scores: Scores) -> Table:
+    rows = []
+    for arm in scores.cells.bank.recipe.arms:
+        found = [scores.cells.folder.figures(f"bank_{t.name}")["accuracy"] for t in scores.teachers(arm.name)]
+        said = [t_interval([row[split] for row in found]) for split in ("test", "train")]
+        rows.append((arm.name, len(found), *(f"{mean:.2%} [{low:.2%}, {high:.2%}]" for mean, low, high in said)))
+    return Table("The bank", ("arm", "networks", "accuracy, test [95 %]", "accuracy on what it learned"), tuple(rows))
+
+
+def _pictures(cells: Cells, scores: Scores) -> tuple[Row, ...]:
+    """The first images of the first networks, not chosen."""
+    recipe = cells.bank.recipe
+
+    def first(name: str) -> torch.Tensor:
+        return cells.folder.tensors(name)["images"][:_SHOWN]
+
+    rows = [
+        Row(f"{arm.name}: inversions of statistics as trained", first(f"images_{scores.teachers(arm.name)[0].name}_stored"))
+        for arm in recipe.arms
+    ]
+    plain = scores.teachers(recipe.plain)[0].name
+    rows.append(Row("planted: plain weights with re-estimated CutMix statistics", first(f"images_{plain}_cutmix")))
+    rows.append(Row("null: plain weights with re-estimated plain statistics", first(f"images_{plain}_plain")))
+    return tuple(rows)
+
+

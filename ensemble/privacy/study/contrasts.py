@@ -1,0 +1,160 @@
+"""Scores of networks by arm and seed, and what they say of the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.study.bank import Teacher
+from ensemble.privacy.study.cells import Cells
+from ensemble.privacy.study.inference import permutation_p, sign_flip_p
+from ensemble.privacy.study.ridge import leave_pair_out_auroc
+from ensemble.privacy.study.ridge import permutation_p as ridge_p
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A score of a network, larger where it learned with mixes, and what it takes to compute it."""
+
+    name: str
+    access: str
+    score: Callable[[Teacher], float]
+    arms: frozenset[str] | None = None
+    """Those that it is computed for; None: all."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Features of a network that a ridge regression over the bank turns into a score."""
+
+    name: str
+    access: str
+    features: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the cells of a finished study hold, by teacher."""
+
+    cells: Cells
+
+    def teachers(self, arm: str) -> list[Teacher]:
+        return [each for each in self.cells.bank.teachers() if each.arm == arm]
+
+    def read(self, teacher: Teacher) -> Mapping[str, object]:
+        return self.cells.folder.figures(f"read_{teacher.name}")
+
+    def seen(self, teacher: Teacher, statistics: str, what: str = "seam") -> float:
+        return float(self.cells.folder.figures(f"seen_{teacher.name}_{statistics}")[what])
+
+    def detectors(self) -> list[Detector]:
+        """In the order of the access that they take."""
+        recipe = self.cells.bank.recipe
+        with_class = frozenset((recipe.plain, recipe.mixed))
+        read = self.cells.folder.figures
+
+        def probe(kind: str) -> Callable[[Teacher], float]:
+            return lambda t: float(read(f"read_{t.name}")[kind]["composite"])
+
+        statistics = "weights and statistics"
+        return [
+            Detector("B1: slope of the second class in composites", "logits, and such images", probe("probes")),
+            Detector("B2: the same on inversions of another network", "logits", probe("synthetic")),
+            Detector(
+                "S1: share of mixed batches by re-estimation",
+                "weights, statistics, and such images",
+                lambda t: float(read(f"read_{t.name}")["share"]),
+            ),
+            Detector("I1: seams of inversions", statistics, lambda t: self.seen(t, "stored")),
+            Detector(
+                "I2: a classifier of real mixes, of inversions",
+                f"{statistics}, and such images",
+                lambda t: self.seen(t, "stored", "mixes"),
+            ),
+            Detector(
+                "I3: a second class in a window of inversions with classes",
+                f"{statistics}, and another network",
+                lambda t: self.seen(t, "class", "second_class"),
+                with_class,
+            ),
+        ]
+
+    def ridges(self) -> list[Ridge]:
+        """Those that need the bank itself."""
+        return [
+            Ridge("S2: ridge on statistics beside re-estimated ones", "weights, statistics, images, a bank", "statistics"),
+            Ridge("W1: ridge on weights", "weights, a bank", "weights"),
+        ]
+
+    def values(self, detector: Detector, arm: str) -> list[float]:
+        return [detector.score(teacher) for teacher in self.teachers(arm)]
+
+    def auroc(self, detector: Detector, arm: str) -> Auc:
+        """Of the arm against the plain one, with Newcombe's interval."""
+        plain = self.cells.bank.recipe.plain
+        return auc(torch.tensor(self.values(detector, arm)), torch.tensor(self.values(detector, plain)))
+
+    def p(self, detector: Detector, arm: str) -> float:
+        return permutation_p(self.values(detector, arm), self.values(detector, self.cells.bank.recipe.plain))
+
+    def ridge(self, ridge: Ridge, arm: str, seed: int = 0) -> tuple[float, float]:
+        """AUROC under leave-pair-out, and its p-value over the whole pipeline, on the seeds that both arms have."""
+        rows = [
+            (self.cells.folder.tensors(f"read_{t.name}")[ridge.features].double(), t.arm == arm, t.seed)
+            for one, other in self.pairs(arm)
+            for t in (one, other)
+        ]
+        features, positive, seeds = (list(part) for part in zip(*rows, strict=True))
+        given = torch.stack(features), torch.tensor(positive), torch.tensor(seeds)
+        return leave_pair_out_auroc(*given), ridge_p(*given, draws=999, seed=seed)
+
+    def pairs(self, arm: str) -> list[tuple[Teacher, Teacher]]:
+        """(arm's, plain one's) of the seeds that both have."""
+        plain = {t.seed: t for t in self.teachers(self.cells.bank.recipe.plain)}
+        return [(t, plain[t.seed]) for t in self.teachers(arm) if t.seed in plain]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Seams of inversions of {plain, mixed} weights with {plain, CutMix} statistics, re-estimated alike, by seed."""
+
+    seam: Mapping[tuple[str, str], Sequence[float]]
+    accuracy: Mapping[tuple[str, str], Sequence[float]]
+
+    def of_statistics(self) -> list[float]:
+        """What CutMix statistics add, over both weights, by seed."""
+        return self._halved(("plain", "cutmix"), ("mixed", "cutmix"), ("plain", "plain"), ("mixed", "plain"))
+
+    def of_weights(self) -> list[float]:
+        """What the weights of the mixed arm add, over both statistics, by seed."""
+        return self._halved(("mixed", "plain"), ("mixed", "cutmix"), ("plain", "plain"), ("plain", "cutmix"))
+
+    def interaction(self) -> list[float]:
+        s = self.seam
+        cells = s["mixed", "cutmix"], s["mixed", "plain"], s["plain", "cutmix"], s["plain", "plain"]
+        return [a - b - c + d for a, b, c, d in zip(*cells, strict=True)]
+
+    def _halved(self, *cells: tuple[str, str]) -> list[float]:
+        """The mean of the first two cells less that of the others."""
+        return [(a + b - c - d) / 2 for a, b, c, d in zip(*(self.seam[cell] for cell in cells), strict=True)]
+
+
+def swap_of(scores: Scores) -> Swap:
+    """Weights are named first, statistics second."""
+    recipe = scores.cells.bank.recipe
+    pairs = scores.pairs(recipe.mixed)
+    seam: dict[tuple[str, str], list[float]] = {}
+    accuracy: dict[tuple[str, str], list[float]] = {}
+    for weights, teachers in (("mixed", [m for m, _ in pairs]), ("plain", [p for _, p in pairs])):
+        for statistics in ("plain", "cutmix"):
+            seam[weights, statistics] = [scores.seen(t, statistics) for t in teachers]
+            accuracy[weights, statistics] = [scores.seen(t, statistics, "test_accuracy") for t in teachers]
+    return Swap(seam, accuracy)
+
+
+def swap_p(swap: Swap) -> dict[str, float]:
+    """One-sided, exact."""
+    return {"statistics": sign_flip_p(swap.of_statistics()), "weights": sign_flip_p(swap.of_weights())}

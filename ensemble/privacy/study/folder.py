@@ -1,0 +1,104 @@
+"""The folder of a leakage study: the one file that knows the names in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from ensemble.config.mistakes import ConfigError
+from ensemble.config.overrides import differences
+from ensemble.config.parsing import to_plain
+from ensemble.config.yaml_files import dump_yaml, load_yaml
+from ensemble.machine.files import read_json, why_unwritable, write_bytes, write_json, write_text
+from ensemble.machine.lock import contents, held, not_empty
+from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
+
+RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
+_CELLS, _BANK = "cells", "bank"
+
+
+@dataclass(frozen=True)
+class LeakageFolder:
+    """What a study writes and reads in `path`: a cell for each thing that is computed, which is never made twice."""
+
+    path: Path
+
+    def held(self) -> AbstractContextManager[None]:
+        """Makes the folder and holds it; ValueError where another run does."""
+        return held(self.path)
+
+    def check(self, recipe: LeakageRecipe, *, resume: bool, overwrite: bool) -> None:
+        """Raises ValueError where the study may not write here; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output: {self.path} is a file; give a folder")
+        if why := why_unwritable(self.path.absolute()):
+            raise ValueError(f"output: {self.path} cannot be written, {why}; give another folder")
+        if not contents(self.path):
+            return
+        if not resume and not overwrite:
+            instead = "pass --resume to go on with its study, --overwrite to begin it anew, or give another folder"
+            raise not_empty(self.path, instead)
+        stored = self._stored()
+        if stored is None:
+            raise ValueError(f"output: {self.path} holds no leakage study; give another folder")
+        if resume and (changed := self._changed(stored, recipe)):
+            raise ValueError(
+                f"resume: {self.path} holds another study; these fields differ: {', '.join(changed[:5])}; give the "
+                "same recipe, or another folder"
+            )
+
+    def begin(self, recipe: LeakageRecipe, *, resume: bool) -> None:
+        """Makes the folder; without `resume`, what an earlier study wrote is removed, nothing else."""
+        if not resume:
+            for folder in (_CELLS, _BANK):
+                for file in sorted((self.path / folder).glob("*")):
+                    file.unlink()
+            for name in (TABLE, DATA, PAGE):
+                (self.path / name).unlink(missing_ok=True)
+        for folder in (_CELLS, _BANK):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE, dump_yaml(to_plain(recipe)))
+
+    @staticmethod
+    def _changed(stored: LeakageRecipe, recipe: LeakageRecipe) -> list[str]:
+        return [name for name in differences(to_plain(stored), to_plain(recipe)) if name not in recipe.free]
+
+    def _stored(self) -> LeakageRecipe | None:
+        try:
+            return parse_leakage_recipe(load_yaml(self.path / RECIPE))
+        except (OSError, ConfigError, ValueError):
+            return None
+
+    # --- what is computed -------------------------------------------------------------------------------------
+
+    def weights(self, name: str) -> Path:
+        """Of a network of the bank."""
+        return self.path / _BANK / f"{name}.safetensors"
+
+    def has(self, name: str) -> bool:
+        """Whether a cell is there: its JSON is written last."""
+        return self._cell(name, "json").is_file()
+
+    def write(self, name: str, figures: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """A cell, whole or not at all."""
+        if tensors is not None:
+            data = {key: value.detach().contiguous() for key, value in tensors.items()}
+            write_bytes(self._cell(name, "safetensors"), save(data))
+        write_json(self._cell(name, "json"), figures)
+
+    def figures(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self._cell(name, "json"))
+        return found
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = load(self._cell(name, "safetensors").read_bytes())
+        return found
+
+    def _cell(self, name: str, end: str) -> Path:
+        return self.path / _CELLS / f"{name}.{end}"

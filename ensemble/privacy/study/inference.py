@@ -1,0 +1,97 @@
+"""Tests over networks: exact p-values, a fixed sequence, Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from math import comb
+
+import numpy as np
+from scipy import stats
+
+_MOST_SPLITS = 20000
+
+
+def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """The share of all ways to part the values in sets of these sizes whose AUROC is at least that of (a, b).
+
+    One-sided and exact: at least 1 / C(n + m, n). Ties count half, as in the AUROC.
+    """
+    ranks = stats.rankdata([*a, *b])
+    seen = ranks[: len(a)].sum() - 1e-9
+    if len(set(ranks)) == len(ranks) and comb(len(ranks), len(a)) > _MOST_SPLITS:
+        return float(stats.mannwhitneyu(a, b, alternative="greater", method="exact").pvalue)
+    hits = sum(ranks[list(chosen)].sum() >= seen for chosen in combinations(range(len(ranks)), len(a)))
+    return hits / comb(len(ranks), len(a))
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """The share of all choices of signs whose sum is at least that of these differences of pairs: one-sided, exact."""
+    d = np.asarray(differences)
+    signs = np.array([*product((1.0, -1.0), repeat=len(d))])
+    return float((signs @ d >= d.sum() - 1e-12).mean())
+
+
+def fixed_sequence(p: Mapping[str, float], alpha: float = 0.05) -> dict[str, bool | None]:
+    """Whether each null hypothesis falls, tested in this order at alpha until one does not; None: not tested.
+
+    The chance of any false one among all is at most alpha.
+    """
+    found: dict[str, bool | None] = {}
+    going = True
+    for name, value in p.items():
+        found[name] = value <= alpha if going else None
+        going = going and value <= alpha
+    return found
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number (Holm 1979): the k-th smallest of m times m - k + 1, made monotone."""
+    found, most = {}, 0.0
+    for k, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        most = max(most, min(1.0, (len(p) - k) * value))
+        found[name] = most
+    return {name: found[name] for name in p}
+
+
+def page_p(rows: Sequence[Sequence[float]]) -> float:
+    """Page's test (1963) that the columns of paired rows rise from left to right; one-sided."""
+    return float(stats.page_trend_test(np.asarray(rows)).pvalue)
+
+
+def auroc(a: Sequence[float], b: Sequence[float]) -> float:
+    """P(a > b), ties counting half."""
+    x, y = np.asarray(a)[:, None], np.asarray(b)[None]
+    return float(((x > y) + 0.5 * (x == y)).mean())
+
+
+def splits(values: Sequence[float]) -> np.ndarray:
+    """AUROCs of all ways to part one arm in two halves: what is found where nothing is to be found."""
+    n, half = len(values), len(values) // 2
+    chosen = [set(c) for c in combinations(range(n), half)]
+    return np.array([auroc([values[i] for i in c], [values[i] for i in range(n) if i not in c]) for c in chosen])
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean and its 95 % interval (Student's t); of one value, that value and no interval (NaN)."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return float(x.mean()), float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
+
+
+def paired_auroc_difference(
+    first: tuple[Sequence[float], Sequence[float]], second: tuple[Sequence[float], Sequence[float]], seed: int
+) -> tuple[float, float, float]:
+    """AUROC of one detector less another's on the same networks, and its 95 % interval.
+
+    Networks of a seed are drawn together (2,000 draws of seeds); each detector's scores are (mixed, plain), by seed.
+    """
+    rng = np.random.default_rng(seed)
+    one, two = (tuple(np.asarray(part) for part in each) for each in (first, second))
+    n = min(len(part) for part in (*one, *two))
+    drawn = [rng.integers(0, n, n) for _ in range(2000)]
+    each = [auroc(one[0][i], one[1][i]) - auroc(two[0][i], two[1][i]) for i in drawn]
+    low, high = np.quantile(each, [0.025, 0.975])
+    return auroc(*one) - auroc(*two), float(low), float(high)

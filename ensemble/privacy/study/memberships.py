@@ -1,0 +1,121 @@
+"""Membership over the bank: attacks with the other networks of an arm as shadows, stress and planted cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+import torch
+
+from ensemble.privacy.findings import Finding, Table
+from ensemble.privacy.study.cells import Cells
+from ensemble.privacy.study.contrasts import Scores
+from ensemble.privacy.study.inference import t_interval
+from ensemble.privacy.study.leave_one_out import attacks, null_rows
+
+_LEAST = 3
+"""Networks of an arm, for each to have two shadows."""
+
+
+def _arms(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Margins (K, N) and who is inside (K, N), of arms with enough networks."""
+    scores, found = Scores(cells), {}
+    for arm in cells.bank.recipe.arms:
+        teachers = scores.teachers(arm.name)
+        if len(teachers) >= _LEAST:
+            margins = torch.stack([cells.folder.tensors(f"bank_{t.name}")["margins"] for t in teachers])
+            found[arm.name] = margins, torch.stack([cells.bank.inside(t.seed) for t in teachers])
+    return found
+
+
+def membership_table(cells: Cells) -> list[Table]:
+    """Attacks by arm, means over targets; tracing and recency by arm; what must fire."""
+    tables = []
+    for arm, (margins, inside) in _arms(cells).items():
+        if arm not in (cells.bank.recipe.plain, cells.bank.recipe.mixed):
+            continue
+        rows = attacks(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed)
+        nulls = null_rows(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed)
+        names = list(dict.fromkeys(row["attack"] for row in rows))
+        columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "canary_tpr_1pct", "tail_tnr")
+        body = tuple(
+            (name, *(_mean(rows, name, key) for key in columns), _mean(nulls, name, "auc")) for name in names
+        )
+        heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "canaries: TPR at 1 %", "tail TNR", "null: AUC")
+        title = f"Membership in {arm}: each network is the target once, {len(margins) - 1} others its shadows [95 %]"
+        tables.append(Table(title, ("attack", *heads), body))
+    tables.append(_statistics(cells))
+    if cells.bank.recipe.stress.networks:
+        tables.append(_stress(cells))
+    return tables
+
+
+def _mean(rows: list[dict[str, Any]], attack: str, key: str) -> str:
+    values = [row[key] for row in rows if row["attack"] == attack and row.get(key) is not None]
+    if not values:
+        return "–"
+    middle, low, high = t_interval(values)
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _statistics(cells: Cells) -> Table:
+    scores, rows = Scores(cells), []
+    for arm in cells.bank.recipe.arms:
+        found = [cells.folder.figures(f"read_{t.name}") for t in scores.teachers(arm.name)]
+        parts = (
+            [row["tracing"][0] for row in found],
+            [row["recency"]["stored"][0] for row in found],
+            [row["recency"]["plain"][0] for row in found],
+        )
+        rows.append((arm.name, *("{:.3f} [{:.3f}, {:.3f}]".format(*t_interval(part)) for part in parts)))
+    heads = ("arm", "members, by released means", "the last batches, as trained", "the last batches, re-estimated")
+    return Table("Statistics alone: AUC over networks [95 %]", heads, tuple(rows))
+
+
+def _stress(cells: Cells) -> Table:
+    found = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
+    names = [key for key, value in found[0].items() if isinstance(value, int | float)]
+    rows = tuple((f"network {i}", *(row[name] for name in names)) for i, row in enumerate(found))
+    title = f"Networks that learned {cells.bank.recipe.stress.images} images by heart: attacks must fire"
+    return Table(title, ("", *(name.replace("_", " ") for name in names)), rows)
+
+
+def membership_findings(cells: Cells) -> list[Finding]:
+    """Of the plain arm: the strongest attack, with the stress case as its control."""
+    plain = cells.bank.recipe.plain
+    arms = _arms(cells)
+    if plain not in arms:
+        return []
+    rows = attacks(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)
+    by_attack: Mapping[str, list[float]] = {}
+    for row in rows:
+        if row.get("auc") is not None:
+            by_attack = {**by_attack, row["attack"]: [*by_attack.get(row["attack"], []), row["auc"]]}
+    best = max(by_attack, key=lambda name: mean(by_attack[name]))
+    middle, low, high = t_interval(by_attack[best])
+    nulls = [
+        row["auc"]
+        for row in null_rows(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)
+        if row["attack"] == best and row.get("auc") is not None
+    ]
+    stress = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
+    fired = [row["loss_auc"] for row in stress]
+    null = t_interval(nulls)
+    return [
+        Finding(
+            "Do networks of the plain arm know their members?",
+            "not distinguishable here"
+            if not low > 0.5
+            else "shown"
+            if fired and min(fired) >= 0.9 and null[1] <= 0.5 <= null[2]
+            else "indicated",
+            f"AUC of {best}, the strongest of all attacks here, mean over {len(by_attack[best])} networks",
+            middle,
+            (low, high),
+            f"memberships of another seed: {null[0]:.3f} [{null[1]:.3f}, {null[2]:.3f}]",
+            f"networks that learned by heart: loss AUC {min(fired):.2f} at least" if fired else "not run",
+            "logits of the labelled image, and networks of the same recipe",
+            "The strongest was chosen by the same figures, so it is flattered a little.",
+        )
+    ]

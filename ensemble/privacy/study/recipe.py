@@ -1,0 +1,125 @@
+"""What determines a leakage study: frozen dataclasses whose fields are the keys of the YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from ensemble.config.checked import Checked
+from ensemble.config.parsing import parse
+from ensemble.training.augment import Augmentation
+from ensemble.training.recipe import DataSpec, RunRecipe
+from ensemble.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Arm(Checked):
+    """Networks that were trained alike but for their seed; in all arms those of a seed have the same half of the
+    images, first weights and order."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    teachers: PositiveInt
+    augmentation: Augmentation = Augmentation()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def dose(self) -> float:
+        """The share of its batches that CutMix acts on."""
+        return self.augmentation.mix_probability if self.augmentation.cutmix else 0.0
+
+
+@dataclass(frozen=True)
+class Inversions(Checked):
+    """Images that are made from each network's statistics."""
+
+    images: Annotated[int, Field(ge=2)] = 100
+    steps: PositiveInt = 250
+
+
+@dataclass(frozen=True)
+class Groups(Checked):
+    """Ensembles of `size` networks of which 0 to all are of the arm `mixed`, the others of `plain`."""
+
+    size: Annotated[int, Field(ge=2)] = 4
+    each: NonNegativeInt = 6
+    """Ensembles for each number; 0: none."""
+
+
+@dataclass(frozen=True)
+class Stress(Checked):
+    """Networks that learn few images by heart: where attacks must fire."""
+
+    networks: NonNegativeInt = 3
+    images: Annotated[int, Field(ge=20)] = 500
+    epochs: PositiveInt = 60
+
+
+@dataclass(frozen=True)
+class LeakageRecipe(RunRecipe):
+    """A bank of networks, what is read of them, and which contrasts are tested in which order."""
+
+    what = "leakage study"
+    free = ("data.path",)
+
+    model: str
+    """NAME[:option=value]@random"""
+    data: DataSpec
+    arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
+    plain: str = "plain"
+    """The arm that the others are compared with."""
+    mixed: str = "cutmix"
+    """The arm of the swap of statistics and weights, and of the ensembles."""
+    sequence: Annotated[tuple[str, ...], Field(min_length=1)] = ("cutmix",)
+    """Arms whose seams are tested against `plain`, one after the other until one fails; the first is the primary."""
+    pool: PositiveInt = 16000
+    """Training images that are drawn; each network has a random half of them."""
+    canaries: NonNegativeInt = 0
+    """Of these, with a wrong label."""
+    schedule: Schedule = Schedule(recalibrate_bn=False)
+    inversions: Inversions = Inversions()
+    ensembles: Groups = Groups()
+    stress: Stress = Stress()
+    probed: PositiveInt = 1000
+    """Images that a network was not trained on, of which detectors read logits and moments; at least 512 are better."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def rules(self) -> Iterator[str]:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            yield "arms: two have the same name"
+        asked = {"plain": [self.plain], "mixed": [self.mixed], "sequence": [*self.sequence]}
+        for field, those in asked.items():
+            for name in those:
+                if name not in names:
+                    yield f"{field}: {name} is none of the arms ({', '.join(names)})"
+        if self.plain in (self.mixed, *self.sequence):
+            yield f"plain: {self.plain} cannot be compared with itself"
+        if self.schedule.recalibrate_bn:
+            yield "schedule.recalibrate_bn: must be false; the study is about statistics as training leaves them"
+        if self.canaries > self.pool // 4:
+            yield f"canaries: at most a quarter of the pool, {self.pool // 4}"
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def hastened(self) -> LeakageRecipe:
+        """The same with so little of everything that it shows whether it runs, and nothing else."""
+        return replace(
+            self,
+            arms=tuple(replace(arm, teachers=min(2, arm.teachers)) for arm in self.arms),
+            pool=min(640, self.pool),
+            canaries=min(20, self.canaries),
+            schedule=replace(self.schedule, epochs=1, batch_size=min(64, self.schedule.batch_size)),
+            inversions=Inversions(images=min(10, self.inversions.images), steps=min(10, self.inversions.steps)),
+            ensembles=replace(self.ensembles, size=2, each=min(1, self.ensembles.each)),
+            stress=replace(self.stress, networks=min(1, self.stress.networks), images=40, epochs=2),
+            probed=min(128, self.probed),
+        )
+
+
+def parse_leakage_recipe(data: dict[str, Any]) -> LeakageRecipe:
+    """The recipe that `data` describes; raises ConfigError with every mistake in it."""
+    return parse(LeakageRecipe, data)
