@@ -34,7 +34,7 @@ def add_real_images(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return real
 
 
-def with_parts(data: dict[str, Any], **parts: Mapping[str, Any]) -> dict[str, Any]:
+def with_parts(data: dict[str, Any], /, **parts: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with what is given of its parts; None is not."""
     for key, values in parts.items():
         named = {name: value for name, value in values.items() if value is not None}

@@ -25,7 +25,9 @@ from ensemble.applications._options import Parser, add_overrides
 
 def arguments(p: Parser) -> None:
     """The options."""
-    p.add_argument("--recipe", required=True, metavar="FILE", help="a YAML recipe, or the name of one in recipes/leakage")
+    p.add_argument(
+        "--recipe", required=True, metavar="FILE", help="a YAML recipe, or the name of one in recipes/leakage"
+    )
     p.add_argument("--data", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, instead of the recipe's")
     add_overrides(p)
     p.add_argument("--quick", action="store_true", help="two networks an arm, one epoch: does it run?")

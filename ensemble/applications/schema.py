@@ -4,6 +4,7 @@ examples:
   python invert.py schema > recipe.schema.json
   python invert.py schema --training > training.schema.json
   python invert.py schema --distillation > distillation.schema.json
+  python invert.py schema --leakage > leakage.schema.json
   python invert.py schema --plugin my_objective.py > recipe.schema.json
 
 A recipe whose first line is `# yaml-language-server: $schema=recipe.schema.json`, a path relative to the recipe, is
@@ -24,15 +25,16 @@ def arguments(p: Parser) -> None:
     which = p.add_mutually_exclusive_group()
     which.add_argument("--training", action="store_true", help="of training recipes (invert.py train)")
     which.add_argument("--distillation", action="store_true", help="of distillation recipes (invert.py distill)")
+    which.add_argument("--leakage", action="store_true", help="of leakage studies (invert.py leakage)")
 
 
 def run(options: argparse.Namespace) -> int:
     """The schema, on stdout."""
-    print(schema_text(training=options.training, distillation=options.distillation))
+    print(schema_text(training=options.training, distillation=options.distillation, leakage=options.leakage))
     return 0
 
 
-def schema_text(*, training: bool = False, distillation: bool = False) -> str:
+def schema_text(*, training: bool = False, distillation: bool = False, leakage: bool = False) -> str:
     """The schema as JSON, with the kinds that plugins have added."""
     from ensemble.config.schema import json_schema
     from ensemble.plugins import load_entry_points
@@ -46,6 +48,10 @@ def schema_text(*, training: bool = False, distillation: bool = False) -> str:
         from ensemble.training.distillation import DistillationRecipe
 
         schema = json_schema(DistillationRecipe)
+    elif leakage:
+        from ensemble.privacy.study.recipe import LeakageRecipe
+
+        schema = json_schema(LeakageRecipe)
     else:
         from ensemble.recipe import Recipe
 

@@ -29,6 +29,22 @@ def lira(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor) -> t
     return s_out.log() - s_in.log() + ((x - mu_out) / s_out).square() / 2 - ((x - mu_in) / s_in).square() / 2
 
 
+def offline_lira(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """(N,): (target - mu_out) / s_out, whose normal distribution function is the chance that a network which did not
+    learn the image would believe less in its label (Carlini et al. 2022, equation 4, with one deviation for all).
+
+    Only shadows that were not trained on the image count; where all were, the mean over images stands in. Arguments as
+    of `lira`. ValueError for K < 2.
+    """
+    if len(shadows) < 2:
+        raise ValueError("LiRA needs at least two networks")
+    values, outside = shadows.double(), 1 - inside.double()
+    count = outside.sum(0)
+    mu = (values * outside).sum(0) / count.clamp_min(1)
+    mu = torch.where(count > 0, mu, mu[count > 0].mean())
+    return (target.double() - mu) / _deviation((values - mu) * outside, count)
+
+
 def _deviation(residuals: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Of all images together, without the bias of each one's own mean."""
     freedom = (counts - 1).clamp_min(0).sum()

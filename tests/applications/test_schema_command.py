@@ -25,6 +25,7 @@ SCHEMAS = {
     "": RECIPES / "recipe.schema.json",
     "training": RECIPES / "training/training.schema.json",
     "distillation": RECIPES / "distillation/distillation.schema.json",
+    "leakage": RECIPES / "leakage/leakage.schema.json",
 }
 """By the folder of the recipes, which is the option of the command."""
 each_recipe = pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(RECIPES).as_posix())
@@ -46,7 +47,7 @@ def read(file: Path) -> Any:
 
 
 def test_all_recipes_are_looked_at() -> None:
-    assert Counter(map(kind_of, FILES)) == {"": 27, "training": 7, "distillation": 6}
+    assert Counter(map(kind_of, FILES)) == {"": 27, "training": 7, "distillation": 6, "leakage": 1}
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)

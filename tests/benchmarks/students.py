@@ -123,7 +123,9 @@ def accuracy(arm: str, labels: str, seed: int, options: argparse.Namespace) -> f
         "seed": seed,
     }
     results = TrainingFolder(folder.with_name(labels), DistillationRecipe)
-    return float(distill(parse_distillation_recipe(recipe), results, CPU, resume=results.path.exists())["test_accuracy"])
+    return float(
+        distill(parse_distillation_recipe(recipe), results, CPU, resume=results.path.exists())["test_accuracy"]
+    )
 
 
 def show(rows: list[dict[str, Any]]) -> None:

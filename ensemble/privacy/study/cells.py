@@ -21,6 +21,7 @@ from ensemble.privacy.study.bank import CPU, Bank, Teacher
 from ensemble.privacy.study.features import statistics_features, weight_features
 from ensemble.privacy.study.folder import LeakageFolder
 from ensemble.privacy.study.mixes import KINDS, MixClassifier, train_mix_classifier
+from ensemble.privacy.study.planted import theory_line
 from ensemble.privacy.study.probes import probe_scores
 from ensemble.privacy.study.recency import last_batches, recency_auc
 from ensemble.privacy.study.stress import stressed
@@ -34,7 +35,8 @@ BATCH = 128
 _RECENT = 20
 """Batches at the end of a training that a running average of momentum 0.1 is mostly of."""
 _WHITENED_BY, _TRACED = 2000, 1000
-_SHOWN = 16
+_MIX_STEPS = 60
+"""Batches that the classifier of mixes learns from."""
 CANDIDATES = {
     "plain": Candidate("mirrored"),
     "cutmix": Candidate("mirrored", "cutmix"),
@@ -68,7 +70,7 @@ class Cells:
         return [
             [*map(self._trained, teachers), *map(self._stressed, range(self.bank.recipe.stress.networks))],
             [*self._inversions(teachers), *self._ensembles()],
-            [*map(self._read, teachers), *map(self._seen, self.image_sets(teachers))],
+            [*map(self._read, teachers), *map(self._seen, self.image_sets(teachers)), self._planted(teachers[0])],
         ]
 
     def image_sets(self, teachers: Sequence[Teacher]) -> list[str]:
@@ -174,7 +176,7 @@ class Cells:
     @cached_property
     def mixes(self) -> MixClassifier:
         """Of real images of the test split, which no network learned."""
-        return train_mix_classifier(self.bank.test.images, self.bank.recipe.seed)
+        return train_mix_classifier(self.bank.test.images, self.bank.recipe.seed, _MIX_STEPS)
 
     def _seen(self, images: str) -> Cell:
         name = f"seen_{images.removeprefix('images_')}"
@@ -185,7 +187,9 @@ class Cells:
             figures = self.folder.figures(images) | self.looked_at(made)
             if "targets" in found:  # read by another network of the plain arm, that of the next seed
                 seed = int(images.split("_")[-2])
-                judge = Teacher(self.bank.recipe.plain, (seed + 1) % self.bank.recipe.arm(self.bank.recipe.plain).teachers)
+                judge = Teacher(
+                    self.bank.recipe.plain, (seed + 1) % self.bank.recipe.arm(self.bank.recipe.plain).teachers
+                )
                 second = second_class(self.network(judge), self.bank.card, made, found["targets"])
                 figures["second_class"] = float(second.mean())
             self.folder.write(name, figures)
@@ -198,7 +202,7 @@ class Cells:
         return {
             "seam": float(seam_scores(images).mean()),
             "turned": float(turned_control(images).mean()),
-            "mixes": float((said[:, KINDS.index("cutmix")] - said[:, KINDS.index("plain")]).mean()),
+            "mixes": float(said[:, KINDS.index("cutmix")].mean()),
         }
 
     def _read(self, teacher: Teacher) -> Cell:
@@ -228,6 +232,18 @@ class Cells:
             self.folder.write(f"read_{teacher.name}", figures, features)
 
         return Cell(f"read_{teacher.name}", f"reading {teacher.name}", make)
+
+    def _planted(self, teacher: Teacher) -> Cell:
+        """Whether statistics of exactly so many images tell them, as theory says."""
+
+        def make() -> None:
+            images = self.bank.outside(teacher.seed).images[:_TRACED]
+            line = theory_line(
+                self.network(teacher), self.bank.card, images, self._reference, seed=self.bank.recipe.seed
+            )
+            self.folder.write("planted", {"line": line})
+
+        return Cell("planted", "planting statistics of few images", make)
 
     def _synthetic(self, net: nn.Module, teacher: Teacher) -> dict[str, float]:
         """Probes on the inversions of another network, the plain one of the next seed: no data is needed."""
@@ -262,8 +278,9 @@ class Cells:
             schedule.batch_size,
             min(_RECENT, max(1, batches // 2)),
         )
+        parts = learned[late[:_TRACED]], learned[early[:_TRACED]]
         found = {}
         for name, moments in (("stored", own), ("plain", plain)):
-            value = recency_auc(net, self.bank.card, learned, late[:_TRACED], early[:_TRACED], self._reference, moments)
+            value = recency_auc(net, self.bank.card, *parts, self._reference, moments)
             found[name] = [value.value, value.low, value.high]
         return found

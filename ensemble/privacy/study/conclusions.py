@@ -128,7 +128,7 @@ def _secondary(scores: Scores, swap: Swap) -> dict[str, float]:
     for detector in scores.detectors():
         if not detector.name.startswith("I1"):  # the primary
             found[detector.name] = scores.p(detector, recipe.mixed)
-    for ridge in scores.ridges():
+    for ridge in scores.ridges() if len(scores.pairs(recipe.mixed)) > 2 else ():
         found[ridge.name] = scores.ridge(ridge, recipe.mixed, recipe.seed)[1]
     return found
 
@@ -222,11 +222,23 @@ def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
 
 def _controls(checks: list[Control], null: Any, planted: float) -> Table:
     rows = [
-        (c.name, c.detector, "fire: at least 0.95" if c.fires else "be silent", _said(c.value), "yes" if c.kept else "no")
+        (
+            c.name,
+            c.detector,
+            "fire: at least 0.95" if c.fires else "be silent",
+            _said(c.value),
+            "yes" if c.kept else "no",
+        )
         for c in checks
     ]
     rows.append(
-        ("plain weights with planted CutMix statistics", "I1", "fire: at least 0.95", f"{planted:.2f}", _yes(planted >= 0.95))
+        (
+            "plain weights with planted CutMix statistics",
+            "I1",
+            "fire: at least 0.95",
+            f"{planted:.2f}",
+            _yes(planted >= 0.95),
+        )
     )
     rows.append(("halvings of the plain arm", "I1", "be silent", f"{null.mean():.2f} {_quantiles(null)}", "yes"))
     return Table("Controls: AUROC", ("comparison", "detector", "it must", "AUROC [95 %]", "it did"), tuple(rows))
@@ -244,7 +256,9 @@ def _swap_table(swap: Swap) -> Table:
         rows.append((f"{weights}, {statistics}", f"{mean:.4f} [{low:.4f}, {high:.4f}]", f"{accuracy:.2%}"))
     mean, low, high = t_interval(swap.interaction())
     rows.append(("interaction", f"{mean:.4f} [{low:.4f}, {high:.4f}]", "–"))
-    return Table("The swap: seam score, and accuracy", ("weights, statistics", "seam score [95 %]", "accuracy"), tuple(rows))
+    return Table(
+        "The swap: seam score, and accuracy", ("weights, statistics", "seam score [95 %]", "accuracy"), tuple(rows)
+    )
 
 
 def _doses(scores: Scores) -> Table:
@@ -253,7 +267,9 @@ def _doses(scores: Scores) -> Table:
     for arm in recipe.arms:
         shares = [float(scores.cells.folder.figures(f"read_{t.name}")["share"]) for t in scores.teachers(arm.name)]
         mean, low, high = t_interval(shares)
-        rows.append((arm.name, arm.dose, f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{min(shares):.2f} to {max(shares):.2f}"))
+        rows.append(
+            (arm.name, arm.dose, f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{min(shares):.2f} to {max(shares):.2f}")
+        )
     title = "Share of batches with CutMix, estimated by re-estimation (S1)"
     return Table(title, ("arm", "true share", "mean over networks [95 %]", "range"), tuple(rows))
 
@@ -269,7 +285,11 @@ def _confusion(scores: Scores) -> Table:
             named = {candidate.name: name for name, candidate in CANDIDATES.items()}
             said[named.get(found["best"], found["best"]) if found["explained"] else "undecided"] += 1
         rows.append((arm.name, *(said[name] for name in columns)))
-    return Table("Which augmentation? Networks by arm, and by the candidate that explains their statistics best", ("arm", *columns), tuple(rows))
+    return Table(
+        "Which augmentation? Networks by arm, and by the candidate that explains their statistics best",
+        ("arm", *columns),
+        tuple(rows),
+    )
 
 
 def _ensembles(cells: Cells) -> list[Table]:
@@ -289,7 +309,9 @@ def _ensembles(cells: Cells) -> list[Table]:
         beside = "–" if k in (0, asked.size) else f"{mean - line:+.4f} [{low - line:+.4f}, {high - line:+.4f}]"
         rows.append((f"{k} of {asked.size}", len(values), f"{mean:.4f} [{low:.4f}, {high:.4f}]", beside))
     title = "Ensembles: below the line consensus suppresses seams, above it lets them through"
-    return [Table(title, ("with CutMix", "ensembles", "seam score [95 %]", "less the line from none to all"), tuple(rows))]
+    return [
+        Table(title, ("with CutMix", "ensembles", "seam score [95 %]", "less the line from none to all"), tuple(rows))
+    ]
 
 
 def _accuracies(scores: Scores) -> Table:
@@ -309,12 +331,13 @@ def _pictures(cells: Cells, scores: Scores) -> tuple[Row, ...]:
         return cells.folder.tensors(name)["images"][:_SHOWN]
 
     rows = [
-        Row(f"{arm.name}: inversions of statistics as trained", first(f"images_{scores.teachers(arm.name)[0].name}_stored"))
+        Row(
+            f"{arm.name}: inversions of statistics as trained",
+            first(f"images_{scores.teachers(arm.name)[0].name}_stored"),
+        )
         for arm in recipe.arms
     ]
     plain = scores.teachers(recipe.plain)[0].name
     rows.append(Row("planted: plain weights with re-estimated CutMix statistics", first(f"images_{plain}_cutmix")))
     rows.append(Row("null: plain weights with re-estimated plain statistics", first(f"images_{plain}_plain")))
     return tuple(rows)
-
-

@@ -85,7 +85,9 @@ class Scores:
     def ridges(self) -> list[Ridge]:
         """Those that need the bank itself."""
         return [
-            Ridge("S2: ridge on statistics beside re-estimated ones", "weights, statistics, images, a bank", "statistics"),
+            Ridge(
+                "S2: ridge on statistics beside re-estimated ones", "weights, statistics, images, a bank", "statistics"
+            ),
             Ridge("W1: ridge on weights", "weights, a bank", "weights"),
         ]
 

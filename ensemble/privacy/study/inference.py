@@ -22,7 +22,7 @@ def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     if len(set(ranks)) == len(ranks) and comb(len(ranks), len(a)) > _MOST_SPLITS:
         return float(stats.mannwhitneyu(a, b, alternative="greater", method="exact").pvalue)
     hits = sum(ranks[list(chosen)].sum() >= seen for chosen in combinations(range(len(ranks)), len(a)))
-    return hits / comb(len(ranks), len(a))
+    return float(hits / comb(len(ranks), len(a)))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -40,7 +40,7 @@ def fixed_sequence(p: Mapping[str, float], alpha: float = 0.05) -> dict[str, boo
     found: dict[str, bool | None] = {}
     going = True
     for name, value in p.items():
-        found[name] = value <= alpha if going else None
+        found[name] = bool(value <= alpha) if going else None
         going = going and value <= alpha
     return found
 

@@ -39,13 +39,11 @@ def membership_table(cells: Cells) -> list[Table]:
         nulls = null_rows(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed)
         names = list(dict.fromkeys(row["attack"] for row in rows))
         columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "canary_tpr_1pct", "tail_tnr")
-        body = tuple(
-            (name, *(_mean(rows, name, key) for key in columns), _mean(nulls, name, "auc")) for name in names
-        )
+        body = tuple((name, *(_mean(rows, name, key) for key in columns), _mean(nulls, name, "auc")) for name in names)
         heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "canaries: TPR at 1 %", "tail TNR", "null: AUC")
         title = f"Membership in {arm}: each network is the target once, {len(margins) - 1} others its shadows [95 %]"
         tables.append(Table(title, ("attack", *heads), body))
-    tables.append(_statistics(cells))
+    tables += [_statistics(cells), _planted(cells)]
     if cells.bank.recipe.stress.networks:
         tables.append(_stress(cells))
     return tables
@@ -71,6 +69,16 @@ def _statistics(cells: Cells) -> Table:
         rows.append((arm.name, *("{:.3f} [{:.3f}, {:.3f}]".format(*t_interval(part)) for part in parts)))
     heads = ("arm", "members, by released means", "the last batches, as trained", "the last batches, re-estimated")
     return Table("Statistics alone: AUC over networks [95 %]", heads, tuple(rows))
+
+
+def _planted(cells: Cells) -> Table:
+    """Tracing where it must work, beside theory."""
+    rows = [
+        (row["n"], row["d"], "{:.3f} [{:.3f}, {:.3f}]".format(*t_interval(row["auc"])), row["expected"])
+        for row in cells.folder.figures("planted")["line"]
+    ]
+    heads = ("images", "directions", "AUC over draws [95 %]", "theory")
+    return Table("Planted: released means of exactly so many images, and whether they tell them", heads, tuple(rows))
 
 
 def _stress(cells: Cells) -> Table:

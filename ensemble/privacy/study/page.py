@@ -44,7 +44,16 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
         ("then, in this order", ", ".join(recipe.sequence[1:]) or "nothing"),
     )
     audit = Audit(
-        recipe.model, facts, sentences, found.findings, found.figures, found.tables, found.pictures, UNTESTED, {}, seconds
+        recipe.model,
+        facts,
+        sentences,
+        found.findings,
+        found.figures,
+        found.tables,
+        found.pictures,
+        UNTESTED,
+        {},
+        seconds,
     )
     titles = Titles(
         f"What the statistics of {recipe.model.partition('@')[0]} give away",

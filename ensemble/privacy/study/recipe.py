@@ -82,8 +82,8 @@ class LeakageRecipe(RunRecipe):
     inversions: Inversions = Inversions()
     ensembles: Groups = Groups()
     stress: Stress = Stress()
-    probed: PositiveInt = 1000
-    """Images that a network was not trained on, of which detectors read logits and moments; at least 512 are better."""
+    probed: PositiveInt = 300
+    """Images that a network was not trained on, of which detectors read composites and blends."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def rules(self) -> Iterator[str]:
@@ -116,7 +116,7 @@ class LeakageRecipe(RunRecipe):
             inversions=Inversions(images=min(10, self.inversions.images), steps=min(10, self.inversions.steps)),
             ensembles=replace(self.ensembles, size=2, each=min(1, self.ensembles.each)),
             stress=replace(self.stress, networks=min(1, self.stress.networks), images=40, epochs=2),
-            probed=min(128, self.probed),
+            probed=min(64, self.probed),
         )
 
 
