@@ -9,6 +9,7 @@ import torch
 
 from ensemble.image.dead_leaves import dead_leaves
 from ensemble.machine.rng import generator
+from ensemble.privacy.candidates import padded_crop
 from ensemble.privacy.rates import auc
 from ensemble.privacy.study.mix_features import mix_features
 from ensemble.privacy.study.mixes import KINDS, MixClassifier, mixed, train_mix_classifier
@@ -25,13 +26,13 @@ def leaves(n: int, seed: int) -> torch.Tensor:
 
 @cache
 def classifier(seed: int = 0, steps: int = 16) -> MixClassifier:
-    return train_mix_classifier((255 * leaves(150, 1)).to(torch.uint8), seed, steps)
+    return train_mix_classifier((255 * leaves(100, 1)).to(torch.uint8), seed, steps)
 
 
 @cache
 def unseen(kind: str) -> torch.Tensor:
-    """(120, 4): the scores of unseen images of one kind, which share no image with another kind's."""
-    images = leaves(120, 10 + KINDS.index(kind))
+    """(80, 4): the scores of unseen images of one kind, which share no image with another kind's."""
+    images = leaves(80, 10 + KINDS.index(kind))
     return classifier().scores(mixed(images, kind, images.mean((0, 2, 3), keepdim=True), generator(3, kind)))
 
 
@@ -49,12 +50,12 @@ def test_images_are_of_their_kind_more_than_of_any_other() -> None:
 
 
 def test_scores_are_log_probabilities_and_the_classifier_is_frozen() -> None:
-    assert torch.allclose(unseen("plain").exp().sum(1), torch.ones(120), atol=1e-5)
+    assert torch.allclose(unseen("plain").exp().sum(1), torch.ones(80), atol=1e-5)
     assert not any(p.requires_grad for p in classifier().parameters()) and not classifier().training
 
 
 def test_a_seed_makes_one_classifier_and_leaves_other_draws_alone() -> None:
-    images = (255 * leaves(150, 1)).to(torch.uint8)
+    images = (255 * leaves(100, 1)).to(torch.uint8)
     state = torch.random.get_rng_state()
     one, same, other = (train_mix_classifier(images, seed, 2).linear.weight for seed in (4, 4, 5))
     assert torch.equal(one, same) and not torch.equal(one, other)
@@ -100,3 +101,9 @@ def test_flat_squares_and_contrast() -> None:
 def test_images_too_small_for_lines_are_refused() -> None:
     with pytest.raises(ValueError, match="16 at least"):
         mix_features(torch.rand(1, 3, 32, 15))
+
+
+def test_black_borders_are_taken_for_plain_images_more_than_for_pasted_ones() -> None:
+    cropped = classifier().scores(padded_crop(leaves(80, 10), 4, generator(0))).exp().mean(0)
+    assert float(cropped[0]) > float(cropped[1])
+    assert float(cropped[1]) < 0.5 * float(unseen("cutmix").exp().mean(0)[1])
