@@ -133,7 +133,7 @@ class Cells:
             if statistics != "stored":
                 net = with_stored(net, self.moments(teacher, net)[statistics].average())
             accuracy = evaluate(net, card, self.bank.test, CPU)
-            self._write(name, [(net, card)], teacher.seed, with_class, {"test_accuracy": accuracy})
+            self._write(name, [(net, card)], with_class, {"test_accuracy": accuracy})
 
         return Cell(name, f"inverting {teacher.name}, {'with classes' if with_class else statistics}", make)
 
@@ -157,12 +157,12 @@ class Cells:
                 for j in range(count)
             ]
             networks = [(self.network(teacher), self.bank.card) for teacher in chosen]
-            self._write(name, networks, i, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
+            self._write(name, networks, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
 
         return Cell(name, f"inverting ensemble {i} with {mixed} of {size} {recipe.mixed}", make)
 
-    def _write(self, name: str, networks: Networks, seed: int, with_class: bool, figures: dict[str, Any]) -> None:
-        asked = self.bank.recipe.inversions
+    def _write(self, name: str, networks: Networks, with_class: bool, figures: dict[str, Any]) -> None:
+        asked, seed = self.bank.recipe.inversions, self.bank.recipe.seed  # the same start for all: less chance
         tensors = {}
         if with_class:
             images, tensors["targets"] = class_inversions(networks, asked.images, asked.steps, seed)
