@@ -7,11 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.machine.rng import generator
-<<<<<<< HEAD
-from ensemble.privacy.candidates import cut_and_mixed
-=======
 from ensemble.privacy.candidates import cut_and_mixed, padded_crop
->>>>>>> 487559d3b8740c7992c9aae946d782b4902fd3fe
 from ensemble.privacy.study.mix_features import mix_features
 from ensemble.training.augment import crop_and_flip, cutout
 
@@ -52,14 +48,9 @@ class MixClassifier(nn.Module):
 def train_mix_classifier(images: torch.Tensor, seed: int, steps: int) -> MixClassifier:
     """A frozen classifier of KINDS from uint8 images (N, 3, H, W); one seed makes one classifier.
 
-<<<<<<< HEAD
-    Learns from `steps` batches of 128 images, drawn, cropped with mirrored borders and flipped, a quarter of each made
-    by `mixed` into each kind. Minimises the mean cross-entropy + 0.001 |W|^2 / 2, which is convex, by L-BFGS.
-=======
     Learns from `steps` batches of 128 images, drawn and made by `mixed`, a quarter into each kind. Before that they are
     flipped and cropped, with mirrored borders or, as often, black ones, whose edges are no seams of CutMix. Minimises
     the mean cross-entropy + 0.001 |W|^2 / 2, which is convex, by L-BFGS.
->>>>>>> 487559d3b8740c7992c9aae946d782b4902fd3fe
     """
     rng = generator(seed, "mix classifier")
     colour = images.float().mean((0, 2, 3), keepdim=True) / 255
@@ -81,13 +72,9 @@ def train_mix_classifier(images: torch.Tensor, seed: int, steps: int) -> MixClas
 def _batch(images: torch.Tensor, colour: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """(128, F): the features of as many of each kind, one kind after the other."""
     drawn = images[torch.randint(len(images), (_BATCH,), generator=rng)].float() / 255
-<<<<<<< HEAD
-    parts = crop_and_flip(drawn, drawn.shape[-1] // 8, True, rng).chunk(len(KINDS))
-=======
     padding, black = drawn.shape[-1] // 8, float(torch.rand(1, generator=rng)) < 0.5
     cropped = padded_crop(drawn, padding, rng) if black else crop_and_flip(drawn, padding, True, rng)
     parts = cropped.chunk(len(KINDS))
->>>>>>> 487559d3b8740c7992c9aae946d782b4902fd3fe
     return mix_features(torch.cat([mixed(part, kind, colour, rng) for part, kind in zip(parts, KINDS, strict=True)]))
 
 
