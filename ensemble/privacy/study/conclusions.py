@@ -201,8 +201,8 @@ def _detectors(scores: Scores, p: dict[str, float], corrected: dict[str, float])
         cells = [_said(scores.auroc(d, arm)) if d.arms is None or arm in d.arms else "–" for arm in arms]
         beside = "–"
         if d is not seam and d.name[:2] in ("S1", "B1"):
-            each = (scored(x, recipe.mixed) for x in (seam, d))
-            beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*each, recipe.seed))
+            both = scored(seam, recipe.mixed), scored(d, recipe.mixed)
+            beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*both, recipe.seed))
         rows.append((d.name, d.access, *cells, beside))
     for ridge in scores.ridges():
         cells = [f"{scores.ridge(ridge, arm)[0]:.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]

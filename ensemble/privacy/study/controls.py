@@ -47,12 +47,13 @@ def controls(cells: Cells, scores: Scores) -> list[Control]:
     made = [cells.folder.tensors(f"images_{t.name}_stored")["images"] for t in scores.teachers(recipe.mixed)]
     base = [cells.folder.tensors(f"images_{t.name}_stored")["images"] for t in scores.teachers(recipe.plain)]
     phased = [[phase_randomised(images, i) for i, images in enumerate(part)] for part in (made, base)]
-    found = []
-    for name, ones, others, fires in (
+    asked = (
         ("real images with CutMix against plain ones", mixed, plain, True),
         ("real images recompressed (JPEG 50) against plain ones", jpeg, plain, False),
-        ("inversions of both arms, phases drawn at random", *phased, False),
-    ):
+        ("inversions of both arms, phases drawn at random", phased[0], phased[1], False),
+    )
+    found = []
+    for name, ones, others, fires in asked:
         looked = [[cells.looked_at(group) for group in part] for part in (ones, others)]
         for detector, key in (("I1", "seam"), ("I2", "mixes")):
             value = auc(*(torch.tensor([row[key] for row in part]) for part in looked))

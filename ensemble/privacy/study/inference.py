@@ -59,7 +59,7 @@ def page_p(rows: Sequence[Sequence[float]]) -> float:
     return float(stats.page_trend_test(np.asarray(rows)).pvalue)
 
 
-def auroc(a: Sequence[float], b: Sequence[float]) -> float:
+def auroc(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     """P(a > b), ties counting half."""
     x, y = np.asarray(a)[:, None], np.asarray(b)[None]
     return float(((x > y) + 0.5 * (x == y)).mean())
@@ -89,9 +89,9 @@ def paired_auroc_difference(
     Networks of a seed are drawn together (2,000 draws of seeds); each detector's scores are (mixed, plain), by seed.
     """
     rng = np.random.default_rng(seed)
-    one, two = (tuple(np.asarray(part) for part in each) for each in (first, second))
+    one, two = ((np.asarray(mixed), np.asarray(plain)) for mixed, plain in (first, second))
     n = min(len(part) for part in (*one, *two))
     drawn = [rng.integers(0, n, n) for _ in range(2000)]
     each = [auroc(one[0][i], one[1][i]) - auroc(two[0][i], two[1][i]) for i in drawn]
     low, high = np.quantile(each, [0.025, 0.975])
-    return auroc(*one) - auroc(*two), float(low), float(high)
+    return auroc(one[0], one[1]) - auroc(two[0], two[1]), float(low), float(high)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensemble.machine.rng import generator
-from ensemble.privacy.candidates import cut_and_mixed, padded_crop
+from ensemble.privacy.candidates import cut_and_mixed
 from ensemble.privacy.study.mix_features import mix_features
-from ensemble.training.augment import crop_and_flip, cutout
+from ensemble.training.augment import crop_and_flip, cutout, padded_crop
 
 KINDS = ("plain", "cutmix", "mixup", "cutout")
 _BATCH = 128
@@ -73,7 +73,7 @@ def _batch(images: torch.Tensor, colour: torch.Tensor, rng: torch.Generator) -> 
     """(128, F): the features of as many of each kind, one kind after the other."""
     drawn = images[torch.randint(len(images), (_BATCH,), generator=rng)].float() / 255
     padding, black = drawn.shape[-1] // 8, float(torch.rand(1, generator=rng)) < 0.5
-    cropped = padded_crop(drawn, padding, rng) if black else crop_and_flip(drawn, padding, True, rng)
+    cropped = padded_crop(drawn, padding, True, rng) if black else crop_and_flip(drawn, padding, True, rng)
     parts = cropped.chunk(len(KINDS))
     return mix_features(torch.cat([mixed(part, kind, colour, rng) for part, kind in zip(parts, KINDS, strict=True)]))
 
