@@ -32,6 +32,8 @@ from ensemble.training.weights import save_weights
 from models import create_model
 
 BATCH = 128
+_BATCHES = 32
+"""That statistics are re-estimated from."""
 _RECENT = 20
 """Batches at the end of a training that a running average of momentum 0.1 is mostly of."""
 _WHITENED_BY, _TRACED = 2000, 1000
@@ -83,7 +85,7 @@ class Cells:
         def make() -> None:
             net, card, bank = self.bank.trained(teacher), self.bank.card, self.bank
             save_weights(net, self.folder.weights(teacher.name), card)
-            outside = bank.outside(teacher.seed)
+            outside = bank.outside(teacher.seed).subset(slice(_BATCHES * BATCH))
             size = min(BATCH, len(outside) // 4)
             tensors = {"margins": margins(net, card, bank.pool.images, bank.pool.labels)}
             for name, candidate in CANDIDATES.items():

@@ -9,10 +9,10 @@ import torch
 
 from ensemble.image.dead_leaves import dead_leaves
 from ensemble.machine.rng import generator
-from ensemble.privacy.candidates import padded_crop
 from ensemble.privacy.rates import auc
 from ensemble.privacy.study.mix_features import mix_features
 from ensemble.privacy.study.mixes import KINDS, MixClassifier, mixed, train_mix_classifier
+from ensemble.training.augment import padded_crop
 
 
 @cache
@@ -104,6 +104,6 @@ def test_images_too_small_for_lines_are_refused() -> None:
 
 
 def test_black_borders_are_taken_for_plain_images_more_than_for_pasted_ones() -> None:
-    cropped = classifier().scores(padded_crop(leaves(80, 10), 4, generator(0))).exp().mean(0)
+    cropped = classifier().scores(padded_crop(leaves(80, 10), 4, True, generator(0))).exp().mean(0)
     assert float(cropped[0]) > float(cropped[1])
     assert float(cropped[1]) < 0.5 * float(unseen("cutmix").exp().mean(0)[1])

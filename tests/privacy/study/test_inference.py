@@ -1,0 +1,81 @@
+"""Exact tests against enumeration by hand, SciPy and what chance must give."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb, isnan
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ensemble.privacy.study.inference import (
+    auroc,
+    fixed_sequence,
+    holm,
+    page_p,
+    paired_auroc_difference,
+    permutation_p,
+    sign_flip_p,
+    splits,
+    t_interval,
+)
+
+
+@pytest.mark.parametrize(("n", "least"), [(4, 1 / 70), (6, 1 / 924), (12, 1 / 2704156)])
+def test_the_smallest_p_is_one_of_all_splits(n: int, least: float) -> None:
+    assert permutation_p([*range(n, 2 * n)], [*range(n)]) == pytest.approx(least)
+    assert permutation_p([*range(n)], [*range(n, 2 * n)]) == 1
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_p_value_is_the_share_of_splits_with_at_least_that_auroc(ties: bool) -> None:
+    values = np.random.default_rng(3).normal(size=9)
+    values = values.round() if ties else values
+    a, b = values[:4], values[4:]
+    chosen = [set(c) for c in combinations(range(9), 4)]
+    each = [auroc(values[[*c]], values[[i for i in range(9) if i not in c]]) for c in chosen]
+    assert permutation_p(a, b) == pytest.approx(np.mean(np.array(each) >= auroc(a, b) - 1e-12))
+
+
+def test_signs_by_hand() -> None:
+    assert sign_flip_p([1, 2, 3]) == 1 / 8
+    assert sign_flip_p([1, 2, -3]) == 5 / 8  # the sums 6, 4, 2, 0 (twice), and four below
+    assert sign_flip_p([1.0] * 12) == 1 / 4096
+
+
+def test_a_sequence_ends_at_its_first_failure() -> None:
+    assert fixed_sequence({"a": 0.01, "b": 0.2, "c": 0.001}) == {"a": True, "b": False, "c": None}
+    assert fixed_sequence({"a": 0.05}) == {"a": True}
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}) == pytest.approx(
+        {"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.5}
+    )
+
+
+def test_a_trend_is_pages() -> None:
+    rows = [[1, 2, 3], [1, 3, 2], [1, 2, 3], [2, 1, 3]]
+    assert page_p(rows) == pytest.approx(stats.page_trend_test(rows).pvalue) and page_p(rows) < 0.05
+
+
+def test_halvings_of_one_arm_are_about_a_half() -> None:
+    found = splits(np.random.default_rng(0).normal(size=8).tolist())
+    assert len(found) == comb(8, 4) and found.mean() == pytest.approx(0.5)
+
+
+def test_intervals_of_students_t() -> None:
+    values = [0.1, 0.4, 0.3, 0.2, 0.6, 0.5]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert t_interval(values) == pytest.approx((np.mean(values), expected.low, expected.high))
+    assert t_interval([0.3])[0] == 0.3 and isnan(t_interval([0.3])[1])
+
+
+def test_a_better_detector_is_better_by_its_auroc() -> None:
+    plain, mixed = [*range(12)], [*range(12, 24)]
+    noise = np.random.default_rng(1).normal(size=24).tolist()
+    value, low, high = paired_auroc_difference((mixed, plain), (noise[:12], noise[12:]), seed=0)
+    assert value == pytest.approx(1 - auroc(noise[:12], noise[12:])) and low <= value <= high and low > 0
+    same, low, high = paired_auroc_difference((mixed, plain), (mixed, plain), seed=0)
+    assert (same, low, high) == (0, 0, 0)
