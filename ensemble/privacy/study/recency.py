@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ensemble.machine.rng import generator
-from ensemble.privacy.moments import Moments
+from ensemble.privacy.moments import Moments, with_stored
 from ensemble.privacy.rates import Auc, auc
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
 from models import ModelCard
@@ -34,7 +34,11 @@ def recency_auc(
     reference: torch.Tensor,
     moments: Moments,
 ) -> Auc:
-    """Of the tracing statistic of these moments, B = 1, for images uint8 of the last batches against earlier ones."""
+    """Of the tracing statistic of these moments, B = 1, for images uint8 of the last batches against earlier ones.
+
+    The network is asked as if it had been released with these statistics.
+    """
+    net = with_stored(net, moments)
     known, a, b = (image_moments(net, card, images) for images in (reference, late, early))
     mean = released(moments)
     return auc(tracing_scores(a, mean, known), tracing_scores(b, mean, known))

@@ -8,7 +8,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages
 from ensemble.privacy.candidates import Candidate
 from ensemble.privacy.membership import margins
-from ensemble.privacy.moments import moments_of
+from ensemble.privacy.moments import moments_of, with_stored
 from ensemble.privacy.rates import auc
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
 from ensemble.training.reading import evaluate
@@ -24,7 +24,8 @@ def stressed(
     a, b = (margins(net, card, part.images, part.labels) for part in (members, others))
     size = min(_BATCH, len(members) // 2)
     own = moments_of(net, Candidate().batches(members.images, card, size, 0)).average()
-    known, x, y = (image_moments(net, card, images) for images in (reference, members.images, others.images))
+    cleaned = with_stored(net, own)
+    known, x, y = (image_moments(cleaned, card, images) for images in (reference, members.images, others.images))
     mean = released(own)
     return {
         "train_accuracy": evaluate(net, card, members, torch.device("cpu")),
