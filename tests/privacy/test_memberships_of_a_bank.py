@@ -113,12 +113,12 @@ def test_recency_is_told_by_the_last_batches_mean_alone() -> None:
 
 
 def test_a_network_that_learned_by_heart_fires() -> None:
-    def drawn(seed: int) -> LabelledImages:
-        labels = torch.randint(3, (60,), generator=torch.Generator().manual_seed(seed))
-        return LabelledImages(textured(60, seed=seed), labels, ("a", "b", "c"))
+    def drawn(seed: int, count: int = 24) -> LabelledImages:
+        labels = torch.randint(3, (count,), generator=torch.Generator().manual_seed(seed))
+        return LabelledImages(textured(count, seed=seed), labels, ("a", "b", "c"))
 
     members, others = drawn(1), drawn(2)
-    schedule = Schedule(epochs=150, batch_size=15, lr=0.2, precision="fp32", recalibrate_bn=False)
+    schedule = Schedule(epochs=200, batch_size=12, lr=0.2, precision="fp32", recalibrate_bn=False)
     net = train(
         *(small_net(), CARD, members, others),
         schedule=schedule,
