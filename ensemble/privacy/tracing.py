@@ -79,6 +79,23 @@ def whitening(reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return centre, vectors[:kept].T / scale[:, None] * (len(reference) - 1) ** 0.5 / values[:kept]
 
 
-def expected_auc(d: int, n: int) -> float:
-    """Phi(sqrt(d / n) / sqrt(2)): the AUC of the statistic in d independent directions, of the mean of n images."""
-    return normal_cdf(sqrt(d / n) / sqrt(2))
+def expected_auc(d: int, n: int, reference: int | None = None) -> float:
+    """Phi(sqrt(d / n) / sqrt(2 (1 + n / R))): the AUC of the statistic in d independent directions, of a mean of n.
+
+    R images are the reference, whose mean is off by 1 / R of a variance in each direction; None: it is known exactly.
+    """
+    off = n / reference if reference else 0.0
+    return normal_cdf(sqrt(d / n) / sqrt(2 * (1 + off)))
+
+
+def expected_auc_of_lengths(squares: torch.Tensor, n: int, reference: int | None = None) -> float:
+    """`expected_auc` of images whose squared whitened distances (N,) from the mean differ more than normal ones' do.
+
+    The mean over pairs i, j of Phi((L_i / n) / sqrt(v (L_i + L_j))), v = 1 / n + 1 / R: an image tells its own share,
+    L_i / n, against noise that is as wide as it is long. Less than `expected_auc(mean L, n, R)`: long images tell much,
+    where it is plenty already. Taken at 400 quantiles.
+    """
+    lengths = squares.double().quantile((torch.arange(400, dtype=torch.float64) + 0.5) / 400)
+    v = 1 / n + (1 / reference if reference else 0.0)
+    own, other = lengths[:, None], lengths[None]
+    return float(torch.special.ndtr(own / n / (v * (own + other)).sqrt()).mean())

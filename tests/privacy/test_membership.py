@@ -15,8 +15,8 @@ from ensemble.privacy.members import Shadows, membership
 from ensemble.privacy.membership import margin, tail_share
 from ensemble.privacy.moments import bn_layers, moments_of, stored, with_stored
 from ensemble.privacy.rates import auc, tpr_at
-from ensemble.privacy.shadows import lira, rmia
-from ensemble.privacy.tracing import expected_auc, tracing_scores
+from ensemble.privacy.shadows import lira, lira_offline, rmia
+from ensemble.privacy.tracing import expected_auc, expected_auc_of_lengths, tracing_scores
 from ensemble.training.reading import inputs_of
 
 
@@ -88,6 +88,24 @@ def test_rmia_is_a_rank_of_ratios() -> None:
         rmia(torch.zeros(3), torch.zeros(1, 3), inside, torch.zeros(3, dtype=torch.bool))
 
 
+def test_offline_lira_is_scipys_log_probability() -> None:
+    inside = torch.tensor([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1]]).bool()
+    values = torch.tensor([[3.0, 0.0, 5.0], [5.0, 2.0, 5.0], [1.0, 4.0, 5.0], [3.0, 1.0, 5.0]]).double()
+    s = np.sqrt((2 + 2) / (1 + 2))  # the first's two networks outside and the second's three
+    gap = ((4 - 2) + (4 - 1)) / 2  # the third was inside all: its mean outside is so much below 5
+    expected = [stats.norm.logcdf(x, out, s) for x, out in ((4.5, 2.0), (0.5, 1.0), (4.0, 5 - gap))]
+    np.testing.assert_allclose(lira_offline(torch.tensor([4.5, 0.5, 4.0]), values, inside), expected)
+    alone = lira_offline(torch.tensor([4.0]), torch.tensor([[3.0]]), torch.tensor([[False]]))
+    np.testing.assert_allclose(alone, stats.norm.logcdf(1.0))
+
+
+def test_rmia_of_an_image_that_all_learned_takes_their_mean() -> None:
+    """It does not rank before all others, as if no network gave it any probability."""
+    inside = torch.tensor([[True, False, False]])
+    found = rmia(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(1, 3), inside, torch.tensor([False, True, True]))
+    np.testing.assert_allclose(found, [0.5, 0.5, 1.0])
+
+
 def test_networks_of_the_recipe_find_members_that_a_threshold_does_not() -> None:
     """Images differ far more in difficulty than membership matters."""
     n, k = 400, 12
@@ -112,6 +130,34 @@ def test_tracing_meets_the_theory_of_released_means() -> None:
         values.append(auc(*scores).value)
     assert np.mean(values) == pytest.approx(expected_auc(d, n), abs=0.015)
     assert expected_auc(100, 25_000) == pytest.approx(0.52, abs=0.005)
+
+
+def test_a_small_reference_costs_power_as_theory_has_it() -> None:
+    n, size = 200, 300
+    values = []
+    for seed in range(40):
+        reference, members, others = (normal(k, 30, seed=300 + 3 * seed + i) for i, k in enumerate((size, n, n)))
+        scores = [tracing_scores(part, members.mean(0), reference) for part in (members, others)]
+        values.append(auc(*scores).value)
+    assert np.mean(values) == pytest.approx(expected_auc(30, n, size), abs=0.012)
+    assert np.mean(values) < expected_auc(30, n) - 0.01
+
+
+def test_images_of_unequal_lengths_are_told_less_and_theory_knows() -> None:
+    def images(count: int, seed: int) -> torch.Tensor:
+        lengths = torch.where(torch.arange(count) % 2 == 0, 0.4, 1.36)  # of mean square 1
+        return lengths[:, None] * normal(count, 40, seed=seed)
+
+    n, values, reference = 60, [], images(6000, 1)
+    for seed in range(30):
+        members, others = images(n, 10 + seed), images(n, 100 + seed)
+        scores = [tracing_scores(part, members.mean(0), reference) for part in (members, others)]
+        values.append(auc(*scores).value)
+    squares = images(2000, 2).square().sum(1)
+    assert np.mean(values) == pytest.approx(expected_auc_of_lengths(squares, n, 6000), abs=0.015)
+    assert np.mean(values) < expected_auc(40, n, 6000) - 0.02
+    same = expected_auc_of_lengths(torch.full((50,), 40.0), n)
+    assert same == pytest.approx(expected_auc(40, n))
 
 
 def test_tracing_does_not_depend_on_units() -> None:

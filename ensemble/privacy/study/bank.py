@@ -59,7 +59,7 @@ class Bank:
     @cached_property
     def _drawn(self) -> tuple[LabelledImages, torch.Tensor]:
         found = load_images(self.recipe.data.path, self.recipe.data.train, self.size, at_most=self.recipe.pool)
-        return mislabelled(found, self.recipe.canaries, self.recipe.seed)
+        return mislabelled(self._shuffled(found, "pool"), self.recipe.canaries, self.recipe.seed)
 
     @property
     def pool(self) -> LabelledImages:
@@ -73,7 +73,12 @@ class Bank:
 
     @cached_property
     def test(self) -> LabelledImages:
-        return load_images(self.recipe.data.path, self.recipe.data.test, self.size, at_most=_TESTED)
+        found = load_images(self.recipe.data.path, self.recipe.data.test, self.size, at_most=_TESTED)
+        return self._shuffled(found, "test")
+
+    def _shuffled(self, data: LabelledImages, name: str) -> LabelledImages:
+        """Images come sorted by class; here the first so many are to be like all others."""
+        return data.subset(torch.randperm(len(data), generator=generator(self.recipe.seed, "shuffle", name)))
 
     def check(self) -> None:
         """ValueError where data and network do not match, or there are too few images."""
@@ -84,9 +89,9 @@ class Bank:
                 f"data: {self.recipe.data.path} has {classes} classes, {self.card.name} has {self.card.num_classes};"
                 f" ask for {self.card.name}:num_classes={classes}@random"
             )
-        if len(self.pool) < 4 * self.recipe.schedule.batch_size:
+        if len(self.pool) < 6 * self.recipe.schedule.batch_size:
             raise ValueError(
-                f"pool: {len(self.pool)} images are fewer than four batches of {self.recipe.schedule.batch_size}; each "
+                f"pool: {len(self.pool)} images are fewer than six batches of {self.recipe.schedule.batch_size}; each "
                 "network learns half of them"
             )
 

@@ -1,8 +1,6 @@
-"""Canaries: images with a wrong label, which a network can know by heart alone."""
+"""Images with a wrong label: those that a network can be right about only by having learned them."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 
@@ -11,20 +9,23 @@ from ensemble.machine.rng import generator
 
 
 def mislabelled(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, torch.Tensor]:
-    """The data with `count` random images given another class at random, and which these are, (N,) bool.
+    """The images, `count` of them with another class that is drawn at random, and which these are, (N,) bool.
 
-    ValueError where there are fewer images, or one class.
+    Which images and which classes depends on the seed alone; the data given is left as it is.
+
+    Source: Aerni, Zhang and Tramèr (2024), "Evaluations of machine learning privacy defenses are misleading": averages
+    over images hide the most exposed ones, for which mislabelled images stand. ValueError for fewer images than
+    `count`, or for one class.
     """
-    if count > len(data):
-        raise ValueError(f"canaries: {count} of {len(data)} images; ask for fewer")
+    if len(data) < count:
+        raise ValueError(f"canaries: {count} of {len(data)} images cannot be mislabelled; ask for fewer")
     classes = len(data.class_names)
     if count and classes < 2:
         raise ValueError("canaries: a wrong label takes a second class")
     rng = generator(seed, "canaries")
     chosen = torch.randperm(len(data), generator=rng)[:count]
-    moved = torch.randint(1, classes, (count,), generator=rng) if count else chosen
-    labels = data.labels.clone()
-    labels[chosen] = (labels[chosen] + moved) % classes
-    marked = torch.zeros(len(data), dtype=torch.bool)
-    marked[chosen] = True
-    return replace(data, labels=labels), marked
+    labels, canaries = data.labels.clone(), torch.zeros(len(data), dtype=torch.bool)
+    if count:
+        labels[chosen] = (labels[chosen] + torch.randint(1, classes, (count,), generator=rng)) % classes
+    canaries[chosen] = True
+    return LabelledImages(data.images, labels, data.class_names), canaries

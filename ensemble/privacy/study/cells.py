@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import Candidate
 from ensemble.privacy.inversions import Networks, bn_inversions, class_inversions
 from ensemble.privacy.membership import margins
@@ -27,6 +28,7 @@ from ensemble.privacy.study.recency import last_batches, recency_auc
 from ensemble.privacy.study.stress import stressed
 from ensemble.privacy.study.windows import second_class
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
+from ensemble.training.augment import crop_and_flip
 from ensemble.training.reading import evaluate
 from ensemble.training.weights import save_weights
 from models import create_model
@@ -37,6 +39,7 @@ _BATCHES = 32
 _RECENT = 20
 """Batches at the end of a training that a running average of momentum 0.1 is mostly of."""
 _WHITENED_BY, _TRACED = 2000, 1000
+_PLANTED = (50, 100, 250, 500)
 _MIX_STEPS = 60
 """Batches that the classifier of mixes learns from."""
 CANDIDATES = {
@@ -239,11 +242,14 @@ class Cells:
         """Whether statistics of exactly so many images tell them, as theory says."""
 
         def make() -> None:
-            images = self.bank.outside(teacher.seed).images[:_TRACED]
+            images = self.bank.outside(teacher.seed).images[: 2 * _TRACED]
+            counts = [n for n in _PLANTED if 2 * n <= len(images)]
             line = theory_line(
-                self.network(teacher), self.bank.card, images, self._reference, seed=self.bank.recipe.seed
+                *(self.network(teacher), self.bank.card, images, self._reference),
+                counts=counts,
+                seed=self.bank.recipe.seed,
             )
-            self.folder.write("planted", {"line": line})
+            self.folder.write("planted", {"line": [vars(row) for row in line]})
 
         return Cell("planted", "planting statistics of few images", make)
 
@@ -280,9 +286,14 @@ class Cells:
             schedule.batch_size,
             min(_RECENT, max(1, batches // 2)),
         )
-        parts = learned[late[:_TRACED]], learned[early[:_TRACED]]
+        padding = self.bank.size // 8
+        reference = crop_and_flip(self._reference.float(), padding, True, generator(self.bank.recipe.seed, "recency"))
         found = {}
         for name, moments in (("stored", own), ("plain", plain)):
-            value = recency_auc(net, self.bank.card, *parts, self._reference, moments)
+            value = recency_auc(
+                *(net, self.bank.card, learned, late[-_TRACED:], early[-_TRACED:]),
+                reference=reference.byte(),
+                moments=moments,
+            )
             found[name] = [value.value, value.low, value.high]
         return found

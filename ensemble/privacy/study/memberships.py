@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import mean
-from typing import Any
-
 import torch
 
 from ensemble.privacy.findings import Finding, Table
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
 from ensemble.privacy.study.inference import t_interval
-from ensemble.privacy.study.leave_one_out import attacks, null_rows
+from ensemble.privacy.study.leave_one_out import attacks, null_rows, summary
 
-_LEAST = 3
-"""Networks of an arm, for each to have two shadows."""
+_LEAST = 4
+"""Networks of an arm, for each to have two shadows where its memberships are another's."""
 
 
 def _arms(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -35,12 +31,14 @@ def membership_table(cells: Cells) -> list[Table]:
     for arm, (margins, inside) in _arms(cells).items():
         if arm not in (cells.bank.recipe.plain, cells.bank.recipe.mixed):
             continue
-        rows = attacks(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed)
-        nulls = null_rows(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed)
-        names = list(dict.fromkeys(row["attack"] for row in rows))
-        columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "canary_tpr_1pct", "tail_tnr")
-        body = tuple((name, *(_mean(rows, name, key) for key in columns), _mean(nulls, name, "auc")) for name in names)
-        heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "canaries: TPR at 1 %", "tail TNR", "null: AUC")
+        rows = summary(attacks(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed))
+        nulls = summary(null_rows(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed))
+        columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "tail_tnr")
+        body = tuple(
+            (name, *(_said(figures.get(key)) for key in columns), _said(nulls.get(name, {}).get("auc")))
+            for name, figures in rows.items()
+        )
+        heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "tail TNR", "null: AUC")
         title = f"Membership in {arm}: each network is the target once, {len(margins) - 1} others its shadows [95 %]"
         tables.append(Table(title, ("attack", *heads), body))
     tables += [_statistics(cells), _planted(cells)]
@@ -49,12 +47,8 @@ def membership_table(cells: Cells) -> list[Table]:
     return tables
 
 
-def _mean(rows: list[dict[str, Any]], attack: str, key: str) -> str:
-    values = [row[key] for row in rows if row["attack"] == attack and row.get(key) is not None]
-    if not values:
-        return "–"
-    middle, low, high = t_interval(values)
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+def _said(figure: tuple[float, float, float] | None) -> str:
+    return "–" if figure is None else "{:.3f} [{:.3f}, {:.3f}]".format(*figure)
 
 
 def _statistics(cells: Cells) -> Table:
@@ -74,19 +68,21 @@ def _statistics(cells: Cells) -> Table:
 def _planted(cells: Cells) -> Table:
     """Tracing where it must work, beside theory."""
     rows = [
-        (row["n"], row["d"], "{:.3f} [{:.3f}, {:.3f}]".format(*t_interval(row["auc"])), row["expected"])
+        (row["n"], row["d"], _said((row["auc"], row["low"], row["high"])), row["of_lengths"], row["expected"])
         for row in cells.folder.figures("planted")["line"]
     ]
-    heads = ("images", "directions", "AUC over draws [95 %]", "theory")
+    heads = ("images", "directions", "AUC over draws [95 %]", "theory, of lengths like these", "theory, normal")
     return Table("Planted: released means of exactly so many images, and whether they tell them", heads, tuple(rows))
 
 
 def _stress(cells: Cells) -> Table:
     found = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
-    names = [key for key, value in found[0].items() if isinstance(value, int | float)]
-    rows = tuple((f"network {i}", *(row[name] for name in names)) for i, row in enumerate(found))
+    names = ("train_accuracy", "other_accuracy", "loss_auc", "tracing_auc", "tracing_expected")
+    rows = tuple(
+        (f"network {i}", *(row[name] for name in names), "yes" if row["fires"] else "no") for i, row in enumerate(found)
+    )
     title = f"Networks that learned {cells.bank.recipe.stress.images} images by heart: attacks must fire"
-    return Table(title, ("", *(name.replace("_", " ") for name in names)), rows)
+    return Table(title, ("", *(name.replace("_", " ") for name in names), "fires"), rows)
 
 
 def membership_findings(cells: Cells) -> list[Finding]:
@@ -96,32 +92,25 @@ def membership_findings(cells: Cells) -> list[Finding]:
     if plain not in arms:
         return []
     rows = attacks(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)
-    by_attack: Mapping[str, list[float]] = {}
-    for row in rows:
-        if row.get("auc") is not None:
-            by_attack = {**by_attack, row["attack"]: [*by_attack.get(row["attack"], []), row["auc"]]}
-    best = max(by_attack, key=lambda name: mean(by_attack[name]))
-    middle, low, high = t_interval(by_attack[best])
-    nulls = [
-        row["auc"]
-        for row in null_rows(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)
-        if row["attack"] == best and row.get("auc") is not None
-    ]
+    nulls = summary(null_rows(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed))
+    found = {name: value for name, figures in summary(rows).items() if (value := figures.get("auc")) is not None}
+    best = max(found, key=lambda name: found[name][0])
+    middle, low, high = found[best]
+    null = nulls[best]["auc"]
     stress = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
     fired = [row["loss_auc"] for row in stress]
-    null = t_interval(nulls)
     return [
         Finding(
             "Do networks of the plain arm know their members?",
             "not distinguishable here"
             if not low > 0.5
             else "shown"
-            if fired and min(fired) >= 0.9 and null[1] <= 0.5 <= null[2]
+            if fired and min(fired) >= 0.9 and null and null[1] <= 0.5 <= null[2]
             else "indicated",
-            f"AUC of {best}, the strongest of all attacks here, mean over {len(by_attack[best])} networks",
+            f"AUC of {best}, the strongest of all attacks here, mean over {len(arms[plain][0])} networks",
             middle,
             (low, high),
-            f"memberships of another seed: {null[0]:.3f} [{null[1]:.3f}, {null[2]:.3f}]",
+            f"memberships of another seed: {_said(null)}",
             f"networks that learned by heart: loss AUC {min(fired):.2f} at least" if fired else "not run",
             "logits of the labelled image, and networks of the same recipe",
             "The strongest was chosen by the same figures, so it is flattered a little.",
