@@ -20,6 +20,7 @@ from ensemble.machine.lock import contents, held, not_empty
 from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
 
 RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
+ROC = "membership.png"
 _CELLS, _BANK = "cells", "bank"
 
 
@@ -59,7 +60,7 @@ class LeakageFolder:
             for folder in (_CELLS, _BANK):
                 for file in sorted((self.path / folder).glob("*")):
                     file.unlink()
-            for name in (TABLE, DATA, PAGE):
+            for name in (ROC, TABLE, DATA, PAGE):
                 (self.path / name).unlink(missing_ok=True)
         for folder in (_CELLS, _BANK):
             (self.path / folder).mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ _LEAST = 4
 """Networks of an arm, for each to have two shadows where its memberships are another's."""
 
 
-def _arms(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def arms_with_shadows(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Margins (K, N) and who is inside (K, N), of arms with enough networks."""
     scores, found = Scores(cells), {}
     for arm in cells.bank.recipe.arms:
@@ -28,7 +28,7 @@ def _arms(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def membership_table(cells: Cells) -> list[Table]:
     """Attacks by arm, means over targets; tracing and recency by arm; what must fire."""
     tables = []
-    for arm, (margins, inside) in _arms(cells).items():
+    for arm, (margins, inside) in arms_with_shadows(cells).items():
         if arm not in (cells.bank.recipe.plain, cells.bank.recipe.mixed):
             continue
         rows = summary(attacks(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed))
@@ -88,7 +88,7 @@ def _stress(cells: Cells) -> Table:
 def membership_findings(cells: Cells) -> list[Finding]:
     """Of the plain arm: the strongest attack, with the stress case as its control."""
     plain = cells.bank.recipe.plain
-    arms = _arms(cells)
+    arms = arms_with_shadows(cells)
     if plain not in arms:
         return []
     rows = attacks(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)

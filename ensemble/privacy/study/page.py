@@ -1,4 +1,4 @@
-"""A study as files: leakage.html, leakage.json and networks.csv."""
+"""A study as files: leakage.html, leakage.json, networks.csv and membership.png."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import csv
 import io
 from typing import Any
 
-from ensemble.machine.files import write_json, write_text
+from ensemble.machine.files import write_bytes, write_json, write_text
 from ensemble.privacy.audit import Audit, plain
 from ensemble.privacy.findings import SCHEMA_VERSION
 from ensemble.privacy.page import Titles, page
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.conclusions import Concluded
 from ensemble.privacy.study.contrasts import Scores
-from ensemble.privacy.study.folder import DATA, PAGE, TABLE
+from ensemble.privacy.study.folder import DATA, PAGE, ROC, TABLE
+from ensemble.privacy.study.memberships import arms_with_shadows
+from ensemble.privacy.study.roc import roc
 
 UNTESTED = (
     "augmentations that are no arm: colour, rotation, RandAugment, mixes by image instead of by batch",
@@ -24,7 +26,7 @@ UNTESTED = (
 
 
 def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: float, quick: bool) -> None:
-    """Writes the three files."""
+    """Writes them, and a picture of attacks on membership where the plain arm has enough networks."""
     recipe = cells.bank.recipe
     words = [(f.word, f.question) for f in found.findings]
     shown, silent = ([q for word, q in words if word in those] for those in (_SHOWN, _SILENT))
@@ -75,6 +77,9 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
     }
     write_json(cells.folder.path / DATA, data)
     write_text(cells.folder.path / TABLE, networks(cells))
+    if recipe.plain in (arms := arms_with_shadows(cells)):
+        picture = roc(*arms[recipe.plain], cells.bank.canaries, recipe.plain, recipe.seed)
+        write_bytes(cells.folder.path / ROC, picture)
 
 
 _SHOWN = ("shown", "indicated", "not consistent")
