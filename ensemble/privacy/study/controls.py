@@ -36,10 +36,10 @@ class Control:
 
 
 def controls(cells: Cells, scores: Scores) -> list[Control]:
-    """All of them; groups of real images are drawn from the test split with replacement between groups."""
+    """All of them; groups of real images are drawn from those that the classifier of mixes did not see."""
     bank = cells.bank
     recipe = bank.recipe
-    real = _groups(bank.test.images.float() / 255, recipe.inversions.images, recipe.seed)
+    real = _groups(bank.test.images[1::2].float() / 255, recipe.inversions.images, recipe.seed)
     rng = generator(recipe.seed, "controls")
     mixed = [torch.cat([_mixed(part, rng) for part in group.split(_MIX_BATCH)]) for group in real[::2]]
     plain = real[1::2]
