@@ -15,6 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 from scipy.optimize import minimize
 
 from ensemble.engine.optimizers import ImageOptimizer, Optimizer
+from ensemble.machine.blas import one_blas_thread
 
 _UNBOUNDED = 10**9
 """Iterations and evaluations: the stage says how many there are."""
@@ -134,11 +135,13 @@ class _Searches(ImageOptimizer):
             self.state[parameter]["start"] = parameter.detach().clone()
             bounds = self._bounds()
             starts = parameter.detach().double().cpu().flatten(1).numpy()
-            self._searches = [_Search(start, bounds, self.rule) for start in starts]
+            with one_blas_thread():
+                self._searches = [_Search(start, bounds, self.rule) for start in starts]
         gradients = parameter.grad.double().cpu().flatten(1).numpy()
-        for search, loss, gradient in zip(self._searches, self._losses.tolist(), gradients, strict=True):
-            if not search.ended:
-                search.tell(loss, gradient)
+        with one_blas_thread():  # searches compute while they are waited for, and at no other time
+            for search, loss, gradient in zip(self._searches, self._losses.tolist(), gradients, strict=True):
+                if not search.ended:
+                    search.tell(loss, gradient)
         self._show([search.point for search in self._searches])
 
     @property
