@@ -95,8 +95,8 @@ def tested(summary: Mapping[str, Any]) -> str:
     return f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
 
 
-def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any] | int:
-    """The summary that `act` returns; the exit code where a signal ended it, of which it tells.
+def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace, unit: str = "epoch") -> dict[str, Any] | int:
+    """The summary that `act` returns; the exit code where a signal ended it, of which it tells: what was whole is kept.
 
     Raises MachineFailure where the memory does not suffice.
     """
@@ -109,7 +109,7 @@ def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dic
     except KeyboardInterrupt as end:
         by = f" by {end}" if isinstance(end, EndedAtOnce) and end.number != signal.SIGINT else ""
         instead = " instead of --overwrite" if options.overwrite else ""
-        text = f"interrupted{by}; the same command with --resume{instead} goes on from the last whole epoch"
+        text = f"interrupted{by}; the same command with --resume{instead} goes on from the last whole {unit}"
         print(f"invert.py: {text}", file=sys.stderr)
         return 128 + (end.number if isinstance(end, EndedAtOnce) else signal.SIGINT)
     except (RuntimeError, MemoryError) as error:

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         )
         return {"wrote": wrote}
 
-    found = ended(act, options)
+    found = ended(act, options, "cell")
     if isinstance(found, int):
         return found
     if found["wrote"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_study_has_a_page_figures_and_networks(finished: Path) -> None:
     assert found["schema_version"] == 1 and not found["quick"]
     first = found["findings"][0]
     assert first["question"].startswith("Primary") and 0 <= first["value"] <= 1
-    assert 1 / 35 <= found["figures"]["primary"]["p"]["cutmix"] <= 1  # of 35 ways
+    assert 1 / 35 <= found["figures"]["p"]["cutmix"] <= 1  # of 35 ways
     assert set(found["figures"]["sequence"]) == {"cutmix", "half"}
     assert len(found["figures"]["secondary"]) == 10
     titles = [table["title"] for table in found["tables"]]
@@ -87,6 +88,22 @@ def test_it_goes_on_by_one_process_to_the_same_figures(run, data: Path, finished
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
 
 
+def test_damage_and_other_images_are_told(run, data: Path, finished: Path, tmp_path: Path) -> None:
+    again = ["leakage", "--recipe", data / "recipe.yaml", "--output", finished, "--resume"]
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    next((other / "test" / "circle").iterdir()).unlink()
+    ended = run(*again, "--data", other)
+    assert ended.code == 2 and "other images" in ended.errors[0]
+    file = finished / "cells" / "read_plain_00.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:50])
+    ended = run(*again, "--data", data)
+    assert ended.code == 2 and str(file) in ended.errors[0] and "damaged" in ended.errors[0]
+    file.unlink()  # made again
+    assert run(*again, "--data", data).code == 0 and file.read_bytes() == whole
+
+
 def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
     from ensemble.config.yaml_files import load_yaml
     from ensemble.privacy.study.bank import Bank
@@ -111,6 +128,11 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
         (["--set", "canaries=300"], "a quarter"),
         (["--set", "pool=40", "--set", "canaries=0"], "fewer than six batches"),
         (["--set", "model=resnet8_cifar@random"], "has 2 classes"),
+        (["--set", "model=resnet20_cifar"], "@random"),
+        (["--set", "schedule.label_smoothing=0.1"], "label_smoothing"),
+        (["--set", "data.size=24"], "an eighth"),
+        (["--set", "arms[0].teachers=1"], "two networks"),
+        (["--set", "arms[1].augmentation.flip=false"], "crop and flip alike"),
         (["--resume", "--overwrite"], "give one"),
         (["--recipe", "nothing_so_named"], "nothing_so_named"),
     ],

@@ -31,7 +31,7 @@ from ensemble.data.shards import is_dataset
 from ensemble.evaluation.classification import logits_of
 from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.image.dead_leaves import dead_leaves
-from ensemble.machine.files import write_json
+from ensemble.machine.files import read_json, write_json
 from ensemble.machine.progress import SilentProgress
 from ensemble.machine.rng import generator
 from ensemble.runs.dataset_job import dataset_job
@@ -96,7 +96,7 @@ def other(arm: str, seed: int, count: int, size: int, data: str) -> tuple[torch.
 
 def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
     """The folder of an arm's images with all three teachers' logits, made unless it is there."""
-    folder = options.output / f"seed{seed}" / arm
+    folder = options.output / f"{options.images}_seed{seed}" / arm
     if is_dataset(folder / "set"):
         return folder / "set"
     networks = {name: create_model(name) for name in TEACHERS}
@@ -152,16 +152,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=190)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    found = options.output / "students.json"
+    rows: list[dict[str, Any]] = read_json(found)["rows"] if found.is_file() else []
     for seed in options.seeds:  # whole rounds first: what was stopped has every arm
         for arm in options.arms:
             for labels in options.labels:
                 value = accuracy(arm, labels, seed, options)
-                rows.append({"arm": arm, "labels": labels, "seed": seed, "accuracy": value})
+                row = {"arm": arm, "labels": labels, "seed": seed, "images": options.images, "accuracy": value}
+                rows = [old for old in rows if {**old, "accuracy": value} != row] + [row]
                 print(f"seed {seed}, {arm}, {labels}: {value:.4f}", flush=True)
-                asked = {name: getattr(options, name) for name in ("student", "images", "epochs")}
-                write_json(options.output / "students.json", asked | {"rows": rows})
-    show(rows)
+                asked = {"student": options.student, "epochs": options.epochs}
+                write_json(found, asked | {"rows": rows})
+    show([row for row in rows if row["images"] == options.images])
 
 
 if __name__ == "__main__":

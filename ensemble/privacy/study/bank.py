@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from torch import nn
 
 from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 from ensemble.machine.rng import generator
+from ensemble.privacy.moments import bn_layers
 from ensemble.privacy.study.canaries import mislabelled
 from ensemble.privacy.study.recipe import LeakageRecipe
 from ensemble.training.augment import Augmentation
@@ -89,11 +91,27 @@ class Bank:
                 f"data: {self.recipe.data.path} has {classes} classes, {self.card.name} has {self.card.num_classes};"
                 f" ask for {self.card.name}:num_classes={classes}@random"
             )
+        padding = self.recipe.arm(self.recipe.plain).augmentation.crop_padding
+        if self.size < 16 or padding != self.size // 8:
+            raise ValueError(
+                f"data: images of {self.size} pixels and crops by {padding}; detectors take 16 pixels at least, and "
+                f"re-estimate statistics with crops by an eighth of the side ({self.size // 8})"
+            )
+        if not bn_layers(build_network(self.recipe.model, 0)[0]):
+            raise ValueError(f"model: {self.card.name} keeps no BatchNorm statistics, which the study is about")
         if len(self.pool) < 6 * self.recipe.schedule.batch_size:
             raise ValueError(
                 f"pool: {len(self.pool)} images are fewer than six batches of {self.recipe.schedule.batch_size}; each "
                 "network learns half of them"
             )
+
+    def digest(self) -> str:
+        """Changes with the images that networks learn from and are tested on, and with their labels."""
+        found = hashlib.sha256()
+        for data in (self.pool, self.test):
+            found.update(data.images.numpy().tobytes())
+            found.update(data.labels.numpy().tobytes())
+        return found.hexdigest()
 
     def inside(self, seed: int) -> torch.Tensor:
         """(N,) bool: the half that the networks of this seed learn; each image is in with p = 1/2, by itself."""

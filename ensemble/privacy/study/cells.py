@@ -28,7 +28,6 @@ from ensemble.privacy.study.recency import last_batches, recency_auc
 from ensemble.privacy.study.stress import stressed
 from ensemble.privacy.study.windows import second_class
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
-from ensemble.training.augment import crop_and_flip
 from ensemble.training.reading import evaluate
 from ensemble.training.weights import save_weights
 from models import create_model
@@ -150,17 +149,13 @@ class Cells:
                 yield self._together(mixed, i, size)
 
     def _together(self, mixed: int, i: int, size: int) -> Cell:
-        """`mixed` of `size` networks are of the mixed arm; over all ensembles each network is taken as often."""
+        """`mixed` of `size` networks are of the mixed arm. For each i the seeds are the same, whatever `mixed` is."""
         recipe = self.bank.recipe
         name = f"images_ensemble_{mixed}_{i:02d}"
-        counts = {recipe.mixed: mixed, recipe.plain: size - mixed}
+        pairs = min(recipe.arm(arm).teachers for arm in (recipe.mixed, recipe.plain))
 
         def make() -> None:
-            chosen = [
-                Teacher(arm, (i * count + j) % recipe.arm(arm).teachers)
-                for arm, count in counts.items()
-                for j in range(count)
-            ]
+            chosen = [Teacher(recipe.mixed if j < mixed else recipe.plain, (i * size + j) % pairs) for j in range(size)]
             networks = [(self.network(teacher), self.bank.card) for teacher in chosen]
             self._write(name, networks, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
 
@@ -228,7 +223,7 @@ class Cells:
                 "probes": probe_scores(net, card, probed.images, probed.labels, bank.recipe.seed),
                 "synthetic": self._synthetic(net, teacher),
                 "tracing": self._tracing(net, teacher, own),
-                "recency": self._recency(net, teacher, own, found["plain"].average()),
+                "recency": self._recency(net, teacher, own),
             }
             features = {
                 "statistics": statistics_features(own, found["plain"].average()),
@@ -243,7 +238,7 @@ class Cells:
 
         def make() -> None:
             images = self.bank.outside(teacher.seed).images[: 2 * _TRACED]
-            counts = [n for n in _PLANTED if 2 * n <= len(images)]
+            counts = [n for n in _PLANTED if 2 * n <= len(images)] or [len(images) // 2]
             line = theory_line(
                 *(self.network(teacher), self.bank.card, images, self._reference),
                 counts=counts,
@@ -261,21 +256,27 @@ class Cells:
         images = (found["images"] * 255).round().byte()
         return probe_scores(net, self.bank.card, images, found["targets"], self.bank.recipe.seed)
 
-    def _tracing(self, net: nn.Module, teacher: Teacher, own: Moments) -> list[float]:
-        """AUC of members against others by the released means, and its interval."""
-        inside = self.bank.inside(teacher.seed)
-        members = self.bank.pool.images[inside][:_TRACED]
-        others = self.bank.outside(teacher.seed).images[:_TRACED]
-        known, a, b = (image_moments(net, self.bank.card, x) for x in (self._reference, members, others))
-        value = auc(*(tracing_scores(each, released(own), known) for each in (a, b)))
-        return [value.value, value.low, value.high]
+    def _tracing(self, net: nn.Module, teacher: Teacher, own: Moments) -> dict[str, list[float]]:
+        """AUC of members against others by the released means, and its interval; and of the next seed's members."""
+        bank = self.bank
+        usable = ~bank.canaries
+        inside = bank.inside(teacher.seed)
+        chosen = torch.cat([torch.nonzero(part & usable)[:_TRACED, 0] for part in (inside, ~inside)])
+        known = image_moments(net, bank.card, self._reference)
+        scores = tracing_scores(image_moments(net, bank.card, bank.pool.images[chosen]), released(own), known)
+        found = {}
+        for name, members in (("members", inside[chosen]), ("null", bank.inside(teacher.seed + 1)[chosen])):
+            value = auc(scores[members], scores[~members])
+            found[name] = [value.value, value.low, value.high]
+        return found
 
     @property
     def _reference(self) -> torch.Tensor:
         return self.bank.test.images[:_WHITENED_BY]
 
-    def _recency(self, net: nn.Module, teacher: Teacher, own: Moments, plain: Moments) -> dict[str, list[float]]:
-        """AUC of the last batches' images against earlier ones of the last epoch, of both statistics."""
+    def _recency(self, net: nn.Module, teacher: Teacher, own: Moments) -> dict[str, list[float]]:
+        """AUC of the last batches' images against earlier ones of the last epoch, of the statistics as trained, and of
+        ones that are taken anew from all that the network learned."""
         schedule = self.bank.recipe.schedule
         learned = self.bank.pool.images[self.bank.inside(teacher.seed)]
         batches = schedule.steps_per_epoch(len(learned))
@@ -286,13 +287,16 @@ class Cells:
             schedule.batch_size,
             min(_RECENT, max(1, batches // 2)),
         )
-        padding = self.bank.size // 8
-        reference = crop_and_flip(self._reference.float(), padding, True, generator(self.bank.recipe.seed, "recency"))
+        late, early = (part[:: max(1, len(part) // _TRACED)] for part in (late, early))
+        arm, known = self.bank.recipe.arm(teacher.arm), self._reference
+        rng, black = generator(self.bank.recipe.seed, "recency"), torch.zeros(3, 1, 1)
+        seen = arm.augmentation(known.float(), torch.arange(len(known)), rng, black)[0]
+        plain = moments_of(net, Candidate().batches(learned, self.bank.card, schedule.batch_size, 0)).average()
         found = {}
         for name, moments in (("stored", own), ("plain", plain)):
             value = recency_auc(
-                *(net, self.bank.card, learned, late[-_TRACED:], early[-_TRACED:]),
-                reference=reference.byte(),
+                *(net, self.bank.card, learned, late, early),
+                reference=seen.round().clamp(0, 255).byte(),
                 moments=moments,
             )
             found[name] = [value.value, value.low, value.high]

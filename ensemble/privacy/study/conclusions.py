@@ -45,19 +45,22 @@ def conclude(cells: Cells) -> Concluded:
     recipe = cells.bank.recipe
     checks = controls(cells, scores)
     swap = swap_of(scores)
-    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    seam = scores.seams
     secondary = _secondary(scores, swap)
     corrected = holm(secondary)
     p = {arm: scores.p(seam, arm) for arm in recipe.sequence}
     fallen = fixed_sequence(p)
     null = splits(scores.values(seam, recipe.plain))
     planted = auroc(swap.seam["plain", "cutmix"], swap.seam["plain", "plain"])
-    findings = [_sequence(scores, arm, i, p, fallen, null, planted, checks) for i, arm in enumerate(recipe.sequence)]
+    exchanged = auroc(swap.seam["mixed", "plain"], swap.seam["plain", "plain"])
+    findings = [
+        _sequence(scores, arm, i, p, fallen, null, planted, exchanged, checks) for i, arm in enumerate(recipe.sequence)
+    ]
     findings += _swapped(swap, corrected)
     findings += _specific(scores)
     findings += membership_findings(cells)
     tables = [
-        _detectors(scores, secondary, corrected),
+        _detectors(scores),
         _secondaries(secondary, corrected),
         _controls(checks, null, planted),
         _swap_table(swap),
@@ -67,8 +70,10 @@ def conclude(cells: Cells) -> Concluded:
         *membership_table(cells),
         _accuracies(scores),
     ]
+    tested = {arm: value if fallen[arm] is not None else None for arm, value in p.items()}
     figures = {
-        "primary": {"arm": recipe.sequence[0], "auroc": findings[0].value, "interval": findings[0].interval, "p": p},
+        "primary": {"arm": recipe.sequence[0], "auroc": findings[0].value, "interval": findings[0].interval},
+        "p": tested,
         "sequence": fallen,
         "secondary": {name: {"p": secondary[name], "holm": corrected[name]} for name in secondary},
         "controls": {f"{c.name}: {c.detector}": [c.value.value, c.value.low, c.value.high, c.kept] for c in checks},
@@ -84,29 +89,36 @@ def _sequence(
     fallen: dict[str, bool | None],
     null: Any,
     planted: float,
+    exchanged: float,
     checks: list[Control],
 ) -> Finding:
-    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    seam = scores.seams
     value = scores.auroc(seam, arm)
     real = next(c for c in checks if c.fires and c.detector == "I1")
-    silent = all(c.kept for c in checks if not c.fires and c.detector == "I1")
+    loud = [other for other in scores.without_mixes() if scores.auroc(seam, other).low > 0.5]
+    kept = real.kept and planted >= 0.95 and all(c.kept for c in checks if not c.fires and c.detector == "I1")
     word: Word = "not distinguishable here"
+    reading = f"AUROCs above {value.high:.2f} are excluded."
     if fallen[arm] is None:
-        word = "not tested"
+        word, reading = "not tested", "The sequence ended before it; the figure is shown without a test."
     elif fallen[arm]:
-        word = "shown" if value.low > 0.5 and silent and real.kept and planted >= 0.95 else "indicated"
-    reading = f"AUROCs above {value.high:.2f} are excluded." if value.low <= 0.5 else "The seams follow the arm."
-    if fallen[arm] is None:
-        reading = "The sequence ended before it; the figure is shown without a test."
+        word = "shown" if value.low > 0.5 and kept and not loud else "indicated"
+        reading = "The seams follow the arm."
+        if loud:
+            reading = f"So they do in {', '.join(loud)}, which had no CutMix: the score does not tell CutMix alone."
+        if not kept:
+            reading += " Not all controls did as they must."
     n = len(scores.teachers(arm)), len(scores.teachers(scores.cells.bank.recipe.plain))
+    tested = "not tested" if fallen[arm] is None else f"exact one-sided p = {p[arm]:.3g}, number {place + 1} at 0.05"
+    turned = scores.auroc(scores.turned, arm).value
     return Finding(
         f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in {arm}?",
         word,
-        f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; exact one-sided p = {p[arm]:.3g}, "
-        f"number {place + 1} of a fixed sequence at 0.05",
+        f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
         value.value,
         (value.low, value.high),
-        f"all {len(null)} halvings of the plain arm: {null.mean():.2f}, middle 95 % {_quantiles(null)}",
+        f"plain statistics in both arms' weights: {exchanged:.2f}; what chance allows for halves of the plain arm, "
+        f"whatever the data: {_quantiles(null)}",
         f"planted CutMix statistics in plain weights: {planted:.2f}; real CutMix images: {real.value.value:.2f}",
         _STATISTICS,
         reading,
@@ -123,19 +135,20 @@ def _secondary(scores: Scores, swap: Swap) -> dict[str, float]:
     recipe = scores.cells.bank.recipe
     found = {f"swap, {name}": p for name, p in swap_p(swap).items()}
     doses = sorted({arm.dose: arm.name for arm in recipe.arms if arm.dose or arm.name == recipe.plain}.items())
-    if len(doses) > 2:
-        found["dose-response of seams (Page)"] = page_p(_by_dose(scores, [name for _, name in doses]))
+    rows = _by_dose(scores, [name for _, name in doses])
+    if len(doses) > 2 and len(rows) > 1:
+        found["dose-response of seams (Page)"] = page_p(rows)
     for detector in scores.detectors():
-        if not detector.name.startswith("I1"):  # the primary
+        if detector.name != scores.seams.name:  # the primary
             found[detector.name] = scores.p(detector, recipe.mixed)
     for ridge in scores.ridges() if len(scores.pairs(recipe.mixed)) > 2 else ():
-        found[ridge.name] = scores.ridge(ridge, recipe.mixed, recipe.seed)[1]
+        found[ridge.name] = scores.ridge_p(ridge, recipe.mixed)
     return found
 
 
 def _by_dose(scores: Scores, arms: list[str]) -> list[list[float]]:
     """Seams of the seeds that all these arms have, a row a seed."""
-    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    seam = scores.seams
     columns = [scores.values(seam, arm) for arm in arms]
     return [list(row) for row in zip(*columns, strict=False)]
 
@@ -156,7 +169,7 @@ def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
                 "0",
                 "see the table of the swap",
                 _STATISTICS,
-                "Statistics were re-estimated on images that no network learned, with the same crops.",
+                "Statistics were re-estimated on images that networks of that seed did not learn, with the same crops.",
             )
         )
     return found
@@ -164,34 +177,27 @@ def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
 
 def _specific(scores: Scores) -> list[Finding]:
     """Arms without CutMix: their seams are not CutMix's."""
-    recipe = scores.cells.bank.recipe
-    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
     found = []
-    for arm in recipe.arms:
-        if arm.dose or arm.name == recipe.plain:
-            continue
-        value = scores.auroc(seam, arm.name)
-        other = value.low > 0.5 or value.high < 0.5
+    for arm in scores.without_mixes():
+        value = scores.auroc(scores.seams, arm)
         found.append(
             Finding(
-                f"Do seams stay silent in {arm.name}, which has no CutMix?",
-                "not consistent" if other else "not distinguishable here",
-                f"AUROC against the plain arm, {arm.teachers} networks",
+                f"Do seams appear in {arm}, which has no CutMix?",
+                "indicated" if value.low > 0.5 else "not distinguishable here",
+                f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
                 value.value,
                 (value.low, value.high),
                 access=_STATISTICS,
-                reading="The score does not tell CutMix alone."
-                if other
-                else f"A difference beyond [{value.low:.2f}, {value.high:.2f}] would have been seen.",
+                reading=f"AUROCs outside [{value.low:.2f}, {value.high:.2f}] are excluded.",
             )
         )
     return found
 
 
-def _detectors(scores: Scores, p: dict[str, float], corrected: dict[str, float]) -> Table:
+def _detectors(scores: Scores) -> Table:
     recipe = scores.cells.bank.recipe
     arms = [arm.name for arm in recipe.arms if arm.name != recipe.plain]
-    seam = next(d for d in scores.detectors() if d.name.startswith("I1"))
+    seam = scores.seams
 
     def scored(d: Any, arm: str) -> tuple[list[float], list[float]]:
         return scores.values(d, arm), scores.values(d, recipe.plain)
@@ -200,12 +206,13 @@ def _detectors(scores: Scores, p: dict[str, float], corrected: dict[str, float])
     for d in scores.detectors():
         cells = [_said(scores.auroc(d, arm)) if d.arms is None or arm in d.arms else "–" for arm in arms]
         beside = "–"
-        if d is not seam and d.name[:2] in ("S1", "B1"):
+        if d.name[:2] in ("S1", "B1"):
             both = scored(seam, recipe.mixed), scored(d, recipe.mixed)
-            beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*both, recipe.seed))
+            if not all(auroc(*each) == 1 for each in both):  # where both are perfect, draws of seeds cannot differ
+                beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*both, recipe.seed))
         rows.append((d.name, d.access, *cells, beside))
     for ridge in scores.ridges():
-        cells = [f"{scores.ridge(ridge, arm)[0]:.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]
+        cells = [f"{scores.ridge(ridge, arm):.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]
         rows.append((ridge.name, ridge.access, *cells, "–"))
     title = "Detectors: AUROC of each arm against the plain one [95 %, Newcombe]"
     return Table(title, ("detector", "access", *arms, f"I1 less it, {recipe.mixed} [bootstrap of seeds]"), tuple(rows))
@@ -284,8 +291,8 @@ def _confusion(scores: Scores) -> Table:
         said: Counter[str] = Counter()
         for teacher in scores.teachers(arm.name):
             found = scores.cells.folder.figures(f"read_{teacher.name}")
-            named = {candidate.name: name for name, candidate in CANDIDATES.items()}
-            said[named.get(found["best"], found["best"]) if found["explained"] else "undecided"] += 1
+            clear = found["explained"] and len(found["alike"]) == 1
+            said[found["best"] if clear else "undecided"] += 1
         rows.append((arm.name, *(said[name] for name in columns)))
     return Table(
         "Which augmentation? Networks by arm, and by the candidate that explains their statistics best",
@@ -303,17 +310,21 @@ def _ensembles(cells: Cells) -> list[Table]:
         k: [float(cells.folder.figures(f"seen_ensemble_{k}_{i:02d}")["seam"]) for i in range(asked.each)]
         for k in range(asked.size + 1)
     }
-    ends = [sum(seams[k]) / len(seams[k]) for k in (0, asked.size)]
     rows = []
     for k, values in seams.items():
-        line = ends[0] + (ends[1] - ends[0]) * k / asked.size
-        mean, low, high = t_interval(values)
-        beside = "–" if k in (0, asked.size) else f"{mean - line:+.4f} [{low - line:+.4f}, {high - line:+.4f}]"
-        rows.append((f"{k} of {asked.size}", len(values), f"{mean:.4f} [{low:.4f}, {high:.4f}]", beside))
-    title = "Ensembles: below the line consensus suppresses seams, above it lets them through"
-    return [
-        Table(title, ("with CutMix", "ensembles", "seam score [95 %]", "less the line from none to all"), tuple(rows))
-    ]
+        ends = zip(values, seams[0], seams[asked.size], strict=True)
+        beyond = [seam - ((asked.size - k) * none + k * full) / asked.size for seam, none, full in ends]
+        mean = sum(values) / len(values)
+        apart = "–" if k in (0, asked.size) else _beyond(beyond)
+        rows.append((f"{k} of {asked.size}", len(values), f"{mean:.4f}", apart))
+    title = "Ensembles of the same seeds: below the line consensus suppresses seams, above it lets them through"
+    heads = ("with CutMix", "ensembles", "seam score", "less the line from none to all [95 % over ensembles]")
+    return [Table(title, heads, tuple(rows))]
+
+
+def _beyond(values: list[float]) -> str:
+    mean, low, high = t_interval(values)
+    return f"{mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if len(values) > 2 else "")
 
 
 def _accuracies(scores: Scores) -> Table:

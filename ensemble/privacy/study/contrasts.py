@@ -50,6 +50,21 @@ class Scores:
     def seen(self, teacher: Teacher, statistics: str, what: str = "seam") -> float:
         return float(self.cells.folder.figures(f"seen_{teacher.name}_{statistics}")[what])
 
+    @property
+    def seams(self) -> Detector:
+        """That of the primary contrast."""
+        return Detector("I1: seams of inversions", "weights and statistics", lambda t: self.seen(t, "stored"))
+
+    @property
+    def turned(self) -> Detector:
+        """Seams less those of images that were interpolated alike and have none along the axes."""
+        return Detector("turned control", "weights and statistics", lambda t: self.seen(t, "stored", "turned"))
+
+    def without_mixes(self) -> list[str]:
+        """Arms that are compared with the plain one, and had no CutMix."""
+        recipe = self.cells.bank.recipe
+        return [arm.name for arm in recipe.arms if not arm.dose and arm.name != recipe.plain]
+
     def detectors(self) -> list[Detector]:
         """In the order of the access that they take."""
         recipe = self.cells.bank.recipe
@@ -68,7 +83,7 @@ class Scores:
                 "weights, statistics, and such images",
                 lambda t: float(read(f"read_{t.name}")["share"]),
             ),
-            Detector("I1: seams of inversions", statistics, lambda t: self.seen(t, "stored")),
+            self.seams,
             Detector(
                 "I2: a classifier of real mixes, of inversions",
                 f"{statistics}, and such images",
@@ -102,16 +117,19 @@ class Scores:
     def p(self, detector: Detector, arm: str) -> float:
         return permutation_p(self.values(detector, arm), self.values(detector, self.cells.bank.recipe.plain))
 
-    def ridge(self, ridge: Ridge, arm: str, seed: int = 0) -> tuple[float, float]:
-        """AUROC under leave-pair-out, and its p-value over the whole pipeline, on the seeds that both arms have."""
-        rows = [
-            (self.cells.folder.tensors(f"read_{t.name}")[ridge.features].double(), t.arm == arm, t.seed)
-            for one, other in self.pairs(arm)
-            for t in (one, other)
-        ]
-        features, positive, seeds = (list(part) for part in zip(*rows, strict=True))
-        given = torch.stack(features), torch.tensor(positive), torch.tensor(seeds)
-        return leave_pair_out_auroc(*given), ridge_p(*given, draws=999, seed=seed)
+    def ridge(self, ridge: Ridge, arm: str) -> float:
+        """AUROC under leave-pair-out, on the seeds that both arms have."""
+        return leave_pair_out_auroc(*self._features(ridge, arm))
+
+    def ridge_p(self, ridge: Ridge, arm: str) -> float:
+        """Of the whole pipeline, labels exchanged within seeds."""
+        return ridge_p(*self._features(ridge, arm), draws=999, seed=self.cells.bank.recipe.seed)
+
+    def _features(self, ridge: Ridge, arm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        teachers = [each for pair in self.pairs(arm) for each in pair]
+        rows = [self.cells.folder.tensors(f"read_{each.name}")[ridge.features].double() for each in teachers]
+        positive = torch.tensor([each.arm == arm for each in teachers])
+        return torch.stack(rows), positive, torch.tensor([each.seed for each in teachers])
 
     def pairs(self, arm: str) -> list[tuple[Teacher, Teacher]]:
         """(arm's, plain one's) of the seeds that both have."""

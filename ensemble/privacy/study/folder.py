@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ensemble.config.mistakes import ConfigError
@@ -20,7 +21,7 @@ from ensemble.machine.lock import contents, held, not_empty
 from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
 
 RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
-ROC = "membership.png"
+ROC, IMAGES = "membership.png", "images.json"
 _CELLS, _BANK = "cells", "bank"
 
 
@@ -54,17 +55,25 @@ class LeakageFolder:
                 "same recipe, or another folder"
             )
 
-    def begin(self, recipe: LeakageRecipe, *, resume: bool) -> None:
-        """Makes the folder; without `resume`, what an earlier study wrote is removed, nothing else."""
+    def begin(self, recipe: LeakageRecipe, digest: str, *, resume: bool) -> None:
+        """Makes the folder; without `resume`, what an earlier study wrote is removed, nothing else.
+
+        ValueError where it goes on with other images (`Bank.digest`) than it began with.
+        """
+        images = self.path / IMAGES
+        if resume and images.is_file() and read_json(images)["sha256"] != digest:
+            raise ValueError(f"resume: {self.path} began with other images than data.path holds; give those")
         if not resume:
             for folder in (_CELLS, _BANK):
-                for file in sorted((self.path / folder).glob("*")):
-                    file.unlink()
+                for end in ("json", "safetensors"):
+                    for file in sorted((self.path / folder).glob(f"*.{end}")):
+                        file.unlink()
             for name in (ROC, TABLE, DATA, PAGE):
                 (self.path / name).unlink(missing_ok=True)
-        for folder in (_CELLS, _BANK):
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        write_json(images, {"sha256": digest})
         write_text(self.path / RECIPE, dump_yaml(to_plain(recipe)))
+        for folder in (_CELLS, _BANK):
+            (self.path / folder).mkdir(exist_ok=True)
 
     @staticmethod
     def _changed(stored: LeakageRecipe, recipe: LeakageRecipe) -> list[str]:
@@ -83,22 +92,31 @@ class LeakageFolder:
         return self.path / _BANK / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
-        """Whether a cell is there: its JSON is written last."""
-        return self._cell(name, "json").is_file()
+        """Whether a cell is there, with what belongs to it: its JSON is written last, and says that."""
+        if not self._cell(name, "json").is_file():
+            return False
+        needed = [self._cell(name, "safetensors")] if self.figures(name).get("tensors") else []
+        if name.startswith(_BANK):
+            needed.append(self.weights(name.removeprefix(f"{_BANK}_")))
+        return all(file.is_file() for file in needed)
 
     def write(self, name: str, figures: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         """A cell, whole or not at all."""
         if tensors is not None:
             data = {key: value.detach().contiguous() for key, value in tensors.items()}
             write_bytes(self._cell(name, "safetensors"), save(data))
-        write_json(self._cell(name, "json"), figures)
+        write_json(self._cell(name, "json"), {**figures, "tensors": sorted(tensors or ())})
 
     def figures(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self._cell(name, "json"))
         return found
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = load(self._cell(name, "safetensors").read_bytes())
+        file = self._cell(name, "safetensors")
+        try:
+            found: dict[str, torch.Tensor] = load(file.read_bytes())
+        except SafetensorError as error:
+            raise ValueError(f"output: {file} is damaged ({error}); remove it, and go on with --resume") from None
         return found
 
     def _cell(self, name: str, end: str) -> Path:

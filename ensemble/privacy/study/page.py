@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from typing import Any
 
 from ensemble.machine.files import write_bytes, write_json, write_text
@@ -19,6 +20,7 @@ from ensemble.privacy.study.roc import roc
 
 UNTESTED = (
     "augmentations that are no arm: colour, rotation, RandAugment, mixes by image instead of by batch",
+    "whether inversions are nearer to members, by neighbours",
     "larger images, deeper networks, other data, other architectures than the recipe's",
     "inversions with priors, shifts, Fourier coefficients or generators: one frozen setting was used",
     "DP-SGD and other trainings as remedies; attacks with gradients",
@@ -33,8 +35,8 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
     rest = [q for word, q in words if word not in (*_SHOWN, *_SILENT)]
     sentences = (
         *(("A quick run, which shows that the study works, and nothing else.",) if quick else ()),
-        f"Shown, indicated, or not consistent: {_listed(shown)}.",
-        f"Not distinguishable here (the table says what would have been seen): {_listed(silent)}.",
+        f"Shown or indicated: {_listed(shown)}.",
+        f"Not distinguishable here (the table says what is excluded): {_listed(silent)}.",
         f"Undecided or not tested: {_listed(rest)}.",
     )
     facts = (
@@ -60,7 +62,7 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
     titles = Titles(
         f"What the statistics of {recipe.model.partition('@')[0]} give away",
         "What was studied",
-        f"{DATA} beside this page holds its figures, {TABLE} those of each network.",
+        f"{DATA} beside this page holds its figures, {TABLE} scores of each network, {ROC} attacks on membership.",
     )
     write_text(cells.folder.path / PAGE, page(audit, command, versions, titles))
     data: dict[str, Any] = {
@@ -78,12 +80,13 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
     write_json(cells.folder.path / DATA, data)
     write_text(cells.folder.path / TABLE, networks(cells))
     if recipe.plain in (arms := arms_with_shadows(cells)):
-        picture = roc(*arms[recipe.plain], cells.bank.canaries, recipe.plain, recipe.seed)
-        write_bytes(cells.folder.path / ROC, picture)
+        with suppress(ValueError):  # too few images for a curve
+            picture = roc(*arms[recipe.plain], cells.bank.canaries, recipe.plain, recipe.seed)
+            write_bytes(cells.folder.path / ROC, picture)
 
 
-_SHOWN = ("shown", "indicated", "not consistent")
-_SILENT = ("not distinguishable here", "consistent")
+_SHOWN = ("shown", "indicated")
+_SILENT = ("not distinguishable here",)
 
 
 def _listed(questions: list[str]) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ensemble.image.dead_leaves import dead_leaves
 from ensemble.machine.rng import generator
 from ensemble.training.augment import cutout
 from ensemble.training.reading import inputs_of, logits_of
@@ -101,15 +99,3 @@ def _inside(size: int, share: float, rng: torch.Generator) -> slice:
     length = max(1, round(share**0.5 * size))
     start = int(torch.randint(0, size - length + 1, (1,), generator=rng))
     return slice(start, start + length)
-
-
-def pasted_in_noise(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """uint8 (N, 3, H, W): each of uint8 images (N, 3, H, W), square, at half its size, anywhere in dead leaves."""
-    n, _, size, _ = images.shape
-    rng = generator(seed, "pasted in noise")
-    made = (255 * dead_leaves(n, size, size / 32, size / 2, rng)).round().to(torch.uint8)
-    half = F.interpolate(images.float(), size=(size // 2, size // 2), mode="bilinear", antialias=True)
-    corners = torch.randint(0, size - size // 2 + 1, (n, 2), generator=rng).tolist()
-    for image, small, (y, x) in zip(made, half.round().clamp(0, 255).to(torch.uint8), corners, strict=True):
-        image[:, y : y + size // 2, x : x + size // 2] = small
-    return made

@@ -21,7 +21,8 @@ class Arm(Checked):
     images, first weights and order."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    teachers: PositiveInt
+    teachers: Annotated[int, Field(ge=1, le=16)]
+    """At most so many that all ways to part two arms can be counted."""
     augmentation: Augmentation = Augmentation()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -99,6 +100,15 @@ class LeakageRecipe(RunRecipe):
             yield f"plain: {self.plain} cannot be compared with itself"
         if self.schedule.recalibrate_bn:
             yield "schedule.recalibrate_bn: must be false; the study is about statistics as training leaves them"
+        if not self.model.endswith("@random"):
+            yield "model: networks begin untrained; ask for NAME@random"
+        if self.schedule.label_smoothing or self.schedule.ema:
+            yield "schedule: label_smoothing is an arm's, and ema must be 0, whose statistics are other averages"
+        for arm in self.arms:
+            if arm.name == self.plain and arm.teachers < 2:
+                yield "arms: the plain one needs two networks at least"
+        if len({(arm.augmentation.crop_padding, arm.augmentation.flip) for arm in self.arms}) > 1:
+            yield "arms: all crop and flip alike, or what they differ in is not told apart"
         if self.canaries > self.pool // 4:
             yield f"canaries: at most a quarter of the pool, {self.pool // 4}"
 

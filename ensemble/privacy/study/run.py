@@ -47,7 +47,8 @@ def study(
         context.limit(_PATIENCE)
         with context.agree():
             if context.is_main:
-                folder.begin(recipe, resume=resume)
+                folder.check(recipe, resume=resume, overwrite=overwrite)  # another may have ended meanwhile
+                folder.begin(recipe, bank.digest(), resume=resume)
         cells = Cells(bank, folder)
         _compute(cells, context, progress)
         if context.is_main:
