@@ -101,6 +101,8 @@ def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
         return folder / "set"
     networks = {name: create_model(name) for name in TEACHERS}
     card = networks[TEACHERS[0]][1]
+    images: torch.Tensor
+    targets: torch.Tensor | None
     if arm in MAKERS:
         images, targets = made(arm, seed, folder, options.images)
     else:
