@@ -7,6 +7,7 @@ import io
 import torch
 from matplotlib.figure import Figure
 
+from ensemble.privacy.rates import LEAST_EXPECTED
 from ensemble.privacy.study.leave_one_out import roc_band
 
 _ATTACKS = {"loss": "loss", "lira": "LiRA", "lira_offline": "LiRA, offline", "rmia_2": "RMIA, 2 references"}
@@ -15,11 +16,11 @@ _ATTACKS = {"loss": "loss", "lira": "LiRA", "lira_offline": "LiRA, offline", "rm
 def roc(margins: torch.Tensor, inside: torch.Tensor, canaries: torch.Tensor, arm: str, seed: int) -> bytes:
     """A PNG on log axes: means over targets and their 95 % bands; left all images but canaries, right canaries.
 
-    Arguments as of `leave_one_out.attacks`. ValueError where there are too few.
+    Arguments as of `leave_one_out.attacks`. ValueError where there are too few images; too few canaries have no panel.
     """
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = [(False, f"{arm}: images with their own labels")]
-    if canaries.any():
+    if int((~inside[:, canaries]).sum(1).min()) > LEAST_EXPECTED:
         panels.append((True, f"{arm}: canaries, with wrong labels"))
     for i, (of_canaries, title) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), 1 + i)
