@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -58,17 +59,16 @@ def test_modules_a_prior_and_images_take_six_lines() -> None:
 @pytest.mark.parametrize("page", [ROOT / "README.md", *DEMOS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_command_lines_are_understood(page: Path) -> None:
     """Each line's options are known to its command."""
-    from ensemble.applications import dataset, distill, evaluate, invert, prune, report, search, train
     from ensemble.applications._options import Parser
+    from ensemble.cli import commands
 
-    applications = {"dataset": dataset, "distill": distill, "evaluate": evaluate, "prune": prune}
-    applications |= {"report": report, "search": search, "train": train}
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for block in blocks("", text) for line in block.splitlines() if "invert.py" in line]
     assert lines
     for line in lines:
         words = shlex.split(line.split("invert.py", 1)[1])
-        application = applications.get(words[0], invert) if words else invert
+        named = bool(words) and words[0] in commands()
+        application = import_module(f"ensemble.applications.{words[0] if named else 'invert'}")
         parser = Parser("invert.py", "")
         application.arguments(parser)
-        parser.parse_args(words[1:] if words and words[0] in applications else words)
+        parser.parse_args(words[1:] if named else words)
