@@ -99,6 +99,8 @@ def _sequence(
     kept = real.kept and planted >= 0.95 and all(c.kept for c in checks if not c.fires and c.detector == "I1")
     word: Word = "not distinguishable here"
     reading = f"AUROCs above {value.high:.2f} are excluded."
+    if planted < 0.95:
+        reading += " Planted CutMix statistics were not found between networks either: the score is nearly blind here."
     if fallen[arm] is None:
         word, reading = "not tested", "The sequence ended before it; the figure is shown without a test."
     elif fallen[arm]:
