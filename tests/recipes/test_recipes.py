@@ -25,6 +25,7 @@ EXPECTED = {
     "clear",
     "edge_popup",
     "imagenet",
+    "imagenet_best",
     "imagenette",
     "nvlabs_cifar10",
     "nvlabs_setting0",
