@@ -7,14 +7,18 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.rng import generator
 from ensemble.privacy.members import Shadows
 from ensemble.privacy.membership import margins
+from ensemble.training.augment import Augmentation
 from ensemble.training.loop import train
 from ensemble.training.recipe import TrainingRecipe
 from ensemble.training.run import build_network
+from ensemble.training.schedule import Schedule
+from models import ModelCard
 
 _QUICK_EPOCHS = 2
 
@@ -25,6 +29,28 @@ class Haste(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+
+def learned(
+    model: str,
+    images: LabelledImages,
+    watched: LabelledImages,
+    *,
+    schedule: Schedule,
+    augmentation: Augmentation,
+    seed: int,
+) -> tuple[nn.Module, ModelCard]:
+    """A network of this name that learned the images on the CPU, and its card; the seed is of weights and order."""
+    net, card = build_network(model, seed)
+    made = train(
+        *(net, card, images, watched),
+        schedule=schedule,
+        augmentation=augmentation,
+        seed=seed,
+        device=torch.device("cpu"),
+        compile_net=False,
+    )
+    return made, card
 
 
 def train_shadows(
@@ -49,17 +75,12 @@ def train_shadows(
     for k in range(count):
         mark(f"training reference network {k + 1} of {count}")
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
-        net, card = build_network(f"{recipe.model.partition('@')[0]}@random", given.seed + k)
-        net = train(
-            net,
-            card,
-            both.subset(within),
-            both.subset(slice(100)),
+        net, card = learned(
+            f"{recipe.model.partition('@')[0]}@random",
+            *(both.subset(within), both.subset(slice(100))),
             schedule=schedule,
             augmentation=recipe.augmentation,
             seed=given.seed + k,
-            device=torch.device("cpu"),
-            compile_net=False,
         )
         rows.append(margins(net, card, images, labels))
         inside.append(within)

@@ -161,13 +161,18 @@ def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[Lab
         raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
     train_set, test_set = (load_images(data.path, split, size) for split in (data.train, data.test))
     check_same_classes(data.path, {data.train: train_set, data.test: test_set})
-    classes = len(train_set.class_names)
+    check_classes(data, card, train_set.class_names)
+    return train_set, test_set
+
+
+def check_classes(data: DataSpec, card: ModelCard, class_names: tuple[str, ...]) -> None:
+    """ValueError where the network has not as many classes as the data."""
+    classes = len(class_names)
     if classes != card.num_classes:
         raise ValueError(
             f"data: {data.path} has {classes} classes, {card.name} has {card.num_classes};"
             f" ask for {card.name}:num_classes={classes}@random"
         )
-    return train_set, test_set
 
 
 def trained_on(data: DataSpec) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ensemble import cli
@@ -69,6 +70,18 @@ def end(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
 def told(ended: Ended) -> list[str]:
     """The lines that invert.py itself wrote to stderr."""
     return [line for line in ended.errors if line.startswith("invert.py: ")]
+
+
+def write_pictures(folder: Path, counts: dict[str, int], classes: tuple[str, ...], size: int, blots: int) -> None:
+    """`counts` images a split of size x size pixels, smooth between blots x blots random colours, classes in turn."""
+    rng = torch.Generator().manual_seed(0)
+    for split, count in counts.items():
+        for i in range(count):
+            small = torch.rand(1, 3, blots, blots, generator=rng)
+            pixels = torch.nn.functional.interpolate(small, size=size, mode="bilinear")[0].permute(1, 2, 0) * 255
+            file = folder / split / classes[i % len(classes)] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.byte().numpy()).save(file)
 
 
 def images(folder: Path) -> torch.Tensor:

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLUGIN
-from PIL import Image
+from conftest import PLUGIN, write_pictures
 
 from ensemble.privacy import pictures
 
@@ -28,14 +27,7 @@ augmentation: {crop_padding: 1}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of 8 x 8 pixels, `train` and `test`, of the three classes that the network knows."""
     folder = tmp_path_factory.mktemp("data")
-    rng = torch.Generator().manual_seed(0)
-    for split, count in (("train", 120), ("test", 240)):
-        for i in range(count):
-            small = torch.rand(1, 3, 3, 3, generator=rng)
-            pixels = torch.nn.functional.interpolate(small, size=8, mode="bilinear")[0].permute(1, 2, 0) * 255
-            file = folder / split / ("circle", "square", "star")[i % 3] / f"{i}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.byte().numpy()).save(file)
+    write_pictures(folder, {"train": 120, "test": 240}, ("circle", "square", "star"), size=8, blots=3)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import end, start
-from PIL import Image
+from conftest import end, start, write_pictures
 
 RECIPE = """
 model: resnet8_cifar:width=0.25,num_classes=2@random
@@ -33,14 +32,7 @@ probed: 40
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rng = torch.Generator().manual_seed(0)
-    for split, count in (("train", 360), ("test", 300)):
-        for i in range(count):
-            small = torch.rand(1, 3, 5, 5, generator=rng)
-            pixels = torch.nn.functional.interpolate(small, size=32, mode="bilinear")[0].permute(1, 2, 0) * 255
-            file = folder / split / ("circle", "square")[i % 2] / f"{i}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.byte().numpy()).save(file)
+    write_pictures(folder, {"train": 360, "test": 300}, ("circle", "square"), size=32, blots=5)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
@@ -131,7 +123,8 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
         (["--set", "model=resnet20_cifar"], "@random"),
         (["--set", "schedule.label_smoothing=0.1"], "label_smoothing"),
         (["--set", "data.size=24"], "an eighth"),
-        (["--set", "arms[0].teachers=1"], "two networks"),
+        (["--set", "arms[0].teachers=1", "--set", "ensembles.each=0"], "two networks"),
+        (["--set", "ensembles.size=4"], "sit there twice"),
         (["--set", "arms[1].augmentation.flip=false"], "crop and flip alike"),
         (["--resume", "--overwrite"], "give one"),
         (["--recipe", "nothing_so_named"], "nothing_so_named"),

@@ -15,9 +15,10 @@ from ensemble.machine.rng import generator
 from ensemble.privacy.moments import bn_layers
 from ensemble.privacy.study.canaries import mislabelled
 from ensemble.privacy.study.recipe import LeakageRecipe
+from ensemble.privacy.training import learned
 from ensemble.training.augment import Augmentation
-from ensemble.training.loop import train
-from ensemble.training.run import build_network
+from ensemble.training.run import build_network, check_classes
+from ensemble.training.schedule import Schedule
 from models import ModelCard
 
 CPU = torch.device("cpu")
@@ -85,12 +86,7 @@ class Bank:
     def check(self) -> None:
         """ValueError where data and network do not match, or there are too few images."""
         check_same_classes(self.recipe.data.path, {self.recipe.data.train: self.pool, self.recipe.data.test: self.test})
-        classes = len(self.pool.class_names)
-        if classes != self.card.num_classes:
-            raise ValueError(
-                f"data: {self.recipe.data.path} has {classes} classes, {self.card.name} has {self.card.num_classes};"
-                f" ask for {self.card.name}:num_classes={classes}@random"
-            )
+        check_classes(self.recipe.data, self.card, self.pool.class_names)
         padding = self.recipe.arm(self.recipe.plain).augmentation.crop_padding
         if self.size < 16 or padding != self.size // 8:
             raise ValueError(
@@ -139,23 +135,12 @@ class Bank:
         count = min(self.recipe.stress.images, len(order) // 3)
         return self.pool.subset(order[:count]), self.pool.subset(order[count : 2 * count])
 
-    def stressed(self, number: int) -> nn.Module:
-        """A network that learned few images by heart, without augmentation."""
-        learned = self.stress_sets(number)[0]
-        size = min(self.recipe.schedule.batch_size, max(2, len(learned) // 4))
+    def stressed(self, images: LabelledImages, number: int) -> nn.Module:
+        """A network that learned these few images by heart, without augmentation."""
+        size = min(self.recipe.schedule.batch_size, max(2, len(images) // 4))
         schedule = replace(self.recipe.schedule, epochs=self.recipe.stress.epochs, batch_size=size)
-        return self._learned(learned, Augmentation(crop_padding=0, flip=False), schedule, 10**6 + number)
+        return self._learned(images, Augmentation(crop_padding=0, flip=False), schedule, 10**6 + number)
 
-    def _learned(self, images: LabelledImages, augmentation: Augmentation, schedule, seed: int) -> nn.Module:  # type: ignore[no-untyped-def]
-        net, card = build_network(self.recipe.model, seed)
-        return train(
-            net,
-            card,
-            images,
-            self.test.subset(slice(_WATCHED)),
-            schedule=schedule,
-            augmentation=augmentation,
-            seed=seed,
-            device=CPU,
-            compile_net=False,
-        )
+    def _learned(self, images: LabelledImages, augmentation: Augmentation, schedule: Schedule, seed: int) -> nn.Module:
+        watched = self.test.subset(slice(_WATCHED))
+        return learned(self.recipe.model, images, watched, schedule=schedule, augmentation=augmentation, seed=seed)[0]

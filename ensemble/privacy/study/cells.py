@@ -71,15 +71,12 @@ class Cells:
 
     def phases(self) -> list[list[Cell]]:
         teachers = [*self.bank.teachers()]
+        images = [*self._inversions(teachers), *self._ensembles()]
         return [
             [*map(self._trained, teachers), *map(self._stressed, range(self.bank.recipe.stress.networks))],
-            [*self._inversions(teachers), *self._ensembles()],
-            [*map(self._read, teachers), *map(self._seen, self.image_sets(teachers)), self._planted(teachers[0])],
+            images,
+            [*map(self._read, teachers), *(self._seen(cell.name) for cell in images), self._planted(teachers[0])],
         ]
-
-    def image_sets(self, teachers: Sequence[Teacher]) -> list[str]:
-        """Names of all sets of inversions."""
-        return [cell.name for cell in (*self._inversions(teachers), *self._ensembles())]
 
     # --- networks ---------------------------------------------------------------------------------------------
 
@@ -101,15 +98,19 @@ class Cells:
 
     def _stressed(self, number: int) -> Cell:
         def make() -> None:
-            net, card = self.bank.stressed(number), self.bank.card
             members, others = self.bank.stress_sets(number)
-            reference = self.bank.test.images[:_WHITENED_BY]
-            self.folder.write(f"stress_{number}", stressed(net, card, members, others, reference))
+            net, card = self.bank.stressed(members, number), self.bank.card
+            self.folder.write(f"stress_{number}", stressed(net, card, members, others, self._reference))
 
         return Cell(f"stress_{number}", f"a network that learns by heart, {number}", make)
 
     def network(self, teacher: Teacher) -> nn.Module:
         return create_model(f"{self.bank.recipe.model.partition('@')[0]}@{self.folder.weights(teacher.name)}")[0]
+
+    def _next_plain(self, seed: int) -> Teacher:
+        """The plain arm's network of the next seed: another than any of this seed."""
+        plain = self.bank.recipe.plain
+        return Teacher(plain, (seed + 1) % self.bank.recipe.arm(plain).teachers)
 
     def moments(self, teacher: Teacher, net: nn.Module) -> dict[str, Moments]:
         """Of re-estimated statistics, by candidate."""
@@ -137,7 +138,7 @@ class Cells:
             if statistics != "stored":
                 net = with_stored(net, self.moments(teacher, net)[statistics].average())
             accuracy = evaluate(net, card, self.bank.test, CPU)
-            self._write(name, [(net, card)], with_class, {"test_accuracy": accuracy})
+            self._write(name, [(net, card)], with_class, {"test_accuracy": accuracy, "seed": teacher.seed})
 
         return Cell(name, f"inverting {teacher.name}, {'with classes' if with_class else statistics}", make)
 
@@ -185,11 +186,8 @@ class Cells:
             found = self.folder.tensors(images)
             made = found["images"]
             figures = self.folder.figures(images) | self.looked_at(made)
-            if "targets" in found:  # read by another network of the plain arm, that of the next seed
-                seed = int(images.split("_")[-2])
-                judge = Teacher(
-                    self.bank.recipe.plain, (seed + 1) % self.bank.recipe.arm(self.bank.recipe.plain).teachers
-                )
+            if "targets" in found:
+                judge = self._next_plain(figures["seed"])
                 second = second_class(self.network(judge), self.bank.card, made, found["targets"])
                 figures["second_class"] = float(second.mean())
             self.folder.write(name, figures)
@@ -250,9 +248,7 @@ class Cells:
 
     def _synthetic(self, net: nn.Module, teacher: Teacher) -> dict[str, float]:
         """Probes on the inversions of another network, the plain one of the next seed: no data is needed."""
-        plain = self.bank.recipe.plain
-        other = Teacher(plain, (teacher.seed + 1) % self.bank.recipe.arm(plain).teachers)
-        found = self.folder.tensors(f"images_{other.name}_class")
+        found = self.folder.tensors(f"images_{self._next_plain(teacher.seed).name}_class")
         images = (found["images"] * 255).round().byte()
         return probe_scores(net, self.bank.card, images, found["targets"], self.bank.recipe.seed)
 

@@ -6,13 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ensemble.privacy.findings import Finding, Table, Word
 from ensemble.privacy.pictures import Row
+from ensemble.privacy.rates import Auc
 from ensemble.privacy.study.cells import CANDIDATES, Cells
-from ensemble.privacy.study.contrasts import Scores, Swap, swap_of, swap_p
-from ensemble.privacy.study.controls import Control, controls
+from ensemble.privacy.study.contrasts import Detector, Scores, Swap, swap_of, swap_p
+from ensemble.privacy.study.controls import FIRES, Control, controls
 from ensemble.privacy.study.inference import (
     auroc,
     fixed_sequence,
@@ -21,8 +23,9 @@ from ensemble.privacy.study.inference import (
     paired_auroc_difference,
     splits,
     t_interval,
+    written,
 )
-from ensemble.privacy.study.memberships import membership_findings, membership_table
+from ensemble.privacy.study.memberships import attacked, membership_findings, membership_tables
 
 _SHOWN = 8
 _STATISTICS = "the weights file with its BatchNorm statistics"
@@ -45,29 +48,30 @@ def conclude(cells: Cells) -> Concluded:
     recipe = cells.bank.recipe
     checks = controls(cells, scores)
     swap = swap_of(scores)
-    seam = scores.seams
     secondary = _secondary(scores, swap)
     corrected = holm(secondary)
-    p = {arm: scores.p(seam, arm) for arm in recipe.sequence}
+    p = {arm: scores.p(scores.seams, arm) for arm in recipe.sequence}
     fallen = fixed_sequence(p)
-    null = splits(scores.values(seam, recipe.plain))
-    planted = auroc(swap.seam["plain", "cutmix"], swap.seam["plain", "plain"])
-    exchanged = auroc(swap.seam["mixed", "plain"], swap.seam["plain", "plain"])
-    findings = [
-        _sequence(scores, arm, i, p, fallen, null, planted, exchanged, checks) for i, arm in enumerate(recipe.sequence)
-    ]
+    around = _Around(
+        checks,
+        chance=_quantiles(splits(scores.values(scores.seams, recipe.plain))),
+        planted=auroc(swap.seam["plain", "cutmix"], swap.seam["plain", "plain"]),
+        exchanged=auroc(swap.seam["mixed", "plain"], swap.seam["plain", "plain"]),
+    )
+    members = attacked(cells)
+    findings = [_sequence(scores, arm, i, p[arm], fallen[arm], around) for i, arm in enumerate(recipe.sequence)]
     findings += _swapped(swap, corrected)
     findings += _specific(scores)
-    findings += membership_findings(cells)
+    findings += membership_findings(cells, members)
     tables = [
         _detectors(scores),
         _secondaries(secondary, corrected),
-        _controls(checks, null, planted),
+        _controls(around),
         _swap_table(swap),
         _doses(scores),
         _confusion(scores),
         *_ensembles(cells),
-        *membership_table(cells),
+        *membership_tables(cells, members),
         _accuracies(scores),
     ]
     tested = {arm: value if fallen[arm] is not None else None for arm, value in p.items()}
@@ -81,29 +85,32 @@ def conclude(cells: Cells) -> Concluded:
     return Concluded(tuple(findings), tuple(tables), _pictures(cells, scores), figures)
 
 
-def _sequence(
-    scores: Scores,
-    arm: str,
-    place: int,
-    p: dict[str, float],
-    fallen: dict[str, bool | None],
-    null: Any,
-    planted: float,
-    exchanged: float,
-    checks: list[Control],
-) -> Finding:
-    seam = scores.seams
-    value = scores.auroc(seam, arm)
-    real = next(c for c in checks if c.fires and c.detector == "I1")
-    loud = [other for other in scores.without_mixes() if scores.auroc(seam, other).low > 0.5]
-    kept = real.kept and planted >= 0.95 and all(c.kept for c in checks if not c.fires and c.detector == "I1")
+@dataclass(frozen=True)
+class _Around:
+    """What stands beside the seams of an arm."""
+
+    checks: list[Control]
+    chance: str
+    """The middle 95 % of AUROCs of halves of one arm of so many networks."""
+    planted: float
+    """AUROC of plain weights with CutMix statistics against plain weights with plain ones."""
+    exchanged: float
+    """AUROC of the mixed arm's weights with plain statistics against plain weights with plain ones."""
+
+
+def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | None, around: _Around) -> Finding:
+    value = scores.auroc(scores.seams, arm)
+    seams = [check for check in around.checks if check.detector == "I1"]
+    real = next(check for check in seams if check.fires)
+    loud = [other for other in scores.without_mixes() if scores.auroc(scores.seams, other).low > 0.5]
+    kept = around.planted >= FIRES and all(check.kept for check in seams)
     word: Word = "not distinguishable here"
     reading = f"AUROCs above {value.high:.2f} are excluded."
-    if planted < 0.95:
+    if around.planted < FIRES:
         reading += " Planted CutMix statistics were not found between networks either: the score is nearly blind here."
-    if fallen[arm] is None:
+    if fallen is None:
         word, reading = "not tested", "The sequence ended before it; the figure is shown without a test."
-    elif fallen[arm]:
+    elif fallen:
         word = "shown" if value.low > 0.5 and kept and not loud else "indicated"
         reading = "The seams follow the arm."
         if loud:
@@ -111,7 +118,7 @@ def _sequence(
         if not kept:
             reading += " Not all controls did as they must."
     n = len(scores.teachers(arm)), len(scores.teachers(scores.cells.bank.recipe.plain))
-    tested = "not tested" if fallen[arm] is None else f"exact one-sided p = {p[arm]:.3g}, number {place + 1} at 0.05"
+    tested = "not tested" if fallen is None else f"exact one-sided p = {p:.3g}, number {place + 1} at 0.05"
     turned = scores.auroc(scores.turned, arm).value
     return Finding(
         f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in {arm}?",
@@ -119,15 +126,15 @@ def _sequence(
         f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
         value.value,
         (value.low, value.high),
-        f"plain statistics in both arms' weights: {exchanged:.2f}; what chance allows for halves of the plain arm, "
-        f"whatever the data: {_quantiles(null)}",
-        f"planted CutMix statistics in plain weights: {planted:.2f}; real CutMix images: {real.value.value:.2f}",
+        f"plain statistics in both arms' weights: {around.exchanged:.2f}; what chance allows for halves of the plain "
+        f"arm, whatever the data: {around.chance}",
+        f"planted CutMix statistics in plain weights: {around.planted:.2f}; real CutMix images: {real.value.value:.2f}",
         _STATISTICS,
         reading,
     )
 
 
-def _quantiles(null: Any) -> str:
+def _quantiles(null: np.ndarray) -> str:
     low, high = (sorted(null)[int(q * (len(null) - 1))] for q in (0.025, 0.975))
     return f"[{low:.2f}, {high:.2f}]"
 
@@ -150,8 +157,7 @@ def _secondary(scores: Scores, swap: Swap) -> dict[str, float]:
 
 def _by_dose(scores: Scores, arms: list[str]) -> list[list[float]]:
     """Seams of the seeds that all these arms have, a row a seed."""
-    seam = scores.seams
-    columns = [scores.values(seam, arm) for arm in arms]
+    columns = [scores.values(scores.seams, arm) for arm in arms]
     return [list(row) for row in zip(*columns, strict=False)]
 
 
@@ -199,19 +205,19 @@ def _specific(scores: Scores) -> list[Finding]:
 def _detectors(scores: Scores) -> Table:
     recipe = scores.cells.bank.recipe
     arms = [arm.name for arm in recipe.arms if arm.name != recipe.plain]
-    seam = scores.seams
 
-    def scored(d: Any, arm: str) -> tuple[list[float], list[float]]:
-        return scores.values(d, arm), scores.values(d, recipe.plain)
+    def mixed_and_plain(detector: Detector) -> tuple[list[float], list[float]]:
+        return scores.values(detector, recipe.mixed), scores.values(detector, recipe.plain)
 
     rows = []
     for d in scores.detectors():
         cells = [_said(scores.auroc(d, arm)) if d.arms is None or arm in d.arms else "–" for arm in arms]
         beside = "–"
         if d.name[:2] in ("S1", "B1"):
-            both = scored(seam, recipe.mixed), scored(d, recipe.mixed)
+            both = mixed_and_plain(scores.seams), mixed_and_plain(d)
             if not all(auroc(*each) == 1 for each in both):  # where both are perfect, draws of seeds cannot differ
-                beside = "{:+.2f} [{:.2f}, {:.2f}]".format(*paired_auroc_difference(*both, recipe.seed))
+                value, low, high = paired_auroc_difference(*both, recipe.seed)
+                beside = f"{value:+.2f} [{low:.2f}, {high:.2f}]"
         rows.append((d.name, d.access, *cells, beside))
     for ridge in scores.ridges():
         cells = [f"{scores.ridge(ridge, arm):.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]
@@ -220,8 +226,8 @@ def _detectors(scores: Scores) -> Table:
     return Table(title, ("detector", "access", *arms, f"I1 less it, {recipe.mixed} [bootstrap of seeds]"), tuple(rows))
 
 
-def _said(value: Any) -> str:
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+def _said(value: Auc) -> str:
+    return written((value.value, value.low, value.high), ".2f")
 
 
 def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
@@ -229,29 +235,15 @@ def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
     return Table("Secondary contrasts, one-sided", ("contrast", "p", "Holm p"), rows)
 
 
-def _controls(checks: list[Control], null: Any, planted: float) -> Table:
+def _controls(around: _Around) -> Table:
+    must = f"fire: at least {FIRES}"
     rows = [
-        (
-            c.name,
-            c.detector,
-            "fire: at least 0.95" if c.fires else "be silent",
-            _said(c.value),
-            "yes" if c.kept else "no",
-        )
-        for c in checks
+        (check.name, check.detector, must if check.fires else "be silent", _said(check.value), _yes(check.kept))
+        for check in around.checks
     ]
-    rows.append(
-        (
-            "plain weights with planted CutMix statistics",
-            "I1",
-            "fire: at least 0.95",
-            f"{planted:.2f}",
-            _yes(planted >= 0.95),
-        )
-    )
-    rows.append(
-        ("all halvings of the plain arm", "I1", "show how wide chance is", f"{null.mean():.2f} {_quantiles(null)}", "–")
-    )
+    planted = "plain weights with planted CutMix statistics"
+    rows.append((planted, "I1", must, f"{around.planted:.2f}", _yes(around.planted >= FIRES)))
+    rows.append(("all halvings of the plain arm", "I1", "show how wide chance is", f"0.50 {around.chance}", "–"))
     return Table("Controls: AUROC", ("comparison", "detector", "it must", "AUROC [95 %]", "it did"), tuple(rows))
 
 
@@ -261,12 +253,10 @@ def _yes(holds: bool) -> str:
 
 def _swap_table(swap: Swap) -> Table:
     rows = []
-    for weights, statistics in swap.seam:
-        mean, low, high = t_interval(swap.seam[weights, statistics])
-        accuracy = t_interval(swap.accuracy[weights, statistics])[0]
-        rows.append((f"{weights}, {statistics}", f"{mean:.4f} [{low:.4f}, {high:.4f}]", f"{accuracy:.2%}"))
-    mean, low, high = t_interval(swap.interaction())
-    rows.append(("interaction", f"{mean:.4f} [{low:.4f}, {high:.4f}]", "–"))
+    for cell, seams in swap.seam.items():
+        accuracy = t_interval(swap.accuracy[cell])[0]
+        rows.append((", ".join(cell), written(t_interval(seams), ".4f"), f"{accuracy:.2%}"))
+    rows.append(("interaction", written(t_interval(swap.interaction()), ".4f"), "–"))
     return Table(
         "The swap: seam score, and accuracy", ("weights, statistics", "seam score [95 %]", "accuracy"), tuple(rows)
     )
@@ -276,11 +266,9 @@ def _doses(scores: Scores) -> Table:
     recipe = scores.cells.bank.recipe
     rows = []
     for arm in recipe.arms:
-        shares = [float(scores.cells.folder.figures(f"read_{t.name}")["share"]) for t in scores.teachers(arm.name)]
-        mean, low, high = t_interval(shares)
-        rows.append(
-            (arm.name, arm.dose, f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{min(shares):.2f} to {max(shares):.2f}")
-        )
+        shares = [float(scores.read(t)["share"]) for t in scores.teachers(arm.name)]
+        spread = f"{min(shares):.2f} to {max(shares):.2f}"
+        rows.append((arm.name, arm.dose, written(t_interval(shares), ".2f"), spread))
     title = "Share of batches with CutMix, estimated by re-estimation (S1)"
     return Table(title, ("arm", "true share", "mean over networks [95 %]", "range"), tuple(rows))
 
@@ -292,7 +280,7 @@ def _confusion(scores: Scores) -> Table:
     for arm in recipe.arms:
         said: Counter[str] = Counter()
         for teacher in scores.teachers(arm.name):
-            found = scores.cells.folder.figures(f"read_{teacher.name}")
+            found = scores.read(teacher)
             clear = found["explained"] and len(found["alike"]) == 1
             said[found["best"] if clear else "undecided"] += 1
         rows.append((arm.name, *(said[name] for name in columns)))
@@ -333,8 +321,8 @@ def _accuracies(scores: Scores) -> Table:
     rows = []
     for arm in scores.cells.bank.recipe.arms:
         found = [scores.cells.folder.figures(f"bank_{t.name}")["accuracy"] for t in scores.teachers(arm.name)]
-        said = [t_interval([row[split] for row in found]) for split in ("test", "train")]
-        rows.append((arm.name, len(found), *(f"{mean:.2%} [{low:.2%}, {high:.2%}]" for mean, low, high in said)))
+        said = (written(t_interval([row[split] for row in found]), ".2%") for split in ("test", "train"))
+        rows.append((arm.name, len(found), *said))
     return Table("The bank", ("arm", "networks", "accuracy, test [95 %]", "accuracy on what it learned"), tuple(rows))
 
 

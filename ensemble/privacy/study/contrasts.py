@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class Scores:
     def teachers(self, arm: str) -> list[Teacher]:
         return [each for each in self.cells.bank.teachers() if each.arm == arm]
 
-    def read(self, teacher: Teacher) -> Mapping[str, object]:
+    def read(self, teacher: Teacher) -> dict[str, Any]:
         return self.cells.folder.figures(f"read_{teacher.name}")
 
     def seen(self, teacher: Teacher, statistics: str, what: str = "seam") -> float:
@@ -69,10 +70,9 @@ class Scores:
         """In the order of the access that they take."""
         recipe = self.cells.bank.recipe
         with_class = frozenset((recipe.plain, recipe.mixed))
-        read = self.cells.folder.figures
 
         def probe(kind: str) -> Callable[[Teacher], float]:
-            return lambda t: float(read(f"read_{t.name}")[kind]["composite"])
+            return lambda t: float(self.read(t)[kind]["composite"])
 
         statistics = "weights and statistics"
         return [
@@ -81,7 +81,7 @@ class Scores:
             Detector(
                 "S1: share of mixed batches by re-estimation",
                 "weights, statistics, and such images",
-                lambda t: float(read(f"read_{t.name}")["share"]),
+                lambda t: float(self.read(t)["share"]),
             ),
             self.seams,
             Detector(

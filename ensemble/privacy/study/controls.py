@@ -14,6 +14,8 @@ from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
 from ensemble.privacy.study.phase import phase_randomised
 
+FIRES = 0.95
+"""The AUROC from which something planted counts as found."""
 _GROUPS = 20
 _MIX_BATCH = 8
 """Images that share a rectangle: in a group of a hundred there are a dozen rectangles."""
@@ -31,8 +33,8 @@ class Control:
 
     @property
     def kept(self) -> bool:
-        """Whether it did as it should: at least 0.95, or an interval that holds 0.5."""
-        return self.value.value >= 0.95 if self.fires else self.value.low <= 0.5 <= self.value.high
+        """Whether it did as it should: at least FIRES, or an interval that holds 0.5."""
+        return self.value.value >= FIRES if self.fires else self.value.low <= 0.5 <= self.value.high
 
 
 def controls(cells: Cells, scores: Scores) -> list[Control]:

@@ -16,9 +16,10 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
-from ensemble.machine.files import read_json, why_unwritable, write_bytes, write_json, write_text
+from ensemble.machine.files import read_json, write_bytes, write_json, write_text
 from ensemble.machine.lock import contents, held, not_empty
 from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
+from ensemble.runs.job import check_writable
 
 RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
 ROC, IMAGES = "membership.png", "images.json"
@@ -37,11 +38,9 @@ class LeakageFolder:
 
     def check(self, recipe: LeakageRecipe, *, resume: bool, overwrite: bool) -> None:
         """Raises ValueError where the study may not write here; changes nothing."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output: {self.path} is a file; give a folder")
-        if why := why_unwritable(self.path.absolute()):
-            raise ValueError(f"output: {self.path} cannot be written, {why}; give another folder")
-        if not contents(self.path):
+        names = contents(self.path)
+        check_writable(self.path)
+        if not names:
             return
         if not resume and not overwrite:
             instead = "pass --resume to go on with its study, --overwrite to begin it anew, or give another folder"

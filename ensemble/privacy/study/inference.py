@@ -81,6 +81,12 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
 
 
+def written(figure: tuple[float, float, float], form: str) -> str:
+    """`value [low, high]`, each in that form."""
+    value, low, high = (format(part, form) for part in figure)
+    return f"{value} [{low}, {high}]"
+
+
 def paired_auroc_difference(
     first: tuple[Sequence[float], Sequence[float]], second: tuple[Sequence[float], Sequence[float]], seed: int
 ) -> tuple[float, float, float]:

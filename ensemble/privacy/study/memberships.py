@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from ensemble.privacy.findings import Finding, Table, Word
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
-from ensemble.privacy.study.inference import t_interval
+from ensemble.privacy.study.inference import t_interval, written
 from ensemble.privacy.study.leave_one_out import attacks, null_rows, summary
 
 _LEAST = 4
@@ -25,21 +29,42 @@ def arms_with_shadows(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tenso
     return found
 
 
-def membership_table(cells: Cells) -> list[Table]:
+Summary = Mapping[str, Mapping[str, tuple[float, float, float] | None]]
+"""By attack and figure: mean over targets and interval (`leave_one_out.summary`)."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What attacks find in an arm, and the same with memberships of other networks."""
+
+    networks: int
+    found: Summary
+    null: Summary
+
+
+def attacked(cells: Cells) -> dict[str, Attacked]:
+    """Of the plain and of the mixed arm, where they have enough networks."""
+    recipe = cells.bank.recipe
+    made = {}
+    for arm, each in arms_with_shadows(cells).items():
+        if arm in (recipe.plain, recipe.mixed):
+            given = *each, cells.bank.canaries
+            rows, nulls = attacks(*given, seed=recipe.seed), null_rows(*given, seed=recipe.seed)
+            made[arm] = Attacked(len(each[0]), summary(rows), summary(nulls))
+    return made
+
+
+def membership_tables(cells: Cells, arms: Mapping[str, Attacked]) -> list[Table]:
     """Attacks by arm, means over targets; tracing and recency by arm; what must fire."""
     tables = []
-    for arm, (margins, inside) in arms_with_shadows(cells).items():
-        if arm not in (cells.bank.recipe.plain, cells.bank.recipe.mixed):
-            continue
-        rows = summary(attacks(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed))
-        nulls = summary(null_rows(margins, inside, cells.bank.canaries, seed=cells.bank.recipe.seed))
-        columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "tail_tnr")
+    columns = ("auc", "tpr_1pct", "tpr_0_1pct", "canary_auc", "tail_tnr")
+    heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "tail TNR", "null: AUC")
+    for arm, each in arms.items():
         body = tuple(
-            (name, *(_said(figures.get(key)) for key in columns), _said(nulls.get(name, {}).get("auc")))
-            for name, figures in rows.items()
+            (name, *(_said(figures.get(key)) for key in columns), _said(each.null.get(name, {}).get("auc")))
+            for name, figures in each.found.items()
         )
-        heads = ("AUC", "TPR at 1 %", "TPR at 0.1 %", "canaries: AUC", "tail TNR", "null: AUC")
-        title = f"Membership in {arm}: each network is the target once, {len(margins) - 1} others its shadows [95 %]"
+        title = f"Membership in {arm}: each network is the target once, {each.networks - 1} others its shadows [95 %]"
         tables.append(Table(title, ("attack", *heads), body))
     tables += [_statistics(cells), _planted(cells)]
     if cells.bank.recipe.stress.networks:
@@ -48,20 +73,20 @@ def membership_table(cells: Cells) -> list[Table]:
 
 
 def _said(figure: tuple[float, float, float] | None) -> str:
-    return "–" if figure is None else "{:.3f} [{:.3f}, {:.3f}]".format(*figure)
+    return "–" if figure is None else written(figure, ".3f")
 
 
 def _statistics(cells: Cells) -> Table:
     scores, rows = Scores(cells), []
     for arm in cells.bank.recipe.arms:
-        found = [cells.folder.figures(f"read_{t.name}") for t in scores.teachers(arm.name)]
+        found = [scores.read(t) for t in scores.teachers(arm.name)]
         parts = (
             [row["tracing"]["members"][0] for row in found],
             [row["tracing"]["null"][0] for row in found],
             [row["recency"]["stored"][0] for row in found],
             [row["recency"]["plain"][0] for row in found],
         )
-        rows.append((arm.name, *("{:.3f} [{:.3f}, {:.3f}]".format(*t_interval(part)) for part in parts)))
+        rows.append((arm.name, *(_said(t_interval(part)) for part in parts)))
     heads = (
         "arm",
         "members",
@@ -82,8 +107,12 @@ def _planted(cells: Cells) -> Table:
     return Table("Planted: released means of exactly so many images, and whether they tell them", heads, tuple(rows))
 
 
+def _stressed(cells: Cells) -> list[dict[str, Any]]:
+    return [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
+
+
 def _stress(cells: Cells) -> Table:
-    found = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
+    found = _stressed(cells)
     names = ("train_accuracy", "other_accuracy", "loss_auc", "tracing_auc", "tracing_expected")
     rows = tuple(
         (f"network {i}", *(row[name] for name in names), "yes" if row["fires"] else "no") for i, row in enumerate(found)
@@ -92,19 +121,15 @@ def _stress(cells: Cells) -> Table:
     return Table(title, ("", *(name.replace("_", " ") for name in names), "fires"), rows)
 
 
-def membership_findings(cells: Cells) -> list[Finding]:
+def membership_findings(cells: Cells, arms: Mapping[str, Attacked]) -> list[Finding]:
     """Of the plain arm: the strongest attack, with the stress case as its control."""
-    plain = cells.bank.recipe.plain
-    arms = arms_with_shadows(cells)
-    if plain not in arms:
+    if (plain := arms.get(cells.bank.recipe.plain)) is None:
         return []
-    rows = attacks(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed)
-    nulls = summary(null_rows(*arms[plain], cells.bank.canaries, seed=cells.bank.recipe.seed))
-    found = {name: value for name, figures in summary(rows).items() if (value := figures.get("auc")) is not None}
+    found = {name: value for name, figures in plain.found.items() if (value := figures.get("auc")) is not None}
     best = max(found, key=lambda name: found[name][0])
     middle, low, high = found[best]
-    null = nulls[best]["auc"]
-    stress = [cells.folder.figures(f"stress_{i}") for i in range(cells.bank.recipe.stress.networks)]
+    null = plain.null[best]["auc"]
+    stress = _stressed(cells)
     fired = bool(stress) and all(row["fires"] for row in stress)
     silent = null is not None and null[1] <= 0.5 <= null[2]
     word: Word = "not distinguishable here"
@@ -115,7 +140,7 @@ def membership_findings(cells: Cells) -> list[Finding]:
         Finding(
             "Do networks of the plain arm know their members?",
             word,
-            f"AUC of {best}, the strongest of all attacks here, mean over {len(arms[plain][0])} networks",
+            f"AUC of {best}, the strongest of all attacks here, mean over {plain.networks} networks",
             middle,
             (low, high),
             f"memberships of another seed: {_said(null)}",

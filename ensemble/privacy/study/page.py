@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from contextlib import suppress
-from typing import Any
 
 from ensemble.machine.files import write_bytes, write_json, write_text
-from ensemble.privacy.audit import Audit, plain
-from ensemble.privacy.findings import SCHEMA_VERSION
-from ensemble.privacy.page import Titles, page
+from ensemble.privacy.audit import Audit
+from ensemble.privacy.page import Titles, data, page
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.conclusions import Concluded
 from ensemble.privacy.study.contrasts import Scores
@@ -25,10 +23,12 @@ UNTESTED = (
     "inversions with priors, shifts, Fourier coefficients or generators: one frozen setting was used",
     "DP-SGD and other trainings as remedies; attacks with gradients",
 )
+_SHOWN = ("shown", "indicated")
+_SILENT = ("not distinguishable here",)
 
 
 def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: float, quick: bool) -> None:
-    """Writes them, and a picture of attacks on membership where the plain arm has enough networks."""
+    """Writes the first three, and the picture of attacks on membership where the plain arm has enough networks."""
     recipe = cells.bank.recipe
     words = [(f.word, f.question) for f in found.findings]
     shown, silent = ([q for word, q in words if word in those] for those in (_SHOWN, _SILENT))
@@ -65,28 +65,12 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
         f"{DATA} beside this page holds its figures, {TABLE} scores of each network, {ROC} attacks on membership.",
     )
     write_text(cells.folder.path / PAGE, page(audit, command, versions, titles))
-    data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "quick": quick,
-        "sentences": list(sentences),
-        "findings": plain(found.findings),
-        "tables": plain(found.tables),
-        "figures": found.figures,
-        "not_tested": list(UNTESTED),
-        "seconds": seconds,
-        "command": command,
-        "versions": versions,
-    }
-    write_json(cells.folder.path / DATA, data)
+    write_json(cells.folder.path / DATA, {**data(audit, command, versions), "quick": quick})
     write_text(cells.folder.path / TABLE, networks(cells))
     if recipe.plain in (arms := arms_with_shadows(cells)):
         with suppress(ValueError):  # too few images for a curve
             picture = roc(*arms[recipe.plain], cells.bank.canaries, recipe.plain, recipe.seed)
             write_bytes(cells.folder.path / ROC, picture)
-
-
-_SHOWN = ("shown", "indicated")
-_SILENT = ("not distinguishable here",)
 
 
 def _listed(questions: list[str]) -> str:

@@ -109,6 +109,9 @@ class LeakageRecipe(RunRecipe):
                 yield "arms: the plain one needs two networks at least"
         if len({(arm.augmentation.crop_padding, arm.augmentation.flip) for arm in self.arms}) > 1:
             yield "arms: all crop and flip alike, or what they differ in is not told apart"
+        least = min((arm.teachers for arm in self.arms if arm.name in (self.plain, self.mixed)), default=0)
+        if self.ensembles.each and self.ensembles.size > least:
+            yield f"ensembles.size: {self.ensembles.size} networks, and an arm has {least}; one would sit there twice"
         if self.canaries > self.pool // 4:
             yield f"canaries: at most a quarter of the pool, {self.pool // 4}"
 
