@@ -304,6 +304,11 @@ class Recipe(Checked):
             optimizer = replace(optimizer, early_stopping=max(1, round(optimizer.early_stopping * shorter)))
         return replace(self, stages=tuple(stages), optimizer=optimizer)
 
+    def with_steps_of(self, other: Recipe) -> Recipe:
+        """The other's stages and its optimiser's waits: what `with_iterations` changes."""
+        waits = {name: getattr(other.optimizer, name) for name in ("warmup", "plateau_patience", "early_stopping")}
+        return replace(self, stages=other.stages, optimizer=replace(self.optimizer, **waits))
+
     def continued_to(self, total: int) -> Recipe:
         """The last stage made longer, so that all have `total` steps; ValueError where that is less than now."""
         if total < self.iterations:

@@ -270,6 +270,17 @@ def test_an_early_stopped_run_goes_on(tmp_path: Path) -> None:
     assert again is not None and _steps(tmp_path) >= steps + 4
 
 
+def test_a_shortened_run_that_goes_on_keeps_its_waits(tmp_path: Path) -> None:
+    """A recipe of 40 steps, begun with 4: what waits for steps has a tenth of its length, also in the longer run."""
+    options = {**OPTIONS, "best_every": 0, "stages": [{"iterations": 40}]}
+    options["optimizer"] = {"schedule": "plateau", "plateau_patience": 30, "early_stopping": 20, "warmup": 10}
+    for total in (4, 6):
+        results = invert([(net(0), CARD)], output=tmp_path, resume=total == 6, **{**options, "iterations": total})
+        assert results is not None and results.recipe.iterations == total
+        optimizer = results.recipe.optimizer
+        assert (optimizer.plateau_patience, optimizer.early_stopping, optimizer.warmup) == (3, 2, 1)
+
+
 def _steps(folder: Path) -> int:
     (file,) = (folder / "checkpoints").glob("*.json")
     return int(file.stem.rpartition("-")[2])

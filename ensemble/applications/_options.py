@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, unknown: Sequence[str]) -> str:
         known = {option.lstrip("-"): option for option in self._option_string_actions}
+        if "set" in known and any("=" in argument for argument in unknown if not argument.startswith("-")):
+            return " (fields are set by --set PATH=VALUE)"
         names = [argument.partition("=")[0].lstrip("-") for argument in unknown if argument.startswith("-")]
         near = [known[match] for name in names for match in difflib.get_close_matches(name, known, n=1)]
         return f" (did you mean {' and '.join(near)}?)" if near else ""

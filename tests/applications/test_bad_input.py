@@ -24,6 +24,10 @@ def check_refusal(ended: Ended, *parts: str) -> None:
 
 MISTAKES = {
     "no models": (PLUGIN, ["--models"]),
+    "a field without --set": (
+        [*ONE, "--trials", "3", "optimizer.lr=0.2"],
+        ["unrecognized arguments: optimizer.lr=0.2 (fields are set by --set PATH=VALUE); see invert.py --help"],
+    ),
     "unknown option": ([*ONE, "--watch", "3"], ["unrecognized arguments: --watch 3; see invert.py --help"]),
     "near option": (
         [*ONE, "--tragets", "circle"],

@@ -89,8 +89,6 @@ class Band:
     """True positive rates at false positive rates (F,), each (F,)."""
 
     fpr: torch.Tensor
-    pooled: torch.Tensor
-    """Of all targets' images under one threshold."""
     mean: torch.Tensor
     """Over targets, each with a threshold of its own."""
     low: torch.Tensor
@@ -126,9 +124,8 @@ def roc_band(
         raise ValueError(f"a ROC takes members and more than {LEAST_EXPECTED} others of each network")
     fpr = torch.logspace(torch.tensor(LEAST_EXPECTED / fewest).log10().item(), 0, points, dtype=torch.float64)
     curves = torch.stack([_tpr(members, others, fpr) for members, others in pairs])
-    members, others = (torch.cat(part) for part in zip(*pairs, strict=True))
     mean, low, high = torch.tensor([t_interval(column) for column in curves.T.tolist()], dtype=torch.float64).T
-    return Band(fpr, _tpr(members, others, fpr), mean, low.clamp(0, 1), high.clamp(0, 1))
+    return Band(fpr, mean, low.clamp(0, 1), high.clamp(0, 1))
 
 
 def _tpr(members: torch.Tensor, others: torch.Tensor, fpr: torch.Tensor) -> torch.Tensor:
