@@ -8,6 +8,7 @@ with every layer whose statistics were measured.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ class Watched:
     var: torch.Tensor
     measured: bool = False
     """Its statistics are not its own; `module` is an ordinary part of the network."""
+    replaced: nn.Module | None = None
+    """The layer in whose place `module` stands, if it is another."""
 
 
 @dataclass(frozen=True)
@@ -251,14 +254,29 @@ class _Trial:
             module = self.candidates[0]
             assert isinstance(module, EmittingBatchNorm)
             module.sink = sink
-            for name, other in list(net.named_modules(remove_duplicate=False)):
-                if other is self.module:
-                    net.set_submodule(name, module)
+            _put(net, self.module, module)
         else:
             assert self.dim is not None
             wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
             self.module.register_forward_pre_hook(Beside(wide, self.dim, sink))
-        watch.layers[self.name] = Watched(self.name, module, mean.double(), var.double())
+        replaced = None if module is self.module else self.module
+        watch.layers[self.name] = Watched(self.name, module, mean.double(), var.double(), replaced=replaced)
+
+
+def restored(net: nn.Module, layer: Watched, sink: list[torch.Tensor]) -> Watched:
+    """`layer`, which replaces another, with that one back in `net`: its parts run, its moments are taken beside it."""
+    own = layer.replaced
+    assert own is not None
+    _put(net, layer.module, own)
+    own.register_forward_pre_hook(Beside(layer.module.get_buffer("running_mean"), 1, sink))
+    return dataclasses.replace(layer, module=own, replaced=None)
+
+
+def _put(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """`new` in the place of `old`, under all its names."""
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if module is old:
+            net.set_submodule(name, new)
 
 
 def _says(candidate: EmittingBatchNorm, x: torch.Tensor, output: Any, tolerance: float) -> bool:

@@ -18,7 +18,7 @@ from ensemble.machine.rng import generator
 from ensemble.teachers.copying import copied
 from ensemble.teachers.features import FeatureHook, find_classifier
 from ensemble.teachers.measured import Measurement
-from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, watch, watch_measured
+from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restored, watch, watch_measured
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
@@ -267,6 +267,9 @@ class Teacher:
         def run(images: int) -> tuple[torch.Tensor, ...]:
             return self._forward(torch.full((images, 3, size, size), 0.5, dtype=self.wide, device=self.device))
 
+        for name, layer in self.layers.items():
+            if layer.replaced is not None and any(tap.layer.startswith(f"{name}.") for tap in taps):
+                self.layers[name] = restored(self.net, layer, self._sink)
         own = find_taps(self.name, self.net, taps, run)
         self._taps, self._stops = Taps(self.net, list(own.values())), alone
         with torch.no_grad(), self._taps.catching(stops=False):

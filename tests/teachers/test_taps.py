@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ensemble.teachers.layers import Layer, list_layers
@@ -226,3 +227,41 @@ def test_networks_of_the_zoos(name: str) -> None:
         if value.shape != expected.shape:
             expected = expected.movedim(-1, 1)
         assert float((value - expected).norm()) <= 1e-4 * float(expected.norm()), layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parts_of_a_norm_with_its_own_activation(dtype: torch.dtype) -> None:
+    """timm's BatchNorm holds its activation: both sides of it are taps, and no moment or gradient changes."""
+
+    class Acting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+            self.bn = BatchNormAct2d(6, act_layer=nn.ReLU6)
+            self.last = BatchNormAct2d(6, act_layer=nn.SiLU)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.last(self.bn(self.conv(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Acting().eval()
+    for norm in (net.bn, net.last):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    net = net.double() if dtype == torch.float64 else net
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    taps = [Tap("bn.act", side="in"), Tap("bn.act"), Tap("bn.batch_norm()"), Tap("last")]
+    plain, tapped = (Teacher("t", net, CARD, dtype=dtype) for _ in range(2))
+    tapped.tap(taps, alone=False)
+    y = net.conv(network_input(x, CARD))
+    y = F.batch_norm(y, net.bn.running_mean, net.bn.running_var, net.bn.weight, net.bn.bias, eps=net.bn.eps)
+    close = {"atol": 1e-9, "rtol": 1e-9} if dtype == torch.float64 else {"atol": 0.1, "rtol": 0.05}
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    seen, expected = tapped.observe(leaf), plain.observe(other)
+    for tap, value in zip(taps, (y, F.relu6(y), y, net.last(F.relu6(y))), strict=True):
+        torch.testing.assert_close(seen.taps[tap], value, **close)
+    for name in ("logits", "moments"):
+        torch.testing.assert_close(getattr(seen, name), getattr(expected, name), **close)
+    gradients = [torch.autograd.grad(o.logits.square().sum(), at)[0] for o, at in ((seen, leaf), (expected, other))]
+    torch.testing.assert_close(*gradients, **close)
