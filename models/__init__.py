@@ -8,7 +8,7 @@ from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._wordnet import wordnet_numbers
+from models._wordnet import class_indices, wordnet_numbers
 
 __all__ = [
     "Assumed",
@@ -17,6 +17,7 @@ __all__ = [
     "Weights",
     "WeightsFile",
     "add_plugin_table",
+    "class_indices",
     "create_model",
     "fit",
     "list_models",

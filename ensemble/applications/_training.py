@@ -29,8 +29,12 @@ def recipe_path(name: str, folder: str = "training") -> Path:
 def add_real_images(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """What a student of generated images is tested on."""
     real = p.add_argument_group("real images")
-    real.add_argument("--test", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, read at the end")
-    real.add_argument("--test-split", metavar="SPLIT", help="what is read there (default: test)")
+    real.add_argument(
+        "--test", metavar="DATA", help="folder or archive, SPLIT/CLASS/FILE or CLASS/FILE, read at the end"
+    )
+    real.add_argument(
+        "--test-split", metavar="SPLIT", help="what is read there (default: test, or without splits, all)"
+    )
     return real
 
 
@@ -92,7 +96,7 @@ def tested(summary: Mapping[str, Any]) -> str:
     if summary["test_accuracy"] is None:
         return "no real images were read"
     read = summary["real_images_read"]
-    return f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split']})"
+    return f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split'] or 'all'})"
 
 
 def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace, unit: str = "epoch") -> dict[str, Any] | int:

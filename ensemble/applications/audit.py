@@ -6,7 +6,8 @@ and whether that is what --claimed says; with members and non-members, whether t
 --references, by networks of the same recipe, too. What was not asked is listed.
 
 DATA is a folder or archive with SPLIT/CLASS/FILE, as DATA or DATA:SPLIT. Without a split, `test` is the reference and
-the non-members, `train` the members; reference and non-members of one split are halves of it.
+the non-members, `train` the members, or where there are no splits, all; the reference needs no classes either.
+Reference and non-members of one split are halves of it.
 
 --fail-if FIGURE OPERATOR VALUE, which may be repeated, ends with exit code 1 where it is met or its figure was not
 measured: 'cutmix_share>0.2', 'claim!=consistent', 'tpr_1pct>0.05'. Figures: {figures}.
@@ -30,6 +31,7 @@ from ensemble.machine.files import why_unwritable
 
 if TYPE_CHECKING:
     from ensemble.data.labelled import LabelledImages
+    from ensemble.data.tree import Layout
     from ensemble.training.recipe import TrainingRecipe
 
 _AT_MOST = 20000
@@ -130,33 +132,42 @@ def _recipe(name: str | None) -> TrainingRecipe | None:
     return None if name is None else parse_training_recipe(load_yaml(recipe_path(name)))
 
 
-def _source(text: str, split: str) -> tuple[str, str]:
-    """Path and split of DATA or DATA:SPLIT."""
+def _source(text: str, split: str, layout: Layout) -> tuple[str, str, Layout]:
+    """Path and split of DATA or DATA:SPLIT, and what may be left out, which is nothing where the split is named."""
     path, colon, named = text.rpartition(":")
-    return (path, named) if colon and named and not Path(text).expanduser().exists() else (text, split)
+    is_named = colon and named and not Path(text).expanduser().exists()
+    return (path, named, "splits") if is_named else (text, split, layout)
+
+
+def _same(a: LabelledImages | None, b: LabelledImages | None) -> bool:
+    import torch
+
+    return a is not None and b is not None and torch.equal(a.images, b.images)
 
 
 def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     """What `Given` takes of the images; of one split, reference and non-members are halves."""
     from ensemble.data.labelled import load_images
 
-    named = {
-        "reference": (options.reference, "test"),
-        "members": (options.members, "train"),
-        "others": (options.non_members, "test"),
+    named: dict[str, tuple[str | None, str, Layout]] = {
+        "reference": (options.reference, "test", "pictures"),
+        "members": (options.members, "train", "classes"),
+        "others": (options.non_members, "test", "classes"),
     }
-    where = {key: _source(text, split) for key, (text, split) in named.items() if text is not None}
-    loaded: dict[tuple[str, str], LabelledImages] = {}
-    for source in where.values():
-        if source not in loaded:
-            loaded[source] = load_images(*source, size, at_most=_AT_MOST)
-    found = {key: loaded[source] for key, source in where.items()}
-    if where.get("members") in (where.get("reference"), where.get("others")) and "members" in where:
+    where = {key: _source(text, split, layout) for key, (text, split, layout) in named.items() if text is not None}
+    found = {
+        key: load_images(path, split, size, at_most=_AT_MOST, layout=layout)
+        for key, (path, split, layout) in where.items()
+    }
+    if any(_same(found.get("members"), found.get(key)) for key in ("reference", "others")):
         raise ValueError("--members are the same images as --reference or --non-members; name another split")
-    if "others" in where and where["others"] == where.get("reference"):
+    if _same(found.get("others"), found.get("reference")):
         both = found["others"]
         for key, half in (("reference", slice(0, None, 2)), ("others", slice(1, None, 2))):
             found[key] = both.subset(half)
     words = {"reference": "reference images", "members": "members", "others": "non-members"}
-    sources = [(words[key], f"{len(found[key])} of {Path(p).name}, {split}") for key, (p, split) in where.items()]
+    sources = [
+        (words[key], ", ".join(filter(None, (f"{len(found[key])} of {Path(path).name}", found[key].split))))
+        for key, (path, _, _) in where.items()
+    ]
     return {**found, "sources": tuple(sources)}

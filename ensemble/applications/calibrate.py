@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def arguments(p: Parser) -> None:
     """The options."""
     p.add_argument("model", metavar="MODEL", help="a network, NAME[:option=value][@WEIGHTS]")
-    p.add_argument("--data", required=True, metavar="PATH", help="a folder or archive with SPLIT/CLASS/FILE")
-    p.add_argument("--split", default="train", metavar="SPLIT", help="which images of it (default: %(default)s)")
+    p.add_argument("--data", required=True, metavar="PATH", help="real images, a folder or an archive")
+    p.add_argument("--split", metavar="SPLIT", help="which of them (default: train, or where there are no splits, all)")
     p.add_argument("--images", type=int, default=1000, metavar="N", help="how many, drawn (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: %(default)s)")
     p.add_argument("--layers", nargs="+", default=[], metavar="PATTERN", help="further layers, by shell patterns")
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from pathlib import Path
 
-    from ensemble.data.labelled import load_images
+    from ensemble.data.labelled import any_images
     from ensemble.machine.hardware import choose_device, set_up
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
@@ -61,16 +61,16 @@ def run(options: argparse.Namespace) -> int:
     set_up("fp32", device)
     display = FallingSilent(progress_reporter())
     name = Path(options.data).name
-    display.message(f"reading {options.split} images of {name} at {card.input_size} x {card.input_size}")
-    data = load_images(options.data, options.split, card.input_size, at_most=options.images, seed=options.seed)
+    display.message(f"reading images of {name} at {card.input_size} x {card.input_size}")
+    images = any_images(options.data, options.split, card.input_size, at_most=options.images, seed=options.seed)
     try:
         found = measure(
             net,
             card,
-            _shown(data.images, display),
+            _shown(images, display),
             layers=options.layers,
             model=options.model,
-            data=f"{name} {options.split}",
+            data=f"{name} {options.split or ''}".strip(),
             device=device,
         )
     finally:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ensemble.data.tree import Child, find
+from ensemble.data.tree import SPLITS, Child, Layout, find
 from ensemble.image.files import is_clutter, is_picture
 
 _Picture = TypeVar("_Picture")
@@ -25,12 +25,13 @@ def pictures(
     split: str,
     decoded: Callable[[bytes, str], _Picture],
     draw: Callable[[list[Any]], list[Any]] | None = None,
-) -> list[tuple[str, str, _Picture]]:
-    """Class, name below the class, and what `decoded` makes of each picture of the split, of its bytes and its name.
+    layout: Layout = "splits",
+) -> tuple[str, list[tuple[str, str, _Picture]]]:
+    """The split as `find` says, and class, name below it, and what `decoded` makes of each picture's bytes and name.
 
-    In one pass over the archive, and a second one for what links lead to elsewhere in it, or for those pictures that
-    `draw` takes of a list of classes, names and places. Raises ValueError as
-    `find` does, and where the archive is damaged.
+    In one pass over the archive, and a second one for what links lead to elsewhere in it, for pictures of no split, or
+    for those that `draw` takes of a list of classes, names and places. Raises ValueError as `find` does, and where the
+    archive is damaged.
     """
     parts = PurePosixPath(split).parts
     tree, made = _Archive(), dict[int, _Picture]()
@@ -46,13 +47,13 @@ def pictures(
 
     for member in read(in_split):
         tree.add(member)
-    places = find(tree, path, split)
+    split, places = find(tree, path, split, layout)
     places = places if draw is None else draw(places)
     found = [(label, name, tree.members[place].index) for label, name, place in places]
     missing = {index for _, _, index in found} - made.keys()
     if missing:
         list(read(lambda member: member.index in missing))
-    return [(label, name, made[index]) for label, name, index in found]
+    return split, [(label, name, made[index]) for label, name, index in found]
 
 
 def _holds(path: tuple[str, ...], parts: tuple[str, ...]) -> bool:
@@ -102,6 +103,18 @@ class _Archive:
         named = [path for path in named if self._real(path) in self.below and not any(map(is_clutter, path))]
         depth = min(map(len, named), default=0)
         return list({real: None for path in named if len(path) == depth and (real := self._real(path)) is not None})
+
+    def top(self) -> _Names:
+        """A folder that is all there is and no split, and holds folders, stands for what it holds."""
+        top: _Names = ()
+        while True:
+            names = [name for name in self.below[top] if not is_clutter(name)]
+            inner = (*top, *names)
+            if len(names) != 1 or inner not in self.below or names[0].lower() in SPLITS:
+                return top
+            if not any((*inner, name) in self.below for name in self.below[inner]):
+                return top
+            top = inner
 
     def children(self, folder: _Names) -> Iterator[Child[_Names]]:
         for name in sorted(self.below[folder]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,36 +13,44 @@ import torch
 from PIL import Image
 
 from ensemble.data.archives import pictures
-from ensemble.data.tree import Folder, few, find
+from ensemble.data.tree import Folder, Layout, few, find
 from ensemble.image.files import decode
 from ensemble.machine.rng import generator
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """`images` uint8 (N, 3, H, W), RGB; `labels` int64 (N,), indices into `class_names`."""
+    """`images` uint8 (N, 3, H, W), RGB; `labels` int64 (N,), indices into `class_names`; `split`, if any."""
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
+    split: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: torch.Tensor | slice) -> LabelledImages:
         """These images alone, with the same classes."""
-        return LabelledImages(self.images[index], self.labels[index], self.class_names)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
 
 def load_images(
-    path: str | Path, split: str, size: int | None = None, *, at_most: int | None = None, seed: int = 0
+    path: str | Path,
+    split: str,
+    size: int | None = None,
+    *,
+    at_most: int | None = None,
+    seed: int = 0,
+    layout: Layout = "splits",
 ) -> LabelledImages:
     """All images of `split` as one tensor; classes are the sub-folders' names in sorted order.
 
     With `at_most`, so many of them that `seed` draws; no others are decoded, and classes are theirs.
 
     `path` is a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz, .zip) that holds `<split>/<class>/<file>`, or
-    files in further folders below the class; an archive may have folders above `<split>`. Pictures are what
+    files in further folders below the class; an archive may have folders above `<split>`. `layout` says what may be
+    left out: the split, or the class, too. Pictures are what
     `ensemble.image.files.is_picture` takes for one, decoded by its `decode`. Links are followed, in an archive to
     what it holds itself; nothing is extracted. With `size`, images are resized (bicubic, shorter side) and
     centre-cropped to size x size; without it they must all have one size already.
@@ -54,7 +62,7 @@ def load_images(
     if not path.exists():
         raise ValueError(f"data: {path} does not exist")
     draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed)
-    decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw)
+    split, decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw, layout)
     decoded.sort(key=lambda item: item[:2])
     shapes = {pixels.shape for _, _, pixels in decoded}
     if len(shapes) > 1:
@@ -65,7 +73,18 @@ def load_images(
     images = torch.empty(len(decoded), 3, height, width, dtype=torch.uint8)
     for image, (_, _, pixels) in zip(images, decoded, strict=True):
         image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-    return LabelledImages(images, torch.tensor([index[name] for name, _, _ in decoded]), class_names)
+    return LabelledImages(images, torch.tensor([index[name] for name, _, _ in decoded]), class_names, split)
+
+
+def any_images(
+    path: str | Path, split: str | None, size: int, *, at_most: int | None = None, seed: int = 0
+) -> torch.Tensor:
+    """Images uint8 (N, 3, size, size) of whatever classes, or none: of `split`, which must be there.
+
+    Where none is named, those of `train`, or of a tree without splits all. Otherwise as `load_images`.
+    """
+    layout: Layout = "pictures" if split is None else "splits"
+    return load_images(path, split or "train", size, at_most=at_most, seed=seed, layout=layout).images
 
 
 def check_same_classes(path: str | Path, splits: Mapping[str, LabelledImages]) -> None:
@@ -90,14 +109,18 @@ def _drawn(found: list[Any], at_most: int, seed: int) -> list[Any]:
     return [found[i] for i in sorted(chosen.tolist())]
 
 
-def _from_folder(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
-    found = find(Folder(path), path, split)
+_Decoded = tuple[str, list[_Read]]
+"""The split, empty where there is none, and its pictures."""
+
+
+def _from_folder(path: Path, split: str, size: int | None, draw: _Draw | None, layout: Layout) -> _Decoded:
+    split, found = find(Folder(path), path, split, layout)
     found = found if draw is None else draw(found)
-    return [(label, name, _pixels(file, f"data: {file}", size)) for label, name, file in found]
+    return split, [(label, name, _pixels(file, f"data: {file}", size)) for label, name, file in found]
 
 
-def _from_archive(path: Path, split: str, size: int | None, draw: _Draw | None) -> list[_Read]:
-    return pictures(path, split, lambda data, name: _pixels(data, f"data: {name}", size), draw)
+def _from_archive(path: Path, split: str, size: int | None, draw: _Draw | None, layout: Layout) -> _Decoded:
+    return pictures(path, split, lambda data, name: _pixels(data, f"data: {name}", size), draw, layout)
 
 
 def _pixels(source: Path | bytes, name: str, size: int | None) -> np.ndarray:

@@ -6,11 +6,16 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from ensemble.image.files import SUFFIXES, is_clutter, is_picture, left_out
 
 Place = TypeVar("Place")
+Layout = Literal["splits", "classes", "pictures"]
+"""What is taken: `<split>/<class>/<file>`; where there is no such split, `<class>/<file>`, too; and where there are no
+classes, any `<file>` of the split or the top, too, as one class without a name."""
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Tree(Protocol[Place]):
     def splits(self, split: str) -> list[Place]:
         """The folders of the split."""
 
+    def top(self) -> Place:
+        """The folder that holds all others."""
+
     def children(self, folder: Place) -> Iterable[Child[Place]]:
         """What is in the folder."""
 
@@ -37,39 +45,66 @@ class Tree(Protocol[Place]):
         """Equal for one folder reached in two ways."""
 
 
-def find(tree: Tree[Place], path: Path, split: str) -> list[tuple[str, str, Place]]:
-    """Class, name and place of each picture of the split; ValueError where there is none, or none of a class."""
+def find(
+    tree: Tree[Place], path: Path, split: str, layout: Layout = "splits"
+) -> tuple[str, list[tuple[str, str, Place]]]:
+    """The split, empty where there is none and all count, and class, name and place of each picture.
+
+    ValueError where there is none, or none of a class.
+    """
     found: list[tuple[str, str, Place]] = []
     others: dict[str, list[str]] = {}  # by class; files that are no pictures
-    loose: list[str] = []
-    for top in tree.splits(split):
+    loose: list[Child[Place]] = []
+    tops = tree.splits(split)
+    there = [] if tops else _folders(tree, tree.top())
+    if not tops and layout != "splits" and not _has_splits(tree, there):
+        tops, split = [tree.top()], ""
+    inside = f"{split}/" if split else ""
+    for top in tops:
         for child in tree.children(top):
             if is_clutter(child.name):
                 continue
             if child.problem:
-                raise ValueError(f"data: {split}/{child.name} in {path} {child.problem}")
+                raise ValueError(f"data: {inside}{child.name} in {path} {child.problem}")
             if not child.is_folder:
-                loose.append(child.name)
+                loose.append(child)
                 continue
             rest = others.setdefault(child.name, [])
-            for name, file in _below(tree, child.place, f"{split}/{child.name}", path):
+            for name, file in _below(tree, child.place, f"{inside}{child.name}", path):
                 if is_picture(file.name):
                     found.append((child.name, name, file.place))
                 else:
                     rest.append(file.name)
+    if not found and layout == "pictures":
+        found = [("", child.name, child.place) for child in loose if is_picture(child.name)]
     expected = f"expected files ending in {', '.join(SUFFIXES)}"
     if not found:
-        beside = f"; {len(loose)} in {split} itself, without a class" if loose else ""
+        beside = f"; {len(loose)} in {split or 'it'} itself, without a class" if loose else ""
         unread = left_out(name for names in others.values() for name in names)
-        raise ValueError(f"data: {path} holds no images at {split}/<class>/ ({unread}{beside}); {expected}")
-    empty = {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
+        unread += f"; its folders are {few(child.name for child in there)}" if there else ""
+        raise ValueError(f"data: {path} holds no images at {inside}<class>/ ({unread}{beside}); {expected}")
+    empty = (
+        {}
+        if not found[0][0]
+        else {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
+    )
     if empty:
-        told = few(f"{split}/{name} ({left_out(names)})" for name, names in empty.items())
+        told = few(f"{inside}{name} ({left_out(names)})" for name, names in empty.items())
         raise ValueError(
             f"data: {len(empty)} of {len(others)} classes of {path} hold no images: {told}; {expected}, "
             "or remove the folder from every split"
         )
-    return found
+    return split, found
+
+
+def _folders(tree: Tree[Place], folder: Place) -> list[Child[Place]]:
+    return [child for child in tree.children(folder) if child.is_folder and not is_clutter(child.name)]
+
+
+def _has_splits(tree: Tree[Place], folders: Iterable[Child[Place]]) -> bool:
+    """Whether these or folders in them are called as splits are: then one has to be named."""
+    both = [child for folder in folders for child in (folder, *_folders(tree, folder.place))]
+    return any(child.name.lower() in SPLITS for child in both)
 
 
 def _below(
@@ -100,6 +135,9 @@ class Folder:
 
     def splits(self, split: str) -> list[Path]:
         return [folder] if (folder := self.path / split).is_dir() else []
+
+    def top(self) -> Path:
+        return self.path
 
     def children(self, folder: Path) -> Iterator[Child[Path]]:
         for entry in sorted(folder.iterdir()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ensemble.privacy.pictures import Pictures, Row, pictures
 from ensemble.privacy.remedy import remedy
 from ensemble.privacy.training import train_shadows
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard, create_model
+from models import ModelCard, class_indices, create_model
 
 UNTESTED = (
     "probes of logits with composites and blends, which take a bank of networks of known training as their null",
@@ -149,10 +149,11 @@ def _reference(given: Given, card: ModelCard) -> tuple[torch.Tensor | None, Labe
 
 
 def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
-    """With the network's classes: by their names where it has these, else in their order where they are as many."""
-    if set(data.class_names) <= set(card.class_names):
-        index = torch.tensor([card.class_names.index(name) for name in data.class_names])
-        return LabelledImages(data.images, index[data.labels], card.class_names)
+    """With the network's classes: by their names or WordNet's numbers, else in their order where they are as many."""
+    known = class_indices(card, data.class_names)
+    if set(data.class_names) <= set(known):
+        index = torch.tensor([known[name] for name in data.class_names])
+        return replace(data, labels=index[data.labels], class_names=card.class_names)
     if len(data.class_names) != card.num_classes or card.class_names:
         raise ValueError(
             f"members, non-members: their classes are not those of {card.name}; name the folders as its classes"

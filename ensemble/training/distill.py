@@ -166,7 +166,7 @@ def _tested(
         return {"test_accuracy": None, "real_images_read": {"images": 0, "split": None}}
     tested: dict[str, Any] = {
         "test_accuracy": evaluate(student.net, student.card, student.test_set, device),
-        "real_images_read": {"images": len(student.test_set), "split": recipe.test.split},
+        "real_images_read": {"images": len(student.test_set), "split": student.test_set.split},
     }
     rows = [row for row in read_json_lines(folder.path / METRICS) if "test_accuracy" in row]
     if rows:

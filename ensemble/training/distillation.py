@@ -35,11 +35,11 @@ class StudentSchedule(Schedule):
 
 @dataclass(frozen=True)
 class RealImages(Checked):
-    """Real images, in a folder or an archive with `<split>/<class>/<image>` inside."""
+    """Real images, in a folder or an archive with `<split>/<class>/<image>` inside, or `<class>/<image>`."""
 
     path: str
-    split: str = "test"
-    """The split that is read, once, at the end."""
+    split: str | None = None
+    """The split that is read, once, at the end: by default `test`, or where there are no splits, all."""
     train: str = "train"
     """The split whose statistics the diagnosis takes."""
 

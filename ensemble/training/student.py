@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages, load_images
-from ensemble.data.tree import few
+from ensemble.data.tree import Layout, few
 from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.reading import inputs_of, logits_of
 from ensemble.training.run import build_network, relabelled
-from models import ModelCard, parse_spec, wordnet_numbers
+from models import ModelCard, class_indices, parse_spec
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -108,20 +108,23 @@ def _check_size(net: nn.Module, card: ModelCard) -> None:
         ) from None
 
 
-def _real(spec: RealImages, split: str, card: ModelCard, made: Set[str], at_most: int | None = None) -> LabelledImages:
+def _real(
+    spec: RealImages, split: str | None, card: ModelCard, made: Set[str], at_most: int | None = None
+) -> LabelledImages:
     """Real images at the student's size, labelled by its classes, by their names or WordNet's numbers.
 
     ValueError where they have others, or lack some of those that images were `made` for.
     """
-    data = load_images(spec.path, split, card.input_size, at_most=at_most)
-    known = wordnet_numbers(card, " ".join(data.class_names))
-    known |= {name: index for index, name in enumerate(card.class_names)}
+    layout: Layout = "classes" if split is None else "splits"
+    data = load_images(spec.path, split or "test", card.input_size, at_most=at_most, layout=layout)
+    known = class_indices(card, data.class_names)
     unknown = set(data.class_names) - set(known)
     missing = made - {card.class_names[known[name]] for name in data.class_names if name in known}
     if unknown or missing:
+        where = spec.path + (f", {data.split}," if data.split else "")
         raise ValueError(
-            f"test: {spec.path}, {split}, has other classes than the dataset ({few(unknown | missing)}); name its "
-            "folders as the dataset's class_names"
+            f"test: {where} has other classes than the dataset ({few(unknown | missing)}); name its folders as the "
+            "dataset's class_names"
         )
     index = torch.tensor([known[name] for name in data.class_names])
-    return LabelledImages(data.images, index[data.labels], card.class_names)
+    return replace(data, labels=index[data.labels], class_names=card.class_names)

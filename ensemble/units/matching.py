@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ensemble.data.labelled import load_images
+from ensemble.data.labelled import any_images
 from ensemble.objectives.activation import Activation
 from ensemble.objectives.selection import parse_selection
 from ensemble.runs.plan import unique_names
@@ -44,7 +44,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(sizes > 0, (a.T @ b) / sizes.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
-def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split: str) -> list[Match]:
+def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split: str | None) -> list[Match]:
     """For each of `units`, NETWORK/LAYER:CHANNELS of one of the models, the best match in every other model.
 
     There, the channels of `searched` layers are compared, each as its mean over positions. Raises ValueError where a
@@ -55,7 +55,7 @@ def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split
         raise ValueError("--match: name at least two networks, --models A B")
     networks = {name: create_model(model) for name, model in zip(names, models, strict=True)}
     size = max(card.input_size for _, card in networks.values())
-    images = load_images(real, split, size, at_most=IMAGES).images
+    images = any_images(real, split, size, at_most=IMAGES)
     means: dict[str, dict[str, torch.Tensor]] = {}
     found = []
     for text in units:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ensemble.api import invert
-from ensemble.data.labelled import load_images
+from ensemble.data.labelled import any_images
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.environment import launched_rank
 from ensemble.objectives.activation import Activation
@@ -102,7 +102,7 @@ def prefer(
     generator: str | None = None,
     bn_matching: float = 0.0,
     real: str | Path | None = None,
-    split: str = "train",
+    split: str | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -116,8 +116,8 @@ def prefer(
     "a/layer4:12 + b/blocks.9:301" (see `ensemble.objectives.selection`). `method` is one of METHODS; with a
     `generator`, `gd` and `lbfgs` move its code. Images are `size` pixels, by default the largest input size.
     `bn_matching` above 0 also matches the networks' BN statistics, with that weight beside each activation.
-    `real` is a folder or archive of images in the layout <split>/<class>/<file>: up to REAL_IMAGES of them are the
-    scale, and `top` shows those that excite each unit most.
+    `real` is a folder or archive of images, in folders or not, of whose `split` (by default `train`, or where there are
+    no splits, of all) up to REAL_IMAGES are the scale, and `top` shows those that excite each unit most.
 
     Raises ValueError for mistakes, with one line each.
     """
@@ -146,7 +146,7 @@ def prefer(
     recipe |= {"targets": classes or [0], "images_per_class": images_per_unit if classes else images}
     if output is not None and not resume:
         ResultsFolder(Path(output).expanduser()).check(overwrite)
-    scale = None if real is None else load_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)
+    scale = None if real is None else any_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)
     results = invert(
         listed,
         *overrides,
@@ -157,7 +157,7 @@ def prefer(
     )
     if results is None or launched_rank():
         return None
-    preferred = _read(results, readers, None if scale is None else scale.images, of_class=bool(classes))
+    preferred = _read(results, readers, scale, of_class=bool(classes))
     if output is not None:
         folder = ResultsFolder(Path(output).expanduser())
         sheets = {

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ensemble.data import archives, labelled
-from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
+from ensemble.data.labelled import LabelledImages, any_images, check_same_classes, load_images
 
 CLASSES = ("bird", "cat", "dog")
 KINDS = ("folder", "tar", "tar.gz", "tar.bz2", "tar.xz", "zip")
@@ -404,7 +404,9 @@ def test_where_nothing_is_found_it_is_told_what_is_there(kind: str, tmp_path: Pa
         in told
     )
     assert told.endswith("; expected files ending in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .gif")
-    assert "holds no images at nowhere/<class>/ (no files)" in problem(tmp_path / f"data.{kind}", "nowhere")
+    assert "holds no images at nowhere/<class>/ (no files; its folders are test)" in problem(
+        tmp_path / f"data.{kind}", "nowhere"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -450,3 +452,49 @@ def test_some_that_the_seed_draws(kind: str, tmp_path: Path, monkeypatch: pytest
     assert len(load_images(path, "train", at_most=50)) == 27
     names = [CLASSES[(red - 110) // 10] for red in reds(some)]
     assert [some.class_names[label] for label in some.labels] == names
+
+
+# --- layouts without splits, or without classes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("above", ["", "pets/"])
+def test_classes_at_the_top_are_taken_where_there_are_no_splits(kind: str, above: str, tmp_path: Path) -> None:
+    if above and kind == "folder":
+        pytest.skip("a folder is named itself")
+    content = {above + name.removeprefix("test/"): data for name, data in files().items() if name.startswith("test/")}
+    path = make(tmp_path, kind, content)
+    found = load_images(path, "test", layout="classes")
+    assert found.class_names == CLASSES and found.split == ""
+    assert found.images[:, 0, 0, 0].tolist() == [10, 11, 20, 21, 30, 31]
+    assert torch.equal(any_images(path, None, 4), found.images)
+    assert "holds no images at test/<class>/ (no files; its folders are bird, cat, dog)" in problem(path)
+    with pytest.raises(ValueError, match=r"no images at test/<class>/"):
+        any_images(path, "test", 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_split_is_not_taken_for_the_asked_one(kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path, kind, {name: data for name, data in files().items() if name.startswith("train/")})
+    for layout in ("splits", "classes", "pictures"):
+        with pytest.raises(ValueError, match=r"at test/<class>/ \(no files; its folders are train\)"):
+            load_images(path, "test", layout=layout)
+    assert load_images(path, "train", layout="pictures").split == "train"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_without_classes(kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path, kind, {f"{i}.png": png(i) for i in (3, 1, 2)} | {"notes.txt": b"", "Thumbs.db": b""})
+    found = load_images(path, "test", layout="pictures")
+    assert found.class_names == ("",) and found.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="in it itself, without a class"):
+        load_images(path, "test", layout="classes")
+    (tmp_path / "split").mkdir()
+    inside = make(tmp_path / "split", kind, {f"train/{i}.png": png(i) for i in (5, 4)})
+    assert any_images(inside, None, 4)[:, 0, 0, 0].tolist() == [4, 5]
+
+
+def test_a_folder_of_splits_is_no_class(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {f"cifar/{name}": data for name, data in files().items()})
+    with pytest.raises(ValueError, match="its folders are cifar"):
+        load_images(path, "test", layout="pictures")
