@@ -75,6 +75,10 @@ class ModelCard:
         object.__setattr__(self, "num_classes", classes_of(self.num_classes))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a number a channel, std above 0")
+        if len(self.mean) not in (1, 3):
+            raise ValueError(
+                f"{self.name}: {len(self.mean)} channels; images have 3, and a network of 1 sees their luminance"
+            )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes")
         if self.default_weights is not None and self.default_weights not in self.weights:

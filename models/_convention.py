@@ -42,11 +42,12 @@ def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
         return _made(values, dtype, device)
 
 
-def network_logits(output: Any) -> torch.Tensor:
-    """The logits (N, classes) among what a network returns.
+def network_logits(output: Any, images: int) -> torch.Tensor:
+    """The logits (`images`, classes) among what a network returns.
 
     The first tensor of a tuple or list; `logits` or `out` of a mapping, else its first tensor. One logit z, of a
-    network that ends in a sigmoid, is two classes: (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
+    network that ends in a sigmoid, is two classes: (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)). A vector of
+    several numbers for a single image is its logits, squeezed.
 
     Raises ValueError where there is no tensor of one or two dimensions.
     """
@@ -54,7 +55,7 @@ def network_logits(output: Any) -> torch.Tensor:
     if found is None:
         raise ValueError(f"the network returns {type(output).__name__}, in which there is no tensor; return logits")
     if found.ndim == 1:
-        found = found[:, None]
+        found = found[None] if images == 1 else found[:, None]
     if found.ndim != 2:
         raise ValueError(f"the network returns a tensor of shape {tuple(found.shape)}; return logits (N, classes)")
     return torch.cat([torch.zeros_like(found), found], dim=1) if found.shape[1] == 1 else found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,7 +102,8 @@ def _read_torch(path: Path) -> Any:
             f" torch.save(torch.jit.load({str(path)!r}).state_dict(), 'state.pth')"
         )
     try:
-        with safe_globals([(_Nothing, name) for name in _HARMLESS]):
+        with safe_globals([(_Nothing, name) for name in _HARMLESS]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, beside the line that says what to do
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("WeightsUnpickler error")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cache
 
 from models._card import ModelCard
@@ -17,12 +16,6 @@ def wordnet_numbers(card: ModelCard, text: str) -> dict[str, int]:
     if card.label_space != "imagenet1k" or re.search(r"\bn\d{8}\b", text) is None:
         return {}
     return _numbers()
-
-
-def class_indices(card: ModelCard, names: Iterable[str]) -> dict[str, int]:
-    """The index of each of the network's classes by its name, and where `names` have such, by its WordNet number."""
-    named = {name: index for index, name in enumerate(card.class_names)}
-    return {**wordnet_numbers(card, " ".join(names)), **named}
 
 
 @cache

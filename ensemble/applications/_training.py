@@ -95,8 +95,12 @@ def tested(summary: Mapping[str, Any]) -> str:
     """What a student reads of real images, if any were."""
     if summary["test_accuracy"] is None:
         return "no real images were read"
-    read = summary["real_images_read"]
-    return f"test accuracy {summary['test_accuracy']:.2%} on {read['images']} real images ({read['split'] or 'all'})"
+    from ensemble.evaluation.intervals import clopper_pearson
+
+    read, accuracy = summary["real_images_read"], summary["test_accuracy"]
+    low, high = clopper_pearson(round(accuracy * read["images"]), read["images"])
+    images = f"{read['images']} real images ({read['split'] or 'all'})"
+    return f"test accuracy {accuracy:.2%} on {images}, 95 % interval {low:.1%} to {high:.1%}"
 
 
 def ended(act: Callable[[], dict[str, Any]], options: argparse.Namespace, unit: str = "epoch") -> dict[str, Any] | int:

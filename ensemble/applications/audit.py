@@ -59,10 +59,16 @@ def arguments(p: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """What can be refused is refused before anything is computed."""
     from ensemble.privacy.conditions import parse_condition
-    from ensemble.privacy.findings import FIGURES
+    from ensemble.privacy.findings import FIGURES, NEEDED
 
     check_alone("audit")
     conditions = [parse_condition(text, FIGURES) for text in options.fail_if]
+    for condition in conditions:
+        needed = NEEDED.get(condition.figure)
+        if needed is not None and not getattr(options, needed):
+            raise ValueError(f"--fail-if {condition}: {condition.figure} is measured with --{needed}; give it, too")
+    if options.claimed and options.reference is None:
+        raise ValueError("--claimed is compared with statistics of images; give --reference DATA")
     if (options.members is None) != (options.non_members is None):
         raise ValueError("--members and --non-members are compared with each other; give both")
     if bool(options.references) != bool(options.training):

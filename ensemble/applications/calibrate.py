@@ -62,15 +62,15 @@ def run(options: argparse.Namespace) -> int:
     display = FallingSilent(progress_reporter())
     name = Path(options.data).name
     display.message(f"reading images of {name} at {card.input_size} x {card.input_size}")
-    images = any_images(options.data, options.split, card.input_size, at_most=options.images, seed=options.seed)
+    real = any_images(options.data, options.split, card.input_size, at_most=options.images, seed=options.seed)
     try:
         found = measure(
             net,
             card,
-            _shown(images, display),
+            _shown(real.images, display),
             layers=options.layers,
             model=options.model,
-            data=f"{name} {options.split or ''}".strip(),
+            data=f"{name} {real.split}".strip(),
             device=device,
         )
     finally:

@@ -53,6 +53,7 @@ def arguments(p: Parser) -> None:
     p.add_argument("--train-split", metavar="SPLIT", help="real images that set the scale (default: train)")
     p.add_argument("--test-split", metavar="SPLIT", help="real images to compare with (default: test)")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    p.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
     add_device(p)
 
 
@@ -67,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.runs.finished import FinishedRun
-    from models import create_model, model_card
+    from models import check_reads, create_model, model_card
 
     load_entry_points()
     check_alone("evaluate")
     file = options.json and options.json.expanduser()
     if file:
-        _check_writable(file)
+        _check_writable(file, options.overwrite)
     if options.data is None and (options.train_split or options.test_split):
         raise ValueError("--train-split and --test-split name parts of --data; give it, too")
     device = choose_device(options.device or "auto")
@@ -83,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         for made in runs:
             made.check(model_card(name))
     judges = [create_model(name) for name in names]
+    for name, (net, card) in zip(names, judges, strict=True):
+        check_reads(f"judge {name}", net, card)
     classes = torch.cat([made.targets for made in runs]).unique()
     set_up("fp32", device)
     display = FallingSilent(progress_reporter())
@@ -97,9 +100,9 @@ def run(options: argparse.Namespace) -> int:
             net.cpu()
     finally:
         display.close()
+    _print(said, compared=options.data is not None)
     if file:
         write_json(file, said)
-    _print(said, compared=options.data is not None)
     return 0
 
 
@@ -148,9 +151,11 @@ def _print(said: Mapping[str, Verdict], compared: bool) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_writable(file: Path) -> None:
-    """ValueError where `file` cannot be written."""
+def _check_writable(file: Path, overwrite: bool) -> None:
+    """ValueError where `file` cannot be written, or is there."""
     if file.is_dir():
         raise ValueError(f"--json: {file} is a folder; give a file")
+    if (file.exists() or file.is_symlink()) and not overwrite:
+        raise ValueError(f"--json: {file} exists; pass --overwrite to replace it, or give another name")
     if why := why_unwritable(file.absolute().parent):
         raise ValueError(f"--json: {file} cannot be written, {why}; give another file")

@@ -78,13 +78,13 @@ def load_images(
 
 def any_images(
     path: str | Path, split: str | None, size: int, *, at_most: int | None = None, seed: int = 0
-) -> torch.Tensor:
-    """Images uint8 (N, 3, size, size) of whatever classes, or none: of `split`, which must be there.
+) -> LabelledImages:
+    """Images of whatever classes, or none: of `split`, which must be there.
 
     Where none is named, those of `train`, or of a tree without splits all. Otherwise as `load_images`.
     """
     layout: Layout = "pictures" if split is None else "splits"
-    return load_images(path, split or "train", size, at_most=at_most, seed=seed, layout=layout).images
+    return load_images(path, split or "train", size, at_most=at_most, seed=seed, layout=layout)
 
 
 def check_same_classes(path: str | Path, splits: Mapping[str, LabelledImages]) -> None:

@@ -51,7 +51,7 @@ def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size:
     found = []
     with evaluating(net):
         for batch in batches(net, card, images, batch_size):
-            logits = network_logits(net(batch))
+            logits = network_logits(net(batch), len(batch))
             if logits.shape != (len(batch), card.num_classes):
                 raise ValueError(
                     f"{card.name}: the card says {card.num_classes} classes, the network's output "

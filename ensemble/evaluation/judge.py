@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.data.tree import few
 from ensemble.evaluation.bn_distance import bn_distance
 from ensemble.evaluation.classification import Accuracy, accuracy_of, logits_of
 from ensemble.evaluation.comparison import Found, Known, alone, as_many_of_each, beside, memorised
@@ -16,7 +17,7 @@ from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.near_duplicates import near_duplicates, thumbnails
 from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
-from models import ModelCard, wordnet_numbers
+from models import ModelCard, class_indices, in_order
 
 Watch = Callable[[str, Sequence[torch.Tensor]], Iterable[torch.Tensor]]
 """Hands on the parts of what is read under a name, and may show how far it is."""
@@ -108,8 +109,8 @@ class Judge:
         """`taken`: where in the training data the images are, if they come from there."""
         classes = targets.unique()
         test = self._test.of(classes) if self._test is not None else None
-        if test is not None and not len(test.labels):
-            raise ValueError("data: no real test image is of a class of the images that are judged")
+        if test is not None:
+            check_has(self.card, test.labels, classes)
         read = self._read(_features_and_logits, name, images)
         features, logits = read[:, : -self.card.num_classes], read[:, -self.card.num_classes :]
         small = thumbnails(images)
@@ -181,19 +182,30 @@ def _of_classes(
     index = torch.arange(len(labels))
     if classes is not None:
         index = index[torch.isin(labels, classes)]
+        check_has(card, labels[index], classes)
     return labels[index], index
 
 
+def check_has(card: ModelCard, labels: torch.Tensor, classes: torch.Tensor) -> None:
+    """ValueError where real images lack some of the classes that are judged, which no distance would tell."""
+    missing = classes[~torch.isin(classes, labels)].tolist()
+    if missing:
+        names = few(card.class_names[index] if card.class_names else str(index) for index in missing)
+        raise ValueError(
+            f"data: no real image is of {len(missing)} of the {len(classes)} classes that are judged ({names}); add "
+            "them, or judge images of the other classes alone"
+        )
+
+
 def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
-    """The labels as the judge numbers its classes: by their names or WordNet's, or other names in their order."""
-    numbers = wordnet_numbers(card, " ".join(data.class_names))
-    known = numbers | {name: index for index, name in reversed(list(enumerate(card.class_names)))}
+    """The labels as the judge numbers its classes: by `class_indices`, or other names in their order."""
+    known = class_indices(card, data.class_names)
     if set(data.class_names) <= set(known):
         return torch.tensor([known[name] for name in data.class_names])[data.labels]
-    if len(data.class_names) == card.num_classes and set(data.class_names).isdisjoint(known):
+    if in_order(card, data.class_names):
         return data.labels
     unknown = [name for name in data.class_names if name not in known]
     raise ValueError(
         f"data: {card.name} has no class {unknown[0]!r}; name the folders as its {card.num_classes} classes, or give "
-        "one for each, none named as a class, in its order"
+        "one for each, none named as a class, in its order, or number them from 0"
     )

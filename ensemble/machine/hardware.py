@@ -122,15 +122,22 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """What `set_up` changes in the process is put back at the end: the process may be a notebook."""
+    """What a run sets in the process is put back at the end, and what was set does not change the run.
+
+    The process may be a notebook, with another default dtype, or where the caller takes no gradients.
+    """
+    dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     matmul = torch.get_float32_matmul_precision()
     try:
-        yield
+        torch.set_default_dtype(torch.float32)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32

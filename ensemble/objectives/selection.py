@@ -12,6 +12,7 @@ POSITION   = centre | Y,X | cls | patches | t=T                 by default all
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Literal
 from ensemble.teachers.taps import Tap, Tapped
 
 _POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
+_LIST = re.compile(r"\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*(,\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*)*")
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)\s*\*\s*(.*)", re.IGNORECASE)
 
 
@@ -99,6 +101,8 @@ def _summand(part: str, factor: float, text: str) -> Summand:
         part, factor = part[1:].lstrip(), -factor
     if (number := _NUMBER.fullmatch(part)) is not None:
         factor, part = factor * float(number[1]), number[2]
+    if not 0 < abs(factor) < math.inf:
+        raise ValueError(f"units: {text!r}: a factor of {factor:g} says nothing of a unit")
     for mark in (":dir=", ":mask="):
         if mark in part:
             where, _, rest = part.partition(mark)
@@ -114,6 +118,10 @@ def _summand(part: str, factor: float, text: str) -> Summand:
     position = ""
     if (match := _POSITION.fullmatch(channels)) is not None:
         channels, position = match[1], match[2]
+    if channels in ("dir=", "mask="):
+        raise ValueError(f"units: {text!r}: name a file, as {channels}FILE.npy")
+    if channels.startswith("mask=") and position:
+        raise ValueError(f"units: {text!r}: a mask has numbers for each position; leave @{position} out")
     try:
         teacher, tap = parse_layer(where)
     except ValueError as error:
@@ -125,8 +133,8 @@ def parse_layer(text: str) -> tuple[str, Tap]:
     """The teacher, empty where none is named, and what is tapped; ValueError where it is neither."""
     teacher, _, layer = text.rpartition("/")
     side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
-    layer = layer.removesuffix(".in").removesuffix(".out")
-    layer, _, call = layer.partition("#")
+    layer, _, call = layer.removesuffix(".in").partition("#")
+    call = call.removesuffix(".out")  # without a call, the network tells whether a layer is called so
     if not layer or (call and not (call.isdigit() and int(call) > 0)):
         raise ValueError(f"{text!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]")
     return teacher, Tap(layer, int(call or 1), side)
@@ -149,13 +157,15 @@ def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Uni
 
 
 def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[tuple[int, ...]]:
-    names = {}
-    if len(class_names) == at.channels:
-        names = {name.lower(): k for k, name in reversed([*enumerate(class_names)])}
-    if summand.channels.lower() in names:
-        return [(names[summand.channels.lower()],)]
+    names: dict[str, list[int]] = {}
+    for k, name in enumerate(class_names if len(class_names) == at.channels else ()):
+        names.setdefault(name.lower(), []).append(k)
+    if re.search(r"[^\s\d,{}-]", summand.channels) and summand.channels.lower() in names:  # it may have commas
+        return [(_class(summand.channels, names, summand),)]
     if summand.channels == "*":
         return [(k,) for k in range(at.channels)]
+    if _LIST.fullmatch(summand.channels) is None:
+        raise ValueError(f"units: {summand.tap}:{summand.channels}: write channels as 7, 0-63, 7,9, {{7,9}} or *")
     found: list[tuple[int, ...]] = []
     for item in re.findall(r"\{[^}]*\}|[^,]+", summand.channels):
         inner = item.strip()
@@ -165,16 +175,26 @@ def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[
     return found
 
 
-def _range(text: str, at: Tapped, names: dict[str, int], summand: Summand) -> Sequence[int]:
-    if (match := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) is not None:
+def _range(text: str, at: Tapped, names: dict[str, list[int]], summand: Summand) -> Sequence[int]:
+    if (match := re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)) is not None:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"units: {summand.tap}: range {text} runs backwards")
         if last >= at.channels:
             raise ValueError(f"units: {summand.tap}: there is no channel {last}; it has 0 to {at.channels - 1}")
         return range(first, last + 1)
-    if text.lower() in names:
-        return [names[text.lower()]]
+    return [_class(text, names, summand)]
+
+
+def _class(text: str, names: dict[str, list[int]], summand: Summand) -> int:
+    found = names.get(text.lower(), [])
+    if len(found) > 1:
+        several = " and ".join(map(str, found))
+        raise ValueError(f"units: {summand.tap}: classes {several} are all called {text!r}; give the index")
+    if found:
+        return found[0]
+    if (place := re.search(r"@(.*)", text)) is not None:
+        raise ValueError(f"units: {summand.tap}: @{place[1]} is no place; write @centre, @Y,X, @cls, @patches or @t=T")
     near = difflib.get_close_matches(text.lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; give channels by their numbers, 7, 0-63, 7,9 or *"
     raise ValueError(f"units: {summand.tap}: {text!r} names no channel{hint}")

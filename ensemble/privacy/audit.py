@@ -21,7 +21,7 @@ from ensemble.privacy.pictures import Pictures, Row, pictures
 from ensemble.privacy.remedy import remedy
 from ensemble.privacy.training import train_shadows
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard, class_indices, create_model
+from models import ModelCard, class_indices, create_model, in_order
 
 UNTESTED = (
     "probes of logits with composites and blends, which take a bank of networks of known training as their null",
@@ -78,6 +78,9 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
     found: Explanation | None = None
     drawn = Pictures(Part(), ())
     reference, labelled = _reference(given, card)
+    pair: tuple[LabelledImages, LabelledImages] | None = None
+    if given.members is not None and given.others is not None:
+        pair = _paired(_labelled_by(given.members, card), _labelled_by(given.others, card), given)
     has_statistics = bool(bn_layers(net))
     if not has_statistics:
         untested.insert(0, "anything on statistics: the network keeps none (folded, or of another kind of norm)")
@@ -92,8 +95,8 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
         images, steps = (16, 100) if given.quick else (32, 200)
         drawn = pictures(net, card, found, reference, images, steps, given.seed, mark)
         parts.append(drawn.part)
-    if given.members is not None and given.others is not None:
-        members, others = _paired(_labelled_by(given.members, card), _labelled_by(given.others, card), given)
+    if pair is not None and given.members is not None:
+        members, others = pair
         shadows = (
             train_shadows(given.training, given.references, members, others, given, mark) if given.training else None
         )
@@ -149,12 +152,12 @@ def _reference(given: Given, card: ModelCard) -> tuple[torch.Tensor | None, Labe
 
 
 def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
-    """With the network's classes: by their names or WordNet's numbers, else in their order where they are as many."""
+    """With the network's classes, by `class_indices`, else in their order where they are as many."""
     known = class_indices(card, data.class_names)
     if set(data.class_names) <= set(known):
         index = torch.tensor([known[name] for name in data.class_names])
         return replace(data, labels=index[data.labels], class_names=card.class_names)
-    if len(data.class_names) != card.num_classes or card.class_names:
+    if not in_order(card, data.class_names) or card.class_names:
         raise ValueError(
             f"members, non-members: their classes are not those of {card.name}; name the folders as its classes"
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ensemble.privacy.findings import WORDS
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -33,8 +36,6 @@ class Condition:
         found = figures.get(self.figure)
         if found is None:
             return f"{self.figure} was not measured, so {self} cannot be ruled out"
-        if isinstance(found, str) != isinstance(self.value, str):
-            raise ValueError(f"--fail-if {self}: {self.figure} is {found!r} here; compare it with its like")
         shown = found if isinstance(found, str) else f"{found:.4g}"
         return (
             f"{self.figure} is {shown}, and {self} was to fail" if _OPERATORS[self.operator](found, self.value) else ""
@@ -57,11 +58,17 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
         near = difflib.get_close_matches(name, figures, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(figures)}"
         raise ValueError(f"--fail-if {text!r}: {name} is no figure; {hint}")
-    value: float | str
+    if name in WORDS:
+        known = WORDS[name]
+        if sign not in ("==", "!="):
+            raise ValueError(f"--fail-if {text!r}: words are compared by == and != alone")
+        if known and written not in known:
+            raise ValueError(f"--fail-if {text!r}: {name} is one of {', '.join(known)}")
+        return Condition(name, sign, written)
     try:
         value = float(written)
     except ValueError:
-        value = written
-        if sign not in ("==", "!="):
-            raise ValueError(f"--fail-if {text!r}: words are compared by == and != alone") from None
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"--fail-if {text!r}: {name} is a number; compare it with one")
     return Condition(name, sign, value)

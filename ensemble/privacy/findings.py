@@ -33,6 +33,21 @@ FIGURES = {
 }
 """What `--fail-if` may name, and `figures` in audit.json holds; None where it was not measured."""
 
+WORDS: dict[str, tuple[str, ...]] = {
+    "augmentation": (),
+    "claim": ("consistent", "not consistent", "undecided"),
+}
+"""Those of them that are words, and which; of `augmentation` any candidate's name."""
+
+NEEDED = {
+    **dict.fromkeys(("augmentation", "cutmix_share", "mixup_share", "cutout_share"), "reference"),
+    "claim": "claimed",
+    **dict.fromkeys(("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "tracing_auc", "blind_auc"), "members"),
+    "closer_to_members": "members",
+    **dict.fromkeys(("lira_auc", "rmia_auc"), "references"),
+}
+"""The option without which a figure is not measured."""
+
 FIXED = (
     "Attacks give lower bounds: a stronger one may find more.",
     "Knowing an augmentation is not knowing a person.",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -72,14 +73,14 @@ def make_dataset(
             folder.check(plan.recipe, wanted, resume=resume, overwrite=overwrite)
     here = Replica(plan, None, replica, ensemble, Restored({}), progress, None, Clock(began), keeps_partial=False)
     try:
-        missing = _open(here, context, folder, wanted, goes_on=saved is not None)
+        missing = _open(here, context, folder, wanted, command, goes_on=saved is not None)
         for text in notes_of(plan, ensemble):
             progress.message(text)
         with stop_on_signals(here.stop):
             _make(here, context, folder, wanted, missing)
             with here.waiting(context):
                 context.gather(None)
-            return finish(here, folder, wanted, verifiers, command) if context.is_main else None
+            return finish(here, folder, wanted, verifiers) if context.is_main else None
     except Failure as error:
         here.tells(error)
         raise
@@ -90,13 +91,16 @@ def make_dataset(
 # --- before the first step ------------------------------------------------------------------------------------
 
 
-def _open(here: Replica, context: ProcessContext, folder: DatasetFolder, wanted: Wanted, *, goes_on: bool) -> list[int]:
+def _open(
+    here: Replica, context: ProcessContext, folder: DatasetFolder, wanted: Wanted, command: str, *, goes_on: bool
+) -> list[int]:
     """Rank 0 begins the folder, or goes on with it; the batches that are missing."""
     missing: list[int] = []
     with context.agree():
         if context.is_main:
             recipe = recipe_text(here.plan.recipe)
-            begun = Begun(wanted.images, here.ensemble.weights, versions(context.device), here.context.world_size)
+            weights, world = here.ensemble.weights, here.context.world_size
+            begun = Begun(wanted.images, weights, versions(context.device), world, command)
             rows: dict[int, Row] = {}
             if goes_on:
                 begun, rows = _left(here, folder, begun, wanted)
@@ -115,7 +119,7 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
         names = ", ".join(changed)
         raise ValueError(f"resume: weights or statistics of {names} are not those that the dataset began with")
     if rows:
-        tell(f"checking {len(rows)} shards")
+        tell(f"checking {len(rows)} shard{'s'[: len(rows) != 1]}")
     folder.check_shards(rows)
     for batch, row in rows.items():
         if not folder.is_there(batch):
@@ -129,7 +133,8 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
             "those of an uninterrupted one up to rounding, under --reproducible ranks to the bit"
         )
     whole = {batch: row for batch, row in rows.items() if folder.is_there(batch) and row.images == wanted.of(batch)}
-    return Begun(wanted.images, begun.weights, begun.versions, begun.ranks), whole
+    command = re.sub(r"(--images[ =])\d+", rf"\g<1>{wanted.images}", begun.command)  # the first one, of as many
+    return replace(begun, images=wanted.images, command=command), whole
 
 
 # --- batches --------------------------------------------------------------------------------------------------

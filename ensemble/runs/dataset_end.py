@@ -29,7 +29,7 @@ class Finished:
     cost: Mapping[str, Any]
 
 
-def finish(here: Replica, folder: DatasetFolder, wanted: Wanted, verifiers: Verifiers, command: str) -> Finished:
+def finish(here: Replica, folder: DatasetFolder, wanted: Wanted, verifiers: Verifiers) -> Finished:
     """Writes the grid, what it cost, and at last the manifest; all but the time follows from recipe and shards."""
     plan, rows = here.plan, folder.rows()
     if missing := wanted.batches - len(rows):  # a shared disk that shows the ranks different files
@@ -56,7 +56,8 @@ def finish(here: Replica, folder: DatasetFolder, wanted: Wanted, verifiers: Veri
     manifest["shards"] = [
         {"file": row.file, "images": row.images, "seed": row.seed, "sha256": row.sha256} for row in rows.values()
     ]
-    manifest |= {"cost": work, "versions": versions(here.context.device), "command": command or None}
+    begun = folder.begun()
+    manifest |= {"cost": work, "versions": versions(here.context.device), "command": (begun and begun.command) or None}
     folder.write_grid(plan.class_names)
     folder.write_end(time | work, manifest)
     return Finished(manifest, time | work)

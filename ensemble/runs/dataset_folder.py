@@ -64,6 +64,8 @@ class Begun:
     versions: dict[str, str]
     ranks: int
     """That worked on one batch."""
+    command: str = ""
+    """How it was asked for."""
 
 
 @dataclass(frozen=True)

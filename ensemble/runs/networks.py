@@ -153,7 +153,7 @@ def _probed(module: nn.Module, name: str, input_size: int) -> tuple[int, int]:
         grey = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
         try:
             with torch.no_grad():
-                return channels, int(network_logits(net(grey)).shape[1])
+                return channels, int(network_logits(net(grey), len(grey)).shape[1])
         except Exception as error:  # a network may be anybody's
             errors.append(error)
     where = f"{name}: no logits (N, classes) for an image of {input_size} x {input_size}"

@@ -18,7 +18,7 @@ from ensemble.runs.checkpoints import versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial import Clock
 from ensemble.runs.trial_results import TrialResults
-from models import ModelCard
+from models import ModelCard, check_reads
 
 _MISSED = 0.05
 """Share of its own targets that a teacher may miss at the end without a word."""
@@ -54,9 +54,12 @@ def summarise(plan: Plan, context: ProcessContext, done: Mapping[int, TrialResul
 
 
 def load_verifiers(plan: Plan) -> Verifiers:
-    """Display name -> network and card: loaded before the run, so that it does not end in their errors."""
+    """Display name -> network and card: loaded and tried before the run, so that it does not end in their errors."""
     models = plan.recipe.verifiers
-    return {name: plan.networks.create(model) for name, model in zip(plan.verifier_names, models, strict=True)}
+    found = {name: plan.networks.create(model) for name, model in zip(plan.verifier_names, models, strict=True)}
+    for name, (net, card) in found.items():
+        check_reads(f"verifier {name}", net, card)
+    return found
 
 
 def verify(

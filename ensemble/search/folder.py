@@ -42,6 +42,10 @@ class SearchFolder:
         """The URL of the folder's own study."""
         return f"sqlite:///{(self.path / STUDY).absolute()}"
 
+    @property
+    def has_study(self) -> bool:
+        return (self.path / STUDY).is_file()
+
     # --- begin, go on -----------------------------------------------------------------------------------------
 
     @contextmanager
@@ -92,6 +96,8 @@ class SearchFolder:
                 f"resume: {self.path} holds a search that differs in {', '.join(changed)}; pass --overwrite instead "
                 "to replace it, or give another folder"
             )
+        if resume and not self.has_study and (self.path / POINTS).exists():
+            raise ValueError(f"resume: {self.path} has lost its {STUDY}; pass --overwrite to search anew")
         if overwrite and (other := self._living()):
             raise in_use(self.path, other)
 

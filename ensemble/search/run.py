@@ -50,10 +50,12 @@ def search(
     folder.check(settings, resume=resume, overwrite=overwrite)
     with folder.turn():
         folder.begin(settings, resume=resume, overwrite=overwrite)
-    with folder.worker() as worker, database(storage or folder.database, folder.turn()) as opened:
+    with folder.worker() as worker, database(storage or folder.database, folder.turn(), own=not storage) as opened:
         with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised, make_pruner(settings))
         tasks = Tasks(study, worker)
+        if (there := len(tasks.all())) > points:
+            raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
         folder.go_on(finished=tasks.ended(points) >= points)
         value = Value(settings, folder, device, study, progress.message)
         here = _Search(settings, folder, points, progress, tasks, value)

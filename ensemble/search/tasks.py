@@ -184,8 +184,8 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def database(url: str, turn: AbstractContextManager[None]) -> Iterator[optuna.storages.RDBStorage]:
-    """The database, with signs of life; silent. Its tables are made within `turn`.
+def database(url: str, turn: AbstractContextManager[None], own: bool = False) -> Iterator[optuna.storages.RDBStorage]:
+    """The database, with signs of life; silent. Its tables are made within `turn`. `own`: it is the folder's.
 
     ValueError where there is none, MachineFailure where it fails later.
     """
@@ -197,6 +197,9 @@ def database(url: str, turn: AbstractContextManager[None]) -> Iterator[optuna.st
             storage = _opened(url)
         except (SQLAlchemyError, ImportError, RuntimeError) as error:
             why = str(error).strip().splitlines()[0]
+            if own:
+                file = url.partition(":///")[2]
+                raise ValueError(f"output: {file} is damaged ({why}); pass --overwrite to search anew") from None
             text = f"--storage{_shown(url)}: {why}; give a database that can be reached"
             raise ValueError(f"{text}, as sqlite:///FILE or postgresql://HOST/NAME") from None
     try:

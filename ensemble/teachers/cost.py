@@ -8,7 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ensemble.machine.errors import is_out_of_memory
 from ensemble.teachers.teacher import Teacher
+from models import why
 
 
 class Cost(NamedTuple):
@@ -19,7 +21,10 @@ class Cost(NamedTuple):
 
 
 def count_cost(teacher: Teacher) -> Cost:
-    """Of one image at the teacher's own input size; counted, so the same on every device."""
+    """Of one image at the teacher's own input size; counted, so the same on every device.
+
+    ValueError where the pass cannot be taken back to the image.
+    """
     size = teacher.card.input_size
     view = torch.full((1, 3, size, size), 0.5, dtype=teacher.wide, device=teacher.device, requires_grad=True)
     kept: dict[int, int] = {}
@@ -34,7 +39,15 @@ def count_cost(teacher: Teacher) -> Cost:
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),  # attention as products, counted alike on every device
     ):
-        seen = teacher.observe(view)
-        parts = [part for part in (seen.logits, seen.moments, *seen.taps.values()) if part.requires_grad]
-        torch.autograd.grad([part.sum() for part in parts], view)
+        try:
+            seen = teacher.observe(view)
+            parts = [part for part in (seen.logits, seen.moments, *seen.taps.values()) if part.requires_grad]
+            torch.autograd.grad([part.sum() for part in parts], view)
+        except Exception as error:  # a network may be anybody's
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{teacher.name}: no gradient reaches the image ({why(error)}); a teacher's forward must be free of "
+                "no_grad, detach and numpy, and of checkpoints with use_reentrant=True"
+            ) from error
     return Cost(float(counter.get_total_flops()), sum(kept.values()))

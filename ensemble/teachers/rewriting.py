@@ -75,7 +75,7 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
     """Logits, moments, and the gradients at the example of each of the two, for cotangents that are drawn."""
     leaf = example.clone().requires_grad_()
     sink.clear()
-    logits = network_logits(entry(net)(leaf))
+    logits = network_logits(entry(net)(leaf), len(leaf))
     moments = list(sink)
     rng = generator(0, "cotangents")
     gradients: list[torch.Tensor] = []

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ensemble.teachers.channels import channel_dim
+from ensemble.teachers.channels import channel_dim, channels_of
 from ensemble.teachers.layers import Layer, Watching, called, first_of, list_layers
 
 LOGITS = "logits"
@@ -154,7 +154,8 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
     """How a value of two images is laid out, and the dimension of its channels.
 
     Images are square, so of four dimensions the two equal ones are the map; where all are equal, channels come first,
-    as everywhere in PyTorch but after a LayerNorm over the last one. ValueError for a value that has not the images
+    as everywhere in PyTorch but after a LayerNorm over the last one. Of three, tokens have channels last, what Conv1d
+    and BatchNorm1d see first. ValueError for a value that has not the images
     along its first dimension, or more dimensions than a map.
     """
     shape = tuple(small.shape)
@@ -163,17 +164,36 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
         raise ValueError(f"{name}: {tap} cannot be tapped: {why}; take a layer around it")
     if len(shape) == 2:
         return Tapped(shape[1]), 1
+    module = dict(net.named_modules()).get(tap.layer)
+    if len(shape) == 3 and _is_sequence(module, shape, net):
+        return Tapped(shape[1], (shape[2],)), 1
     if len(shape) == 3:
         prefix = int(getattr(net, "num_prefix_tokens", 1 if hasattr(net, "class_token") else 0))
         return Tapped(shape[2], (shape[1],), prefix if prefix < shape[1] else 0), 2
-    module = dict(net.named_modules()).get(tap.layer)
     last = shape[1] == shape[2] != shape[3]
     if shape[1] == shape[2] == shape[3] and module is not None:
         last = channel_dim(module, shape) == -1
     return (Tapped(shape[3], shape[1:3]), 3) if last else (Tapped(shape[1], shape[2:]), 1)
 
 
+def _is_sequence(module: nn.Module | None, shape: Sequence[int], net: nn.Module) -> bool:
+    """Whether (N, C, L) and not tokens: by the layer, else by the layers of the network whose channels would fit."""
+    firsts, lasts = (nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm), (nn.Linear, nn.LayerNorm)
+    if isinstance(module, firsts + lasts):
+        return isinstance(module, firsts)
+    fits = [channels_of(other) == shape[1] for other in net.modules() if isinstance(other, firsts[:3])]
+    fits += [other.out_channels == shape[1] for other in net.modules() if isinstance(other, nn.Conv1d)]
+    others = [channels_of(other) == shape[2] for other in net.modules() if isinstance(other, lasts)]
+    others += [other.out_features == shape[2] for other in net.modules() if isinstance(other, nn.Linear)]
+    return any(fits) and not any(others)
+
+
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
+    """As the network has it; a layer that is itself called `.in` or `.out` goes before a side of another."""
+    if tap.side == "in" and f"{tap.layer}.in" in layers:
+        return replace(tap, layer=f"{tap.layer}.in", side="out")
+    if tap.layer not in layers and tap.layer.endswith(".out"):
+        tap = replace(tap, layer=tap.layer.removesuffix(".out"))
     match = re.fullmatch(r"(.+)_(\d+)", tap.layer)
     for layer, call in ((tap.layer, tap.call), (match[1], int(match[2]) + 1) if match else (tap.layer, tap.call)):
         for name in (layer, f"{layer}()"):

@@ -22,7 +22,7 @@ from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restore
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
-from models import ModelCard, network_input, network_logits
+from models import ModelCard, network_input, network_logits, why
 
 
 class Observation(NamedTuple):
@@ -207,7 +207,7 @@ class Teacher:
         except Exception as error:  # a network may be anybody's
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"{self.name}: its forward pass fails on {size}: {error}") from error
+            raise ValueError(f"{self.name}: its forward pass fails on {size}: {why(error)}") from error
 
     def _observe_layers(self, original: nn.Module) -> Watch:
         """Make the layers emit moments. Where the network then says something else, their own forwards stay."""
@@ -385,14 +385,14 @@ class Teacher:
         x = network_input(view.to(self.wide), self.card).to(self._activations)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _logits(self, output: object) -> torch.Tensor:
-        logits = network_logits(output).to(self.wide)
+    def _logits(self, output: object, images: int) -> torch.Tensor:
+        logits = network_logits(output, images).to(self.wide)
         return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if self._probabilities else logits
 
     def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = self._input(view)
         self._sink.clear()
-        logits = self._logits(entry(self.net)(x))
+        logits = self._logits(entry(self.net)(x), len(x))
         moments = torch.cat(self._sink, dim=1) if self._sink else logits.new_zeros((2, 0))
         self._sink.clear()
         features = logits.new_zeros((len(view), 0)) if self._features is None else self._features.take().to(self.wide)

@@ -25,7 +25,7 @@ def black_pixel(card: ModelCard) -> torch.Tensor:
 
 def logits_of(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """The logits (N, classes); ValueError where they are not of the card's classes."""
-    logits = network_logits(net(batch))
+    logits = network_logits(net(batch), len(batch))
     if logits.shape != (len(batch), card.num_classes):
         raise ValueError(
             f"{card.name}: the card says {card.num_classes} classes, the network's logits for {len(batch)} images have "

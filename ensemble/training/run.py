@@ -20,7 +20,7 @@ from ensemble.training.loop import Progress, State, train
 from ensemble.training.reading import evaluate
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
-from models import ModelCard, create_model, parse_spec, sha256, untrained_model
+from models import ModelCard, check_reads, create_model, parse_spec, sha256, untrained_model
 
 
 def run(
@@ -76,6 +76,7 @@ def _train(
             f"export: the data's classes or size are not those of {card.name}, whose weights these would be"
         )
     recipe.schedule.steps_per_epoch(len(train_set))
+    check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
     if saved is not None:
         folder.go_on(recipe, done)

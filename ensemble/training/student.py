@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,9 +15,8 @@ from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
-from ensemble.training.reading import inputs_of, logits_of
 from ensemble.training.run import build_network, relabelled
-from models import ModelCard, class_indices, parse_spec
+from models import ModelCard, check_reads, class_indices, parse_spec
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -63,7 +61,7 @@ def prepare(recipe: DistillationRecipe) -> Student:
             f"({few(set(card.class_names) ^ set(names))}); ask for @random"
         )
     card = replace(relabelled(card, pool.data.class_names), input_size=pool.size)
-    _check_size(net, card)
+    check_reads(f"student: {card.name}", net, card, learns=True)
     test_set = real_set = None
     if recipe.test is not None:
         made = {card.class_names[i] for i in pool.data.labels.unique().tolist()}
@@ -95,19 +93,6 @@ def pruned(
     return replace(student, net=found.net, lost=found.said())
 
 
-def _check_size(net: nn.Module, card: ModelCard) -> None:
-    """ValueError where the student does not take images of the dataset's size."""
-    blank = torch.zeros(1, 3, card.input_size, card.input_size, dtype=torch.uint8)
-    try:
-        with torch.no_grad():
-            logits_of(copy.deepcopy(net).eval(), inputs_of(blank, card, torch.device("cpu")), card)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"student: {card.name} fails on images of {card.input_size} x {card.input_size}, the dataset's size "
-            f"({' '.join(str(error).split())[:120]}); choose another"
-        ) from None
-
-
 def _real(
     spec: RealImages, split: str | None, card: ModelCard, made: Set[str], at_most: int | None = None
 ) -> LabelledImages:
@@ -119,12 +104,13 @@ def _real(
     data = load_images(spec.path, split or "test", card.input_size, at_most=at_most, layout=layout)
     known = class_indices(card, data.class_names)
     unknown = set(data.class_names) - set(known)
-    missing = made - {card.class_names[known[name]] for name in data.class_names if name in known}
-    if unknown or missing:
-        where = spec.path + (f", {data.split}," if data.split else "")
+    where = spec.path + (f", {data.split}," if data.split else "")
+    if unknown:
         raise ValueError(
-            f"test: {where} has other classes than the dataset ({few(unknown | missing)}); name its folders as the "
-            "dataset's class_names"
+            f"test: {where} has classes that the dataset has not ({few(unknown)}); name its folders as the dataset's "
+            "class_names"
         )
+    if missing := made - {card.class_names[known[name]] for name in data.class_names}:
+        raise ValueError(f"test: {where} lacks classes that images were made for ({few(missing)}); add their folders")
     index = torch.tensor([known[name] for name in data.class_names])
     return replace(data, labels=index[data.labels], class_names=card.class_names)

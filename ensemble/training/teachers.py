@@ -13,7 +13,7 @@ from ensemble.data.tree import few
 from ensemble.image.transforms import resize_bilinear
 from ensemble.machine.hardware import channels_last
 from ensemble.training.reading import logits_of
-from models import ModelCard, network_input
+from models import ModelCard, check_reads, network_input
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,5 @@ def made_teacher(
 
 
 def _made(name: str, net: nn.Module, card: ModelCard, columns: Sequence[int], device: torch.device) -> Teacher:
+    check_reads(f"teacher: {name}", net, card)
     return Teacher(name, channels_last(net.to(device)).eval(), card, torch.tensor(columns, device=device))

@@ -55,7 +55,7 @@ def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split
         raise ValueError("--match: name at least two networks, --models A B")
     networks = {name: create_model(model) for name, model in zip(names, models, strict=True)}
     size = max(card.input_size for _, card in networks.values())
-    images = any_images(real, split, size, at_most=IMAGES)
+    images = any_images(real, split, size, at_most=IMAGES).images
     means: dict[str, dict[str, torch.Tensor]] = {}
     found = []
     for text in units:

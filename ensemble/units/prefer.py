@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ensemble.api import invert
 from ensemble.data.labelled import any_images
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.environment import launched_rank
+from ensemble.machine.hardware import settings_kept
 from ensemble.objectives.activation import Activation
 from ensemble.runs.folder import TOP_SHEET, UNITS_ALPHA, UNITS_SHEET, ResultsFolder
 from ensemble.runs.networks import Named, named_networks
@@ -54,8 +56,9 @@ class Preferred:
         if not still:
             return []
         first = ", ".join(still[:3])
+        units = "1 unit" if len(still) == 1 else f"{len(still)} units"
         return [
-            f"{len(still)} units stayed at 0, where a rectified layer has no gradient ({first}); tap before the "
+            f"{units} stayed at 0, where a rectified layer has no gradient ({first}); tap before the "
             "activation, or try another --seed"
         ]
 
@@ -92,6 +95,7 @@ class Preferred:
         return torch.arange(len(self.images)) % len(self.names)
 
 
+@settings_kept()
 def prefer(
     models: Named | nn.Module | Sequence[Named | Mapping[str, Any]],
     units: str | Sequence[str],
@@ -121,32 +125,39 @@ def prefer(
 
     Raises ValueError for mistakes, with one line each.
     """
-    if images_per_unit < 1:
-        raise ValueError(f"images_per_unit: at least 1, not {images_per_unit}")
+    for name, number in (("images_per_unit", images_per_unit), ("size", size)):
+        if number is not None and (not isinstance(number, Integral) or number < 1):
+            raise ValueError(f"{name}: a whole number from 1 on, not {number!r}")
+    if not isinstance(bn_matching, Real):
+        raise ValueError(f"bn_matching: a weight, not {bn_matching!r}")
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is none; choose {', '.join(METHODS)}")
-    listed = [models] if isinstance(models, str | nn.Module | tuple) else list(models)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    check_free(fields, overrides)
+    listed = _listed(models)
+    if not isinstance(units, str) and (not isinstance(units, Sequence) or not all(isinstance(u, str) for u in units)):
+        raise ValueError(f'units: a selection or a list of some, as "layer3.0:0-15", not {units!r}')
     named = [entry["model"] if isinstance(entry, Mapping) else entry for entry in listed]
     own = {key: fields.get(key, empty) for key, empty in _OWN.items()}
     networks = _networks(named, own)
     term = Activation((units,) if isinstance(units, str) else tuple(units))
     readers = Readers(networks, term)
     cards = [card for _, card in networks.values()]
-    images = images_per_unit * len(readers.names)
+    images = int(images_per_unit) * len(readers.names)
     recipe = fields_of(
         method,
         readers.term,
-        size=size or max(card.input_size for card in cards),
+        size=max(card.input_size for card in cards) if size is None else int(size),
         networks=len(networks),
         images=images,
         generator=generator,
         bn_matching=bn_matching,
     )
     classes = _classes(readers)
-    recipe |= {"targets": classes or [0], "images_per_class": images_per_unit if classes else images}
+    recipe |= {"targets": classes or [0], "images_per_class": int(images_per_unit) if classes else images}
     if output is not None and not resume:
         ResultsFolder(Path(output).expanduser()).check(overwrite)
-    scale = None if real is None else any_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES)
+    scale = None if real is None else any_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES).images
     results = invert(
         listed,
         *overrides,
@@ -157,6 +168,7 @@ def prefer(
     )
     if results is None or launched_rank():
         return None
+    (readers.term,) = (term for term in results.recipe.objectives if isinstance(term, Activation))
     preferred = _read(results, readers, scale, of_class=bool(classes))
     if output is not None:
         folder = ResultsFolder(Path(output).expanduser())
@@ -167,6 +179,28 @@ def prefer(
         }
         folder.write_units(preferred.rows, sheets)
     return preferred
+
+
+_FOLLOWING = ("objectives", "targets", "images_per_class")
+
+
+def check_free(fields: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """ValueError for what would part the images from the units that they are said to be for."""
+    named = [*fields, *(text.partition("=")[0].strip() for text in overrides)]
+    for name in named:
+        if name in _FOLLOWING or name.startswith(("objectives[0].units", "targets[")):
+            raise ValueError(f"{name}: it follows from `units` and `images_per_unit`; name other units, or use invert")
+
+
+def _listed(models: Any) -> list[Any]:
+    """The networks as a list; ValueError where it holds none, or something else."""
+    listed = [models] if isinstance(models, str | Path | nn.Module | tuple | Mapping) else models
+    if not isinstance(listed, Sequence) or not listed:
+        raise ValueError(f"models: name one network or several, not {models!r}")
+    for entry in listed:
+        if isinstance(entry, Mapping) and "model" not in entry:
+            raise ValueError(f'models: each is a network or {{"model": ..}}, not {entry!r}')
+    return [str(entry) if isinstance(entry, Path) else entry for entry in listed]
 
 
 _OWN: dict[str, Any] = {"input_size": None, "mean": None, "std": None, "class_names": ()}

@@ -67,6 +67,12 @@ def end(process: subprocess.Popen[str], timeout: float = 180) -> Ended:
     return Ended(process.returncode, err.splitlines(), out)
 
 
+def one_line(ended: Ended, code: int = 2) -> str:
+    """The only line that a run told, which ended with this code."""
+    assert ended.code == code and len(ended.errors) == 1, ended.errors
+    return ended.errors[0]
+
+
 def told(ended: Ended) -> list[str]:
     """The lines that invert.py itself wrote to stderr."""
     return [line for line in ended.errors if line.startswith("invert.py: ")]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE, PLUGIN, ROOT, TWO, Ended, end, environment, start, told, tree
+from conftest import ONE, PLUGIN, ROOT, TWO, end, environment, one_line, start, told, tree
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -64,11 +64,6 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 def manifest(folder: Path) -> dict[str, object]:
     return json.loads((folder / "manifest.json").read_text())
-
-
-def one_line(ended: Ended, code: int = 2) -> str:
-    assert ended.code == code and len(ended.errors) == 1, ended.errors
-    return ended.errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +220,10 @@ def test_a_stop_keeps_what_is_finished(call, finished, run, tmp_path, monkeypatc
     assert not (tmp_path / "out" / "manifest.json").exists() and len(shards(tmp_path / "out")) == finished
     monkeypatch.delenv("MISFORTUNE")
     assert "is not empty" in one_line(run(*command, "--output", tmp_path / "out"))
+    begun = json.loads((tmp_path / "out" / "begun.json").read_text())
+    (tmp_path / "out" / "begun.json").write_text(json.dumps({**begun, "command": "dataset --images 20 --seed 0"}))
     assert run(*PLUGIN_DATASET, "--output", tmp_path / "out", "--resume").code == 0
+    assert manifest(tmp_path / "out")["command"] == "dataset --images 20 --seed 0"
     check_same(tmp_path / "out", tmp_path / "whole")
 
 

@@ -382,3 +382,28 @@ def test_wide_tables_are_not_cut(evaluate, tmp_path):
     folders = [make_results(tmp_path / f"out{i}", seed=i) for i in range(20)]
     ended = evaluate(*folders, *JUDGE)
     assert len(row(ended.output, "  95 % interval")) == 20 and "…" not in ended.output
+
+
+def test_a_file_that_is_there_is_not_replaced(evaluate, results, tmp_path):
+    file = tmp_path / "manifest.json"
+    file.write_text("mine")
+    refusal(evaluate(results, *JUDGE, "--json", file), "exists; pass --overwrite")
+    assert file.read_text() == "mine"
+    assert evaluate(results, *JUDGE, "--json", file, "--overwrite").code == 0 and "sets" in file.read_text()
+
+
+def test_real_images_that_lack_a_class_are_refused(evaluate, data, results):
+    for split in ("test", "train"):
+        shutil.move(data / split / "star", data / f"{split}_star")
+        ended = evaluate(results, *JUDGE, "--data", data)
+        assert ended.code == 2 and "no real image is of 1 of the 2 classes that are judged (star)" in ended.errors[-1]
+        shutil.move(data / f"{split}_star", data / split / "star")
+
+
+def test_folders_may_be_numbered_by_the_classes(evaluate, data, results):
+    named = evaluate(results, *JUDGE, "--data", data).output
+    for split in ("test", "train"):
+        for number, name in enumerate(("circle", "square", "star")):
+            if (data / split / name).exists():
+                (data / split / name).rename(data / split / str(number))
+    assert evaluate(results, *JUDGE, "--data", data).output == named

@@ -381,3 +381,18 @@ def test_the_shipped_space_fits_its_recipe(run: Run, tmp_path: Path) -> None:
 def test_torchrun_is_refused(run: Run, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(*line("out")).errors == ["invert.py: search is one process; start it without torchrun"]
+
+
+def test_what_a_study_lost_is_told(line: Callable[..., list[Any]], run: Run, fast: None, tmp_path: Path) -> None:
+    assert run(*line("out", trials=3)).code == 0
+    before = tree(tmp_path / "out")
+    fewer = run(*line("out", "--resume", trials=2))
+    assert fewer.code == 2 and "trials: the study holds 3 points already" in fewer.errors[0]
+    assert tree(tmp_path / "out") == before
+    (tmp_path / "out" / "study.db").write_bytes(b"no database at all" * 100)
+    damaged = run(*line("out", "--resume", trials=3))
+    assert damaged.code == 2 and "study.db is damaged" in damaged.errors[0] and "--overwrite" in damaged.errors[0]
+    (tmp_path / "out" / "study.db").unlink()
+    lost = run(*line("out", "--resume", trials=3))
+    assert lost.code == 2 and "has lost its study.db; pass --overwrite" in lost.errors[0]
+    assert run(*line("out", "--overwrite", trials=3)).code == 0

@@ -467,7 +467,7 @@ def test_classes_at_the_top_are_taken_where_there_are_no_splits(kind: str, above
     found = load_images(path, "test", layout="classes")
     assert found.class_names == CLASSES and found.split == ""
     assert found.images[:, 0, 0, 0].tolist() == [10, 11, 20, 21, 30, 31]
-    assert torch.equal(any_images(path, None, 4), found.images)
+    assert torch.equal(any_images(path, None, 4).images, found.images)
     assert "holds no images at test/<class>/ (no files; its folders are bird, cat, dog)" in problem(path)
     with pytest.raises(ValueError, match=r"no images at test/<class>/"):
         any_images(path, "test", 4)
@@ -491,7 +491,7 @@ def test_pictures_without_classes(kind: str, tmp_path: Path) -> None:
         load_images(path, "test", layout="classes")
     (tmp_path / "split").mkdir()
     inside = make(tmp_path / "split", kind, {f"train/{i}.png": png(i) for i in (5, 4)})
-    assert any_images(inside, None, 4)[:, 0, 0, 0].tolist() == [4, 5]
+    assert any_images(inside, None, 4).images[:, 0, 0, 0].tolist() == [4, 5]
 
 
 def test_a_folder_of_splits_is_no_class(tmp_path: Path) -> None:

@@ -96,3 +96,16 @@ def test_json_that_is_none_is_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json cannot be read as JSON"):
         read_json(tmp_path / "summary.json")
+
+
+def test_names_that_are_no_unicode_and_line_ends_of_unicode(tmp_path):
+    """A folder's name in bytes that are no UTF-8 comes as surrogates; U+2028 is no end of a line of JSON."""
+    write_json(tmp_path / "summary.json", {"command": "--output M\udcfcller"})
+    assert read_json(tmp_path / "summary.json") == {"command": "--output M\udcfcller"}
+    rows = [{"class": "a\u2028b"}, {"class": "c\x85d"}, {"class": "M\udcfc"}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows
+    with JsonLines(tmp_path / "more.jsonl") as lines:
+        for row in rows:
+            lines.write(row)
+    assert read_json_lines(tmp_path / "more.jsonl") == rows

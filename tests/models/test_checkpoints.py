@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import pickle
 import types
 import warnings
 from pathlib import Path
@@ -290,3 +291,18 @@ def test_half_precision_with_zero_and_denormal_variances(state, tmp_path: Path) 
     assert loaded["conv1.weight"].dtype == torch.float32 and _same(loaded, {k: v.float() for k, v in tensors.items()})
     tiny = state | {"bn1.running_var": torch.full((16,), 5.6e-45)}
     assert _same(_load(tiny, tmp_path / "net.pth")[0], tiny)
+
+
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    state = create_model("resnet20_cifar@random")[0].state_dict()
+    state["layer1.0.bn1.running_var"][:2] = -0.1
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"layer1\.0\.bn1\.running_var holds 2 variances below 0"):
+        create_model(f"resnet20_cifar@{tmp_path / 'net.pth'}")
+
+
+def test_a_raw_pickle_is_refused_without_other_words(tmp_path: Path) -> None:
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"net\.pkl"):
+        warnings.simplefilter("error")
+        create_model(f"resnet20_cifar@{tmp_path / 'net.pkl'}")

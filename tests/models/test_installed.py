@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from models import ModelCard, Weights, create_model, model_card, register_model, wordnet_numbers
+from models import (
+    ModelCard,
+    Weights,
+    class_indices,
+    create_model,
+    in_order,
+    model_card,
+    register_model,
+    wordnet_numbers,
+)
 from models._table import TABLE
 
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -125,3 +135,25 @@ def test_wordnet_numbers_are_imagenets_only():
     assert (numbers["n01440764"], numbers["n03888257"], numbers["n02102040"], len(numbers)) == (0, 701, 217, 1000)
     assert card.class_names[217] == "English springer"
     assert not wordnet_numbers(card, "tench") and not wordnet_numbers(model_card("resnet20_cifar"), "n01440764")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("cat", "airplane"), [3, 0]),
+        (("9", "10", "0"), None),
+        (("9", "0"), [9, 0]),
+        (("n01440764",), None),
+    ],
+)
+def test_folders_are_matched_by_names_or_numbers(names, expected):
+    known = class_indices(model_card("resnet20_cifar"), names)
+    assert ([known[name] for name in names] if set(names) <= set(known) else None) == expected
+
+
+def test_names_that_say_nothing_stand_in_their_order():
+    card = replace(model_card("resnet20_cifar"), class_names=())
+    assert in_order(card, tuple("abcdefghij")) and not in_order(card, tuple("abc"))
+    assert not in_order(card, tuple(sorted(map(str, range(1, 11)))))  # 1, 10, 2: which is the second class?
+    assert in_order(replace(card, num_classes=3), ("1", "2", "3"))
+    assert not in_order(model_card("resnet20_cifar"), ("cat", *"abcdefghi"))

@@ -16,6 +16,7 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.objectives.activation import SCALE, Activation
 from ensemble.objectives.selection import expand, parse_selection
 from ensemble.objectives.terms import Slice, Totals
+from ensemble.teachers.directions import read_direction
 from ensemble.teachers.taps import Tap, Tapped
 from ensemble.teachers.teacher import Observation, Profile
 from models import ModelCard
@@ -234,3 +235,74 @@ def test_images_that_a_unit_prefers_least() -> None:
     conv = Net().conv
     high, low = (float(conv((x - 0.45) / 0.25)[0, 1].mean()) for x in (liked, disliked))
     assert high > low + 0.1
+
+
+NUMBERED = tuple(sorted(map(str, range(12))))
+"""As folders 0 to 11 sort."""
+
+
+@pytest.mark.parametrize(
+    ("text", "class_names", "channels"),
+    [
+        ("l:10", NUMBERED, [(10,)]),
+        ("l:{10}", NUMBERED, [(10,)]),
+        ("l:10-11", NUMBERED, [(10,), (11,)]),
+        ("l:crane", (*"abcdefghijk", "crane"), [(11,)]),
+        ("l:dog, hot", (*"abcdefghijk", "dog, hot"), [(11,)]),
+        ("l:{1,2}, 4 ,7-8", (), [(1, 2), (4,), (7,), (8,)]),
+    ],
+)
+def test_numbers_are_channels_and_names_are_classes(text: str, class_names: tuple[str, ...], channels: list) -> None:
+    (summand,) = parse_selection(text)
+    assert [unit.channels for unit in expand(summand, Tapped(12), class_names)] == channels
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("l:{1,2", "write channels as"),
+        ("l:1,2}", "write channels as"),
+        ("l:{1}2", "write channels as"),
+        ("l:1,,2", "write channels as"),
+        ("l:,", "write channels as"),
+        ("l:\uff11", "names no channel"),
+        ("l:3@corner", "@corner is no place"),
+        ("l:3@-1,0", "@-1 is no place"),
+        ("l:crane", "classes 0 and 1 are all called 'crane'"),
+    ],
+)
+def test_malformed_channels_are_refused(text: str, message: str) -> None:
+    (summand,) = parse_selection(text)
+    with pytest.raises(ValueError, match=message):
+        expand(summand, Tapped(5), ("crane", "Crane", "a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("l:dir=", "name a file, as dir=FILE.npy"),
+        ("l:mask=", "name a file, as mask=FILE.npy"),
+        ("l:mask=m.npy@1,2", "leave @1,2 out"),
+        ("0*l:3", "a factor of 0"),
+        ("1e400*l:3", "a factor of inf"),
+    ],
+)
+def test_what_says_nothing_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_selection(text)
+
+
+def test_a_direction_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "d.npy"
+    for k in (3, 7):
+        np.save(file, np.eye(32)[k])
+        assert int(read_direction(str(file)).argmax()) == k
+    np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="all values are 0"):
+        read_direction(str(file))
+    np.save(file, np.ones(3) * 1j)
+    with pytest.raises(ValueError, match="complex"):
+        read_direction(str(file))
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read as a direction"):
+        read_direction(str(file))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from ensemble.objectives.selection import parse_layer
 from ensemble.teachers.layers import Layer, list_layers
 from ensemble.teachers.taps import LOGITS, Tap, Tapped
 from ensemble.teachers.teacher import Teacher
@@ -265,3 +266,60 @@ def test_parts_of_a_norm_with_its_own_activation(dtype: torch.dtype) -> None:
         torch.testing.assert_close(getattr(seen, name), getattr(expected, name), **close)
     gradients = [torch.autograd.grad(o.logits.square().sum(), at)[0] for o, at in ((seen, leaf), (expected, other))]
     torch.testing.assert_close(*gradients, **close)
+
+
+def test_sequences_have_their_channels_first() -> None:
+    """Conv1d and BatchNorm1d see (N, C, L), tokens are (N, T, C)."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3)
+            self.mix = nn.Conv1d(6, 5, 1)
+            self.bn, self.act = nn.BatchNorm1d(5), nn.ReLU()
+            self.head = nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.act(self.bn(self.mix(self.stem(x).flatten(2)))).mean(2))
+
+    torch.manual_seed(0)
+    net = Sequence().double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    taps = [Tap("mix", side="in"), Tap("mix"), Tap("bn"), Tap("act"), Tap("head")]
+    teacher = teacher_of(net, *taps)
+    seen = teacher.observe(x).taps
+    mixed = net.mix(net.stem(network_input(x, CARD)).flatten(2))
+    expected = [net.stem(network_input(x, CARD)).flatten(2), mixed, net.bn(mixed), net.bn(mixed).relu()]
+    for tap, value in zip(taps, expected, strict=False):
+        torch.testing.assert_close(seen[tap], value)
+        assert teacher.profile().taps[tap] == Tapped(value.shape[1], (36,))
+
+
+def test_layers_called_in_and_out() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("in", nn.Conv2d(3, 6, 1))
+            self.out = nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.get_submodule("in")(x)) + 1
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Block(), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.block(x).mean((2, 3)))
+
+    net = Whole().double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    view = network_input(x, CARD)
+    first = net.block.get_submodule("in")(view)
+    expected = {"block.out": net.block.out(first), "block.in": first, "block": net.block(view), "head.out": net(view)}
+    expected["block.out.in"] = first
+    taps = {text: parse_layer(text)[1] for text in expected}
+    seen = teacher_of(net, *taps.values()).observe(x).taps
+    for text, value in expected.items():
+        torch.testing.assert_close(seen[taps[text]], value)

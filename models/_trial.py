@@ -1,0 +1,42 @@
+"""Whether a network can read images at all, told in one line before work begins."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models._card import ModelCard
+from models._convention import network_input, network_logits
+
+
+def why(error: BaseException) -> str:
+    """What an error of a network's own code says, on one line; its kind where that says more."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, RuntimeError | ValueError) and text else f"{type(error).__name__} {text}".strip()
+
+
+def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = False) -> None:
+    """ValueError where the network cannot read two images as its card says, in eval mode.
+
+    `learns`: nor give its weights a gradient. The network is left in the mode it was in.
+    """
+    weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    size = card.input_size
+    modes = {module: module.training for module in net.modules()}
+    try:
+        with torch.set_grad_enabled(learns):
+            blank = torch.full((2, 3, size, size), 0.5, device=weight.device)
+            logits = network_logits(net.eval()(network_input(blank, card).to(weight.dtype)), len(blank))
+    except Exception as error:  # a network may be anybody's
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        raise ValueError(f"{name}: its forward pass fails on images of {size} x {size}: {why(error)}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if tuple(logits.shape) != (2, card.num_classes):
+        raise ValueError(
+            f"{name}: its card says {card.num_classes} classes, its output for 2 images has shape {tuple(logits.shape)}"
+        )
+    if learns and not logits.requires_grad:
+        raise ValueError(f"{name}: no gradient reaches its weights (no_grad, detach or numpy in its forward?)")

@@ -1,0 +1,81 @@
+"""prefer: what a caller's settings and mistakes do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_unit_readings import CARD, Net
+
+from ensemble import prefer
+
+SHORT = {"iterations": 3, "progress": False, "device": "cpu", "precision": "fp32", "seed": 1}
+UNITS = "bn:0,2"
+
+
+def images(**changes: Any) -> torch.Tensor:
+    preferred = prefer([(Net(), CARD)], UNITS, **{**SHORT, **changes})
+    assert preferred is not None
+    return preferred.images
+
+
+def test_what_the_caller_set_changes_nothing() -> None:
+    expected = images()
+    with torch.no_grad():
+        assert torch.equal(images(), expected)
+    with torch.inference_mode():
+        assert torch.equal(images().clone(), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = Net().float()
+        found = prefer([(net, CARD)], UNITS, **SHORT)  # type: ignore[arg-type]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found is not None and found.images.dtype == torch.float32
+    single = prefer([(net, CARD)], UNITS, **SHORT)  # type: ignore[arg-type]
+    assert single is not None and torch.equal(found.images, single.images)
+    assert torch.equal(images(size=np.int64(8)), expected)
+
+
+def test_readings_are_those_of_the_term_that_ran() -> None:
+    preferred = prefer([(Net(), CARD)], UNITS, overrides=["objectives[0].reduction=norm"], **SHORT)  # type: ignore[arg-type]
+    plain = prefer([(Net(), CARD)], UNITS, overrides="objectives[0].reduction=norm", **SHORT)  # type: ignore[arg-type]
+    assert preferred is not None and plain is not None and plain.rows == preferred.rows
+    saved = (preferred.images * 255).round() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CARD.mean, CARD.std))
+    net = Net().eval()
+    with torch.no_grad():
+        value = net.bn(net.conv((saved - mean) / std))
+    for i, channel in enumerate((0, 2)):
+        assert preferred.rows[i]["activation"] == pytest.approx(float(value[i, channel].norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": []}, "models: name one network or several"),
+        ({"models": None}, "models: name one network or several"),
+        ({"models": [{"weight": 2}]}, "models: each is a network"),
+        ({"models": Path("resnet20_cfar")}, "did you mean"),
+        ({"units": None}, "units: a selection or a list"),
+        ({"units": 3}, "units: a selection or a list"),
+        ({"images_per_unit": "2"}, "images_per_unit: a whole number"),
+        ({"size": 0}, "size: a whole number"),
+        ({"size": "32"}, "size: a whole number"),
+        ({"bn_matching": "1"}, "bn_matching: a weight"),
+        ({"targets": [0]}, "targets: it follows from `units`"),
+        ({"images_per_class": 3}, "images_per_class: it follows from `units`"),
+        ({"overrides": ["objectives[0].units=bn:4"]}, r"objectives\[0\].units: it follows from `units`"),
+        ({"overrides": ["images_per_class=2"]}, "images_per_class: it follows from `units`"),
+        ({"method": "gdd"}, "method: 'gdd' is none"),
+    ],
+)
+def test_mistakes_are_one_line(changes: dict[str, Any], message: str) -> None:
+    given = {"models": [(Net(), CARD)], "units": UNITS, **SHORT, **changes}
+    with pytest.raises(ValueError, match=message) as caught:
+        prefer(given.pop("models"), given.pop("units"), **given)
+    assert "\n" not in str(caught.value)
