@@ -151,7 +151,7 @@ def _check_names(fields: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else 'deeper fields are overrides, as "optimizer.lr=0.2"'
             if name in ("plugin", "plugins"):
-                hint = "call models.load_plugin(FILE) first, or import what it registers"
+                hint = "call ensemble.load_plugin(FILE) first, or import what it registers"
             raise ValueError(f"{name}: unknown keyword; {hint}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import gc
+import io
 import os
 import signal
 import subprocess
@@ -11,9 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -279,6 +283,15 @@ def test_a_shortened_run_that_goes_on_keeps_its_waits(tmp_path: Path) -> None:
         assert results is not None and results.recipe.iterations == total
         optimizer = results.recipe.optimizer
         assert (optimizer.plateau_patience, optimizer.early_stopping, optimizer.warmup) == (3, 2, 1)
+
+
+def test_a_notebook_shows_results() -> None:
+    results = invert([(net(0), CARD)], **OPTIONS)
+    assert results is not None
+    shown = results._repr_html_()
+    assert repr(results).partition("(")[2][:20] in shown
+    picture = Image.open(io.BytesIO(base64.b64decode(shown.partition("base64,")[2].partition("'")[0])))
+    assert np.array_equal(np.array(picture), np.array(results.grid()))
 
 
 def _steps(folder: Path) -> int:

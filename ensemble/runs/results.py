@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +100,14 @@ class Results:
         read = {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("teachers", {}).items()}
         read |= {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("verifiers", {}).items()}
         shown = ", ".join(f"{name} reads {share}" for name, share in read.items())
-        return f"Results({n} images of {height} x {width}; {shown})"
+        return f"Results({n} image{'s'[: n != 1]} of {height} x {width}; {shown})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: who reads what, and all images."""
+        stream = io.BytesIO()
+        self.grid().save(stream, "PNG")
+        picture = base64.b64encode(stream.getvalue()).decode()
+        return f"<p>{html.escape(repr(self))}</p><img src='data:image/png;base64,{picture}'>"
 
 
 def _parsed(folder: ResultsFolder) -> Recipe:

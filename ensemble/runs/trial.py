@@ -180,6 +180,8 @@ def show(here: Replica, trial: int, step: Step) -> None:
         here.progress.message(f"step {step.number}: {step.event}")
     students = set(here.plan.names) - set(here.plan.teachers)  # a line shows means over those that teach
     shown = {key: value for key, value in values.items() if key.rpartition("/")[0] not in students}
+    if not any(term.aims for term in here.plan.formulation.teacher_terms):  # targets mean nothing
+        shown = {key: value for key, value in shown.items() if not key.endswith("/accuracy")}
     here.progress.step(here.steps_done, {**shown, **here.pace} if shown else None)
     here.steps_done += 1
 

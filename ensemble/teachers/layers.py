@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ def list_layers(net: nn.Module, run: Callable[[int], object]) -> list[Layer]:
     def enter(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inside.append(name)
-            seen.setdefault(name, [type(module).__name__, 0, _shape(first_of(args, kwargs)), None])[1] += 1
+            seen.setdefault(name, [type(module).__name__, 0, _shape((*args, *kwargs.values())), None])[1] += 1
 
         return hook
 
@@ -106,11 +106,14 @@ def called(inside: Sequence[str], function: str) -> str:
     return f"{inside[-1]}.{function}()" if inside[-1] else f"{function}()"
 
 
-def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    return args[0] if args else next(iter(kwargs.values()), None)
+def first_tensor(value: object) -> torch.Tensor | None:
+    """The value, or the first tensor among what it holds: a layer may take or return several."""
+    if isinstance(value, torch.Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 2:
-        return tuple(value.shape[1:])
-    return None
+    found = first_tensor(value)
+    return tuple(found.shape[1:]) if found is not None and found.ndim and found.shape[0] == 2 else None

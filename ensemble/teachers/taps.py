@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ensemble.teachers.channels import channel_dim, channels_of
-from ensemble.teachers.layers import Layer, Watching, called, first_of, list_layers
+from ensemble.teachers.layers import Layer, Watching, called, first_tensor, list_layers
 
 LOGITS = "logits"
 """Names what the network says, where it has no layer of that name."""
@@ -23,6 +23,8 @@ LOGITS = "logits"
 @dataclass(frozen=True)
 class Tap:
     """A value in a forward pass: the input or output of a layer, by its dotted name, at its `call`-th call.
+
+    Of several tensors, as of attention that also returns its weights, it is the first.
 
     `LAYER.FUNCTION()`, as `layer1.0.add()`, is what a function returns that a layer's own forward calls, outside the
     layers within it. The names are PyTorch's; the node names of torch.fx are understood too (`layer1.0.relu_1` for the
@@ -102,15 +104,16 @@ class Taps:
         return found
 
     def _catch(self, tap: Tap, value: object) -> None:
-        if tap in self.wanted and isinstance(value, torch.Tensor):
-            self._caught[tap] = value.clone()
+        found = first_tensor(value) if tap in self.wanted else None
+        if found is not None:
+            self._caught[tap] = found.clone()
             if self._stops and not self.missing and not self._waits:
                 raise _Caught
 
     def _entering(self, layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls[layer] += 1
-            self._catch(Tap(layer, self._calls[layer], "in"), first_of(args, kwargs))
+            self._catch(Tap(layer, self._calls[layer], "in"), (*args, *kwargs.values()))
 
         return hook
 

@@ -63,8 +63,12 @@ def tried(name: str, layers: int) -> dict[str, Any]:
 
         def keeping(layer: str) -> Any:
             def hook(_: nn.Module, __: object, output: object) -> None:
-                if isinstance(output, torch.Tensor):
-                    caught.setdefault(layer, output.clone())
+                parts = (
+                    output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else [output]
+                )
+                first = next((part for part in parts if isinstance(part, torch.Tensor)), None)
+                if first is not None:
+                    caught.setdefault(layer, first.clone())
 
             return hook
 

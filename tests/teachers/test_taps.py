@@ -323,3 +323,24 @@ def test_layers_called_in_and_out() -> None:
     seen = teacher_of(net, *taps.values()).observe(x).taps
     for text, value in expected.items():
         torch.testing.assert_close(seen[taps[text]], value)
+
+
+def test_of_several_tensors_the_first() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix = nn.Conv2d(3, 6, 4, stride=4), nn.MultiheadAttention(6, 2, batch_first=True)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.stem(x).flatten(2).mT
+            mixed, _ = self.mix(key=tokens, query=tokens * 2, value=tokens)
+            return self.head(mixed.mean(1))
+
+    torch.manual_seed(0)
+    net = Attending().double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    seen = teacher_of(net, Tap("mix"), Tap("mix", side="in")).observe(x).taps
+    tokens = net.stem(network_input(x, CARD)).flatten(2).mT
+    torch.testing.assert_close(seen[Tap("mix")], net.mix(tokens * 2, tokens, tokens)[0].mT)
+    torch.testing.assert_close(seen[Tap("mix", side="in")], tokens.mT)
