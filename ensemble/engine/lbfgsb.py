@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from scipy.optimize import minimize
 
 from ensemble.engine.optimizers import ImageOptimizer, Optimizer
 from ensemble.machine.blas import one_blas_thread
@@ -87,6 +86,8 @@ class _Search:
 
 
 def _run(start: np.ndarray, bounds: Any, rule: LBFGSB, asked: Any, told: Any) -> None:
+    from scipy.optimize import minimize  # a second, which all other runs are spared
+
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
         asked.put(x.copy())
         answer = told.get()
