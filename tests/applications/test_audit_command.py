@@ -74,9 +74,12 @@ def test_an_audit_with_everything(run, data: Path, tmp_path: Path) -> None:
 
 def test_the_network_alone_and_a_condition_that_is_met(run, tmp_path: Path) -> None:
     out = tmp_path / "audit"
-    ended = run("audit", *NET, "--quick", "--output", out, "--fail-if", "loss_auc>0.9")
+    refused = run("audit", *NET, "--quick", "--output", out, "--fail-if", "loss_auc>0.9")
+    assert refused.code == 2 and "loss_auc is measured with --members; give it, too" in refused.errors[0]
+    assert not out.exists()
+    ended = run("audit", *NET, "--quick", "--output", out, "--fail-if", "seam_difference>0.9")
     assert ended.code == 1 and ended.errors == [
-        "invert.py: --fail-if: loss_auc was not measured, so loss_auc>0.9 cannot be ruled out"
+        "invert.py: --fail-if: seam_difference was not measured, so seam_difference>0.9 cannot be ruled out"
     ]
     found = json.loads((out / "audit.json").read_text())
     assert [finding["word"] for finding in found["findings"]] == ["not tested"]
