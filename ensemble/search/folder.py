@@ -42,10 +42,6 @@ class SearchFolder:
         """The URL of the folder's own study."""
         return f"sqlite:///{(self.path / STUDY).absolute()}"
 
-    @property
-    def has_study(self) -> bool:
-        return (self.path / STUDY).is_file()
-
     # --- begin, go on -----------------------------------------------------------------------------------------
 
     @contextmanager
@@ -96,8 +92,6 @@ class SearchFolder:
                 f"resume: {self.path} holds a search that differs in {', '.join(changed)}; pass --overwrite instead "
                 "to replace it, or give another folder"
             )
-        if resume and not self.has_study and (self.path / POINTS).exists():
-            raise ValueError(f"resume: {self.path} has lost its {STUDY}; pass --overwrite to search anew")
         if overwrite and (other := self._living()):
             raise in_use(self.path, other)
 
@@ -110,6 +104,11 @@ class SearchFolder:
                     file.unlink(missing_ok=True)
         if self._stored() is None:
             write_text(self.path / SEARCH, dump_yaml(settings.plain()))
+
+    def check_study(self) -> None:
+        """ValueError where points are listed here, and their study, which is to be here, is gone."""
+        if (self.path / POINTS).exists() and not (self.path / STUDY).is_file():
+            raise ValueError(f"resume: {self.path} has lost its {STUDY}; pass --overwrite to search anew")
 
     def go_on(self, finished: bool) -> None:
         """Drops the summary of fewer points than there are to be."""

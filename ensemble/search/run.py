@@ -48,6 +48,8 @@ def search(
     fails; KeyboardInterrupt where it was asked to stop: the study goes on from there.
     """
     folder.check(settings, resume=resume, overwrite=overwrite)
+    if storage is None and not overwrite:
+        folder.check_study()
     with folder.turn():
         folder.begin(settings, resume=resume, overwrite=overwrite)
     with folder.worker() as worker, database(storage or folder.database, folder.turn(), own=not storage) as opened:

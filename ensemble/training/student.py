@@ -107,7 +107,7 @@ def _real(
     where = spec.path + (f", {data.split}," if data.split else "")
     if unknown:
         raise ValueError(
-            f"test: {where} has classes that the dataset has not ({few(unknown)}); name its folders as the dataset's "
+            f"test: {where} has other classes than the dataset ({few(unknown)}); name its folders as the dataset's "
             "class_names"
         )
     if missing := made - {card.class_names[known[name]] for name in data.class_names}:

@@ -91,7 +91,7 @@ def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> Non
         (["--units", "conv:99"], "units: conv: there is no channel 99; it has 0 to"),
         (["--units", "conv"], "say which channels of conv"),
         (["--units", "conv:0", "--match"], "--match compares units by real images; name them with --real DATA"),
-        (["--units", "conv:0", "--images-per-unit", "0"], "images_per_unit: at least 1"),
+        (["--units", "conv:0", "--images-per-unit", "0"], "images_per_unit: a whole number from 1 on"),
         (["--units", "conv:0", "--bn-matching", "-1"], "bn_matching: a weight of 0 or more, not -1"),
         (["--units", "conv:0", "--generator", "any"], "methods gd and lbfgs move a generator's code"),
         (["--units", "conv:0", "--real", "nowhere"], "data: nowhere does not exist"),

@@ -151,7 +151,7 @@ def test_features_that_are_zero_have_no_diversity() -> None:
 
 
 def test_classes_without_real_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="no real test image is of a class"):
+    with pytest.raises(ValueError, match=r"no real image is of 1 of the 1 classes that are judged \(red\)"):
         Judge(Net(), CARD, data((5, 5, 0)), classes=torch.tensor([0]))
 
 

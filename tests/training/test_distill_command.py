@@ -329,7 +329,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
             ["--student", "resnet20_cifar:num_classes=3"],
             "has 3 classes, the dataset 10; ask for resnet20_cifar:num",
         ),
-        (["--student", "vit_b_16:num_classes=10"], "student: vit_b_16 fails on images of 16 x 16, the dataset's size"),
+        (["--student", "vit_b_16:num_classes=10"], "student: vit_b_16: its forward pass fails on images of 16 x 16"),
         (["--labels", "soft"], "invalid choice: 'soft'"),
         (["--labels", "hard", "--teacher", "resnet20_cifar"], "--teacher: hard labels have no teachers; leave it out"),
         (["--labels", "stored", "--teacher", "other"], "no logits of other are stored; name some of first"),
@@ -373,9 +373,9 @@ def test_real_images_of_other_classes(
     other = real_images(tmp_path / "other")
     (other / "test/cat").rename(other / "test/zebra")
     words = line(tmp_path, dataset, "--labels", "hard", "--test")
-    refused([*words, str(other)], "test, has other classes than the dataset (cat, zebra); name its folders as", capsys)
+    refused([*words, str(other)], "test, has other classes than the dataset (zebra); name its folders as", capsys)
     fewer = real_images(tmp_path / "fewer", CIFAR10_CLASSES[:9])
-    refused([*words, str(fewer)], "has other classes than the dataset (truck)", capsys)
+    refused([*words, str(fewer)], "lacks classes that images were made for (truck)", capsys)
     (real_images(tmp_path / "half") / "train").rename(tmp_path / "half/elsewhere")
     refused([*words, str(tmp_path / "half"), "--diagnose"], "train", capsys)
     assert not (tmp_path / "out").exists()
@@ -395,7 +395,7 @@ def test_real_images_of_the_classes_that_images_were_made_for(tmp_path: Path) ->
     brightness = {int(label): int(image[0, 0, 0]) for image, label in zip(real.images, real.labels, strict=True)}
     assert brightness == {names.index("English springer"): 60, names.index("tench"): 200, 482: 120}
     (tmp_path / "real/val/n01440764").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="val, has other classes than the dataset \\(tench\\)"):
+    with pytest.raises(ValueError, match="val, lacks classes that images were made for \\(tench\\)"):
         prepare(parse_distillation_recipe(asked))
 
 
