@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Annotated, Any, Literal
@@ -304,9 +304,10 @@ class Recipe(Checked):
             optimizer = replace(optimizer, early_stopping=max(1, round(optimizer.early_stopping * shorter)))
         return replace(self, stages=tuple(stages), optimizer=optimizer)
 
-    def with_steps_of(self, other: Recipe) -> Recipe:
-        """The other's stages and its optimiser's waits: what `with_iterations` changes."""
-        waits = {name: getattr(other.optimizer, name) for name in ("warmup", "plateau_patience", "early_stopping")}
+    def with_steps_of(self, other: Recipe, but: Container[str] = ()) -> Recipe:
+        """The other's stages and its optimiser's waits, `but` some: what `with_iterations` changes."""
+        names = ("warmup", "plateau_patience", "early_stopping")
+        waits = {name: getattr(other.optimizer, name) for name in names if f"optimizer.{name}" not in but}
         return replace(self, stages=other.stages, optimizer=replace(self.optimizer, **waits))
 
     def continued_to(self, total: int) -> Recipe:

@@ -2,14 +2,14 @@
 
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import Assumed, ModelCard, Weights
-from models._classes import class_indices, in_order
+from models._classes import as_many_in_order, class_indices
 from models._convention import network_input, network_logits
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import check_reads, why
+from models._trial import check_reads, reason_of
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -19,11 +19,11 @@ __all__ = [
     "Weights",
     "WeightsFile",
     "add_plugin_table",
+    "as_many_in_order",
     "check_reads",
     "class_indices",
     "create_model",
     "fit",
-    "in_order",
     "list_models",
     "load_entry_points",
     "load_plugin",
@@ -31,9 +31,9 @@ __all__ = [
     "network_input",
     "network_logits",
     "parse_spec",
+    "reason_of",
     "register_model",
     "sha256",
     "untrained_model",
-    "why",
     "wordnet_numbers",
 ]

@@ -20,9 +20,7 @@ def class_indices(card: ModelCard, names: Sequence[str]) -> dict[str, int]:
     return {**wordnet_numbers(card, " ".join(names)), **named}
 
 
-def in_order(card: ModelCard, names: Sequence[str]) -> bool:
-    """Whether names that say nothing of the classes are as many, and numbers among them sort as numbers do."""
-    if len(names) != card.num_classes or set(names) & set(card.class_names):
-        return False
-    numbers = [int(name) for name in names if name.isdecimal() and name.isascii()]
-    return len(numbers) != len(names) or numbers == sorted(numbers)
+def as_many_in_order(card: ModelCard, names: Sequence[str]) -> bool:
+    """Whether names that say nothing of the classes are as many; numbers say something, if not from where."""
+    numbers = all(name.isdecimal() for name in names)
+    return len(names) == card.num_classes and not numbers and not set(names) & set(card.class_names)

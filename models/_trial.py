@@ -9,7 +9,7 @@ from models._card import ModelCard
 from models._convention import network_input, network_logits
 
 
-def why(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What an error of a network's own code says, on one line; its kind where that says more."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, RuntimeError | ValueError) and text else f"{type(error).__name__} {text}".strip()
@@ -18,9 +18,12 @@ def why(error: BaseException) -> str:
 def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = False) -> None:
     """ValueError where the network cannot read two images as its card says, in eval mode.
 
-    `learns`: nor give its weights a gradient. The network is left in the mode it was in.
+    `learns`: nor give its weights a gradient. The network is left in the mode it was in. One in fp16 on the CPU is not
+    tried: it may be meant for a GPU.
     """
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    if weight.dtype == torch.float16 and weight.device.type == "cpu":
+        return
     size = card.input_size
     modes = {module: module.training for module in net.modules()}
     try:
@@ -28,9 +31,9 @@ def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = Fa
             blank = torch.full((2, 3, size, size), 0.5, device=weight.device)
             logits = network_logits(net.eval()(network_input(blank, card).to(weight.dtype)), len(blank))
     except Exception as error:  # a network may be anybody's
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
             raise
-        raise ValueError(f"{name}: its forward pass fails on images of {size} x {size}: {why(error)}") from error
+        raise ValueError(f"{name}: its forward pass fails on images of {size} x {size}: {reason_of(error)}") from error
     finally:
         for module, training in modes.items():
             module.training = training

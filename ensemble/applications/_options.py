@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, unknown: Sequence[str]) -> str:
         known = {option.lstrip("-"): option for option in self._option_string_actions}
-        if "set" in known and any("=" in argument for argument in unknown if not argument.startswith("-")):
+        if "set" in known and not any(argument.startswith("-") for argument in unknown) and "=" in "".join(unknown):
             return " (fields are set by --set PATH=VALUE)"
         names = [argument.partition("=")[0].lstrip("-") for argument in unknown if argument.startswith("-")]
         near = [known[match] for name in names for match in difflib.get_close_matches(name, known, n=1)]

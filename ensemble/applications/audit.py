@@ -5,9 +5,9 @@ reference images (like the training images, but not these), how training images 
 and whether that is what --claimed says; with members and non-members, whether the network knows its members; with
 --references, by networks of the same recipe, too. What was not asked is listed.
 
-DATA is a folder or archive with SPLIT/CLASS/FILE, as DATA or DATA:SPLIT. Without a split, `test` is the reference and
-the non-members, `train` the members, or where there are no splits, all; the reference needs no classes either.
-Reference and non-members of one split are halves of it.
+DATA is a folder or archive with SPLIT/CLASS/FILE or CLASS/FILE, as DATA or DATA:SPLIT. Without a split, `test` is the
+reference and the non-members, `train` the members, or where there are no splits, all; the reference needs no classes
+either. Reference and non-members of one split are halves of it.
 
 --fail-if FIGURE OPERATOR VALUE, which may be repeated, ends with exit code 1 where it is met or its figure was not
 measured: 'cutmix_share>0.2', 'claim!=consistent', 'tpr_1pct>0.05'. Figures: {figures}.
@@ -64,9 +64,10 @@ def run(options: argparse.Namespace) -> int:
     check_alone("audit")
     conditions = [parse_condition(text, FIGURES) for text in options.fail_if]
     for condition in conditions:
-        needed = NEEDED.get(condition.figure)
-        if needed is not None and not getattr(options, needed):
-            raise ValueError(f"--fail-if {condition}: {condition.figure} is measured with --{needed}; give it, too")
+        if lacking := [f"--{name}" for name in NEEDED[condition.figure] if not getattr(options, name)]:
+            raise ValueError(
+                f"--fail-if {condition}: {condition.figure} is measured with {' and '.join(lacking)}; give it, too"
+            )
     if options.claimed and options.reference is None:
         raise ValueError("--claimed is compared with statistics of images; give --reference DATA")
     if (options.members is None) != (options.non_members is None):
@@ -155,18 +156,21 @@ def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     """What `Given` takes of the images; of one split, reference and non-members are halves."""
     from ensemble.data.labelled import load_images
 
+    others = options.members, options.non_members  # whose classes matter
     named: dict[str, tuple[str | None, str, Layout]] = {
-        "reference": (options.reference, "test", "pictures"),
+        "reference": (options.reference, "test", "classes" if options.reference in others else "pictures"),
         "members": (options.members, "train", "classes"),
         "others": (options.non_members, "test", "classes"),
     }
     where = {key: _source(text, split, layout) for key, (text, split, layout) in named.items() if text is not None}
-    found = {
-        key: load_images(path, split, size, at_most=_AT_MOST, layout=layout)
-        for key, (path, split, layout) in where.items()
-    }
+    loaded: dict[tuple[str, str, Layout], LabelledImages] = {}
+    for source in where.values():
+        if source not in loaded:
+            path, split, layout = source
+            loaded[source] = load_images(path, split, size, at_most=_AT_MOST, layout=layout)
+    found = {key: loaded[source] for key, source in where.items()}
     if any(_same(found.get("members"), found.get(key)) for key in ("reference", "others")):
-        raise ValueError("--members are the same images as --reference or --non-members; name another split")
+        raise ValueError("--members are the same images as --reference or --non-members; give others")
     if _same(found.get("others"), found.get("reference")):
         both = found["others"]
         for key, half in (("reference", slice(0, None, 2)), ("others", slice(1, None, 2))):

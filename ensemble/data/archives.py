@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ensemble.data.tree import SPLITS, Child, Layout, find
+from ensemble.data.tree import Child, Layout, find
 from ensemble.image.files import is_clutter, is_picture
 
 _Picture = TypeVar("_Picture")
@@ -105,16 +105,7 @@ class _Archive:
         return list({real: None for path in named if len(path) == depth and (real := self._real(path)) is not None})
 
     def top(self) -> _Names:
-        """A folder that is all there is and no split, and holds folders, stands for what it holds."""
-        top: _Names = ()
-        while True:
-            names = [name for name in self.below[top] if not is_clutter(name)]
-            inner = (*top, *names)
-            if len(names) != 1 or inner not in self.below or names[0].lower() in SPLITS:
-                return top
-            if not any((*inner, name) in self.below for name in self.below[inner]):
-                return top
-            top = inner
+        return ()
 
     def children(self, folder: _Names) -> Iterator[Child[_Names]]:
         for name in sorted(self.below[folder]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -56,9 +56,9 @@ def find(
     others: dict[str, list[str]] = {}  # by class; files that are no pictures
     loose: list[Child[Place]] = []
     tops = tree.splits(split)
-    there = [] if tops else _folders(tree, tree.top())
-    if not tops and layout != "splits" and not _has_splits(tree, there):
-        tops, split = [tree.top()], ""
+    top, there = _top(tree)
+    if layout != "splits" and _are_classes(tree, there):
+        tops, split = [top], ""
     inside = f"{split}/" if split else ""
     for top in tops:
         for child in tree.children(top):
@@ -75,20 +75,16 @@ def find(
                     found.append((child.name, name, file.place))
                 else:
                     rest.append(file.name)
-    if not found and layout == "pictures":
-        found = [("", child.name, child.place) for child in loose if is_picture(child.name)]
+    if layout == "pictures":
+        found += [("", child.name, child.place) for child in loose if is_picture(child.name)]
     expected = f"expected files ending in {', '.join(SUFFIXES)}"
     if not found:
         beside = f"; {len(loose)} in {split or 'it'} itself, without a class" if loose else ""
         unread = left_out(name for names in others.values() for name in names)
-        unread += f"; its folders are {few(child.name for child in there)}" if there else ""
+        unread += f"; its folders are {few(child.name for child in there)}" if there and not tops else ""
         raise ValueError(f"data: {path} holds no images at {inside}<class>/ ({unread}{beside}); {expected}")
-    empty = (
-        {}
-        if not found[0][0]
-        else {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
-    )
-    if empty:
+    empty = {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
+    if empty and layout != "pictures":
         told = few(f"{inside}{name} ({left_out(names)})" for name, names in empty.items())
         raise ValueError(
             f"data: {len(empty)} of {len(others)} classes of {path} hold no images: {told}; {expected}, "
@@ -101,10 +97,24 @@ def _folders(tree: Tree[Place], folder: Place) -> list[Child[Place]]:
     return [child for child in tree.children(folder) if child.is_folder and not is_clutter(child.name)]
 
 
-def _has_splits(tree: Tree[Place], folders: Iterable[Child[Place]]) -> bool:
-    """Whether these or folders in them are called as splits are: then one has to be named."""
-    both = [child for folder in folders for child in (folder, *_folders(tree, folder.place))]
-    return any(child.name.lower() in SPLITS for child in both)
+def _top(tree: Tree[Place]) -> tuple[Place, list[Child[Place]]]:
+    """The top and its folders; one that is all there is, and no split, and holds several, stands for what it holds."""
+    top = tree.top()
+    while True:
+        there = _folders(tree, top)
+        if len(there) != 1 or there[0].name.lower() in SPLITS or any(is_picture(c.name) for c in tree.children(top)):
+            return top, there
+        if len(_folders(tree, there[0].place)) < 2:
+            return top, there
+        top = there[0].place
+
+
+def _are_classes(tree: Tree[Place], folders: Sequence[Child[Place]]) -> bool:
+    """Whether these are classes and no splits; a class may be called `train` beside others, but holds no folders."""
+    called = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if any(_folders(tree, folder.place) for folder in called) or (folders and len(called) == len(folders)):
+        return False
+    return not any(c.name.lower() in SPLITS for folder in folders for c in _folders(tree, folder.place))
 
 
 def _below(

@@ -17,7 +17,7 @@ from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.near_duplicates import near_duplicates, thumbnails
 from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
-from models import ModelCard, class_indices, in_order
+from models import ModelCard, as_many_in_order, class_indices
 
 Watch = Callable[[str, Sequence[torch.Tensor]], Iterable[torch.Tensor]]
 """Hands on the parts of what is read under a name, and may show how far it is."""
@@ -78,6 +78,9 @@ class Judge:
         self.net = channels_last(net)
         self.card = card
         self._watch = watch
+        for data in (real, train):
+            if data is not None:
+                _of_classes(card, data, classes)
         self._test = self._known("real test images", real, classes) if real is not None else None
         self._train_data = train
         self._memory = self._remember(train, self._test, classes) if train is not None and self._test else None
@@ -110,7 +113,7 @@ class Judge:
         classes = targets.unique()
         test = self._test.of(classes) if self._test is not None else None
         if test is not None:
-            check_has(self.card, test.labels, classes)
+            _check_has(self.card, test.labels, classes)
         read = self._read(_features_and_logits, name, images)
         features, logits = read[:, : -self.card.num_classes], read[:, -self.card.num_classes :]
         small = thumbnails(images)
@@ -180,11 +183,11 @@ def _of_classes(
     index = torch.arange(len(labels))
     if classes is not None:
         index = index[torch.isin(labels, classes)]
-        check_has(card, labels[index], classes)
+        _check_has(card, labels[index], classes)
     return labels[index], index
 
 
-def check_has(card: ModelCard, labels: torch.Tensor, classes: torch.Tensor) -> None:
+def _check_has(card: ModelCard, labels: torch.Tensor, classes: torch.Tensor) -> None:
     """ValueError where real images lack some of the classes that are judged, which no distance would tell."""
     missing = classes[~torch.isin(classes, labels)].tolist()
     if missing:
@@ -200,7 +203,7 @@ def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
     known = class_indices(card, data.class_names)
     if set(data.class_names) <= set(known):
         return torch.tensor([known[name] for name in data.class_names])[data.labels]
-    if in_order(card, data.class_names):
+    if as_many_in_order(card, data.class_names):
         return data.labels
     unknown = [name for name in data.class_names if name not in known]
     raise ValueError(

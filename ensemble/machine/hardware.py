@@ -122,9 +122,8 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """What a run sets in the process is put back at the end, and what was set does not change the run.
-
-    The process may be a notebook, with another default dtype, or where the caller takes no gradients.
+    """What a run sets in the process is put back at the end; another default dtype, or a caller's no_grad, is not the
+    run's: the process may be a notebook.
     """
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ensemble.teachers.taps import Tap, Tapped
+from ensemble.teachers.taps import LOGITS, Tap, Tapped
 
 _POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
 _LIST = re.compile(r"\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*(,\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*)*")
@@ -134,6 +134,7 @@ def parse_layer(text: str) -> tuple[str, Tap]:
     teacher, _, layer = text.rpartition("/")
     side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
     layer, _, call = layer.removesuffix(".in").partition("#")
+    layer = LOGITS if layer == f"{LOGITS}.out" else layer
     call = call.removesuffix(".out")  # without a call, the network tells whether a layer is called so
     if not layer or (call and not (call.isdigit() and int(call) > 0)):
         raise ValueError(f"{text!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]")

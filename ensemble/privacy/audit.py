@@ -21,7 +21,7 @@ from ensemble.privacy.pictures import Pictures, Row, pictures
 from ensemble.privacy.remedy import remedy
 from ensemble.privacy.training import train_shadows
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard, class_indices, create_model, in_order
+from models import ModelCard, as_many_in_order, class_indices, create_model
 
 UNTESTED = (
     "probes of logits with composites and blends, which take a bank of networks of known training as their null",
@@ -157,7 +157,7 @@ def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
     if set(data.class_names) <= set(known):
         index = torch.tensor([known[name] for name in data.class_names])
         return replace(data, labels=index[data.labels], class_names=card.class_names)
-    if not in_order(card, data.class_names) or card.class_names:
+    if not as_many_in_order(card, data.class_names) or card.class_names:
         raise ValueError(
             f"members, non-members: their classes are not those of {card.name}; name the folders as its classes"
         )

@@ -62,6 +62,8 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
         known = WORDS[name]
         if sign not in ("==", "!="):
             raise ValueError(f"--fail-if {text!r}: words are compared by == and != alone")
+        if not known and re.fullmatch(r"[-+.\d]+", written):
+            raise ValueError(f"--fail-if {text!r}: {name} is a word; compare it with one")
         if known and written not in known:
             raise ValueError(f"--fail-if {text!r}: {name} is one of {', '.join(known)}")
         return Condition(name, sign, written)

@@ -39,14 +39,15 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 """Those of them that are words, and which; of `augmentation` any candidate's name."""
 
-NEEDED = {
-    **dict.fromkeys(("augmentation", "cutmix_share", "mixup_share", "cutout_share"), "reference"),
-    "claim": "claimed",
-    **dict.fromkeys(("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "tracing_auc", "blind_auc"), "members"),
-    "closer_to_members": "members",
-    **dict.fromkeys(("lira_auc", "rmia_auc"), "references"),
+_MEMBERS = ("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "blind_auc", "closer_to_members")
+NEEDED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("augmentation", "cutmix_share", "mixup_share", "cutout_share", "seam_difference"), ("reference",)),
+    "claim": ("reference", "claimed"),
+    **dict.fromkeys(_MEMBERS, ("members",)),
+    "tracing_auc": ("members", "reference"),
+    **dict.fromkeys(("lira_auc", "rmia_auc"), ("members", "references")),
 }
-"""The option without which a figure is not measured."""
+"""The options without which a figure is not measured."""
 
 FIXED = (
     "Attacks give lower bounds: a stronger one may find more.",

@@ -133,7 +133,7 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
             "those of an uninterrupted one up to rounding, under --reproducible ranks to the bit"
         )
     whole = {batch: row for batch, row in rows.items() if folder.is_there(batch) and row.images == wanted.of(batch)}
-    command = re.sub(r"(--images[ =])\d+", rf"\g<1>{wanted.images}", begun.command)  # the first one, of as many
+    command = re.sub(r"(--images[ =])\d+", rf"\g<1>{wanted.images}", begun.command or now.command)
     return replace(begun, images=wanted.images, command=command), whole
 
 

@@ -144,7 +144,7 @@ def recipe_for(
     begun = parse_recipe(saved)
     if [replace(s, iterations=1) for s in recipe.stages] != [replace(s, iterations=1) for s in begun.stages]:
         raise ValueError("resume: the run has other stages; only their last may have more iterations")
-    return recipe.with_steps_of(begun).continued_to(total)
+    return recipe.with_steps_of(begun, {text.partition("=")[0].strip() for text in overrides}).continued_to(total)
 
 
 def _saved(output: str | Path | None) -> dict[str, Any] | None:

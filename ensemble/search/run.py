@@ -56,7 +56,7 @@ def search(
         with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised, make_pruner(settings))
         tasks = Tasks(study, worker)
-        if (there := len(tasks.all())) > points:
+        if (there := sum(task.ended for task in tasks.all())) > points:
             raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
         folder.go_on(finished=tasks.ended(points) >= points)
         value = Value(settings, folder, device, study, progress.message)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.machine.errors import is_out_of_memory
 from ensemble.teachers.teacher import Teacher
-from models import why
+from models import reason_of
 
 
 class Cost(NamedTuple):
@@ -41,13 +41,15 @@ def count_cost(teacher: Teacher) -> Cost:
     ):
         try:
             seen = teacher.observe(view)
+            if not seen.taps and not seen.logits.requires_grad:
+                raise ValueError("its logits have none")
             parts = [part for part in (seen.logits, seen.moments, *seen.taps.values()) if part.requires_grad]
             torch.autograd.grad([part.sum() for part in parts], view)
         except Exception as error:  # a network may be anybody's
             if is_out_of_memory(error):
                 raise
             raise ValueError(
-                f"{teacher.name}: no gradient reaches the image ({why(error)}); a teacher's forward must be free of "
-                "no_grad, detach and numpy, and of checkpoints with use_reentrant=True"
+                f"{teacher.name}: no gradient reaches the image ({reason_of(error)}); a teacher's forward must be free "
+                "of no_grad, detach and numpy, and of checkpoints with use_reentrant=True"
             ) from error
     return Cost(float(counter.get_total_flops()), sum(kept.values()))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ensemble.teachers.observing import has_statistics
-from models import ModelCard, network_input, why
+from models import ModelCard, network_input, reason_of
 
 
 class Layer(NamedTuple):
@@ -98,7 +98,9 @@ def layers_of(net: nn.Module, card: ModelCard) -> list[Layer]:
     try:
         return list_layers(net, lambda images: net(network_input(blank[:images], card)))
     except Exception as error:  # a network may be anybody's
-        raise ValueError(f"{card.name}: its forward pass fails on {card.input_size} pixels: {why(error)}") from error
+        raise ValueError(
+            f"{card.name}: its forward pass fails on {card.input_size} pixels: {reason_of(error)}"
+        ) from error
 
 
 def called(inside: Sequence[str], function: str) -> str:

@@ -269,6 +269,7 @@ def restored(net: nn.Module, layer: Watched, sink: list[torch.Tensor]) -> Watche
     assert own is not None
     _put(net, layer.module, own)
     own.register_forward_pre_hook(Beside(layer.module.get_buffer("running_mean"), 1, sink))
+    own.register_forward_hook(lambda _, inputs, output: output.to(inputs[0].dtype))  # its weights stay in fp32
     return dataclasses.replace(layer, module=own, replaced=None)
 
 

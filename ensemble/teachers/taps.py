@@ -15,6 +15,7 @@ from torch import nn
 
 from ensemble.teachers.channels import channel_dim, channels_of
 from ensemble.teachers.layers import Layer, Watching, called, first_tensor, list_layers
+from ensemble.teachers.observing import has_statistics
 
 LOGITS = "logits"
 """Names what the network says, where it has no layer of that name."""
@@ -181,14 +182,22 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
 
 def _is_sequence(module: nn.Module | None, shape: Sequence[int], net: nn.Module) -> bool:
     """Whether (N, C, L) and not tokens: by the layer, else by the layers of the network whose channels would fit."""
-    firsts, lasts = (nn.Conv1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm), (nn.Linear, nn.LayerNorm)
+    firsts, lasts = (nn.Conv1d, nn.GroupNorm), (nn.Linear, nn.LayerNorm)
+    if module is not None and (channels := _kept(module)) is not None:
+        return channels == shape[1]
     if isinstance(module, firsts + lasts):
         return isinstance(module, firsts)
-    fits = [channels_of(other) == shape[1] for other in net.modules() if isinstance(other, firsts[:3])]
-    fits += [other.out_channels == shape[1] for other in net.modules() if isinstance(other, nn.Conv1d)]
-    others = [channels_of(other) == shape[2] for other in net.modules() if isinstance(other, lasts)]
-    others += [other.out_features == shape[2] for other in net.modules() if isinstance(other, nn.Linear)]
+    modules = list(net.modules())
+    fits = [_kept(other) == shape[1] for other in modules]
+    fits += [shape[1] in (other.in_channels, other.out_channels) for other in modules if isinstance(other, nn.Conv1d)]
+    others = [channels_of(other) == shape[2] for other in modules if isinstance(other, lasts)]
+    others += [other.out_features == shape[2] for other in modules if isinstance(other, nn.Linear)]
     return any(fits) and not any(others)
+
+
+def _kept(module: nn.Module) -> int | None:
+    """The channels of a layer with running statistics, which it sees first; None for another."""
+    return len(module.get_buffer("running_mean")) if has_statistics(module) else None
 
 
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:

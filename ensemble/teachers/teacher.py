@@ -22,7 +22,7 @@ from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restore
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
-from models import ModelCard, network_input, network_logits, why
+from models import ModelCard, network_input, network_logits, reason_of
 
 
 class Observation(NamedTuple):
@@ -207,7 +207,7 @@ class Teacher:
         except Exception as error:  # a network may be anybody's
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"{self.name}: its forward pass fails on {size}: {why(error)}") from error
+            raise ValueError(f"{self.name}: its forward pass fails on {size}: {reason_of(error)}") from error
 
     def _observe_layers(self, original: nn.Module) -> Watch:
         """Make the layers emit moments. Where the network then says something else, their own forwards stay."""
@@ -265,10 +265,12 @@ class Teacher:
         size = self.card.input_size
 
         def run(images: int) -> tuple[torch.Tensor, ...]:
-            return self._forward(torch.full((images, 3, size, size), 0.5, dtype=self.wide, device=self.device))
+            return self._checked_run(torch.full((images, 3, size, size), 0.5, dtype=self.wide, device=self.device))
 
         for name, layer in self.layers.items():
-            if layer.replaced is not None and any(tap.layer.startswith(f"{name}.") for tap in taps):
+            if layer.replaced is not None and any(
+                tap.layer.removesuffix(".out").startswith(f"{name}.") for tap in taps
+            ):
                 self.layers[name] = restored(self.net, layer, self._sink)
         own = find_taps(self.name, self.net, taps, run)
         self._taps, self._stops = Taps(self.net, list(own.values())), alone

@@ -16,7 +16,7 @@ from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.run import build_network, relabelled
-from models import ModelCard, check_reads, class_indices, parse_spec
+from models import ModelCard, check_reads, parse_spec, wordnet_numbers
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -102,7 +102,8 @@ def _real(
     """
     layout: Layout = "classes" if split is None else "splits"
     data = load_images(spec.path, split or "test", card.input_size, at_most=at_most, layout=layout)
-    known = class_indices(card, data.class_names)
+    known = wordnet_numbers(card, " ".join(data.class_names))
+    known |= {name: index for index, name in enumerate(card.class_names)}
     unknown = set(data.class_names) - set(known)
     where = spec.path + (f", {data.split}," if data.split else "")
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -30,6 +31,10 @@ from ensemble.units.real import RealExcitations
 from ensemble.units.receptive_field import receptive_field
 from ensemble.units.robustness import CHANGES
 from models import ModelCard, create_model
+
+_FOLLOWS = re.compile(r".*(objectives|targets|images_per_class|teachers)")
+_FREE = re.compile(r"objectives\[(0\]\.(weight|reduction|power)$|[1-9]\d*\])|teachers\[\d+\]\.(?!model$)")
+"""Among fields of objectives and teachers, those that leave the units what they are."""
 
 REAL_IMAGES = 2000
 """Of `real`, so many are read, drawn by seed 0."""
@@ -133,7 +138,7 @@ def prefer(
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is none; choose {', '.join(METHODS)}")
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
-    check_free(fields, overrides)
+    _check_free(fields, overrides)
     listed = _listed(models)
     if not isinstance(units, str) and (not isinstance(units, Sequence) or not all(isinstance(u, str) for u in units)):
         raise ValueError(f'units: a selection or a list of some, as "layer3.0:0-15", not {units!r}')
@@ -168,7 +173,7 @@ def prefer(
     )
     if results is None or launched_rank():
         return None
-    (readers.term,) = (term for term in results.recipe.objectives if isinstance(term, Activation))
+    readers.term = next(term for term in results.recipe.objectives if isinstance(term, Activation))
     preferred = _read(results, readers, scale, of_class=bool(classes))
     if output is not None:
         folder = ResultsFolder(Path(output).expanduser())
@@ -181,15 +186,14 @@ def prefer(
     return preferred
 
 
-_FOLLOWING = ("objectives", "targets", "images_per_class")
-
-
-def check_free(fields: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def _check_free(fields: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """ValueError for what would part the images from the units that they are said to be for."""
-    named = [*fields, *(text.partition("=")[0].strip() for text in overrides)]
-    for name in named:
-        if name in _FOLLOWING or name.startswith(("objectives[0].units", "targets[")):
+    for name in [*fields, *(text.partition("=")[0].strip() for text in overrides)]:
+        if _FOLLOWS.match(name) and _FREE.match(name) is None:
             raise ValueError(f"{name}: it follows from `units` and `images_per_unit`; name other units, or use invert")
+    terms = fields.get("terms", ())
+    if any(isinstance(term, Activation) for term in (terms if isinstance(terms, Sequence) else [terms])):
+        raise ValueError("terms: what is to be excited is named by `units`")
 
 
 def _listed(models: Any) -> list[Any]:

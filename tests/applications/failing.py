@@ -11,7 +11,7 @@ NAMES = ("circle", "square", "star")
 
 
 class Failing(nn.Module):
-    """Reads only images of even size, or of none where `size` is odd; squeezes, or detaches."""
+    """As a name says: it asserts something false, asks a tensor for nonsense, forgets gradients, squeezes, detaches."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -27,10 +27,12 @@ class Failing(nn.Module):
             with torch.no_grad():
                 return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
         logits = self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+        if self.how == "detaches":
+            return logits.detach()
         return logits.squeeze() if self.how == "squeezes" else logits
 
 
-for _how in ("asserts", "asks", "forgets", "squeezes"):
+for _how in ("asserts", "asks", "forgets", "squeezes", "detaches"):
 
     def _make(num_classes: int = 3, how: str = _how) -> nn.Module:
         return Failing(how)

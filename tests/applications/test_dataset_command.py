@@ -225,6 +225,10 @@ def test_a_stop_keeps_what_is_finished(call, finished, run, tmp_path, monkeypatc
     assert run(*PLUGIN_DATASET, "--output", tmp_path / "out", "--resume").code == 0
     assert first and manifest(tmp_path / "out")["command"] == first
     check_same(tmp_path / "out", tmp_path / "whole")
+    begun = tmp_path / "out" / "begun.json"
+    begun.write_text(json.dumps({**json.loads(begun.read_text()), "command": "dataset --images 20 --seed 0"}))
+    assert run(*PLUGIN_DATASET, "--output", tmp_path / "out", "--resume", "--images", "28").code == 0
+    assert manifest(tmp_path / "out")["command"] == "dataset --images 28 --seed 0"
 
 
 def test_leftovers_do_not_join(whole, run, tmp_path):

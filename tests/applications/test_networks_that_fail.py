@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ONE, PLUGIN, Ended, one_line, write_pictures
+from torch import nn
+
+from models import ModelCard, check_reads
 
 FAILING = ["--plugin", str(Path(__file__).with_name("failing.py"))]
 CPU = ["--device", "cpu"]
@@ -32,6 +36,7 @@ def test_verifiers_and_judges(run: Callable[..., Ended], network: str, why: str,
     [
         ("asserts", "asserts: its forward pass fails on an image of 8 x 8: AssertionError"),
         ("forgets", "forgets: no gradient reaches the image"),
+        ("detaches", "detaches: no gradient reaches the image"),
     ],
 )
 def test_teachers(run: Callable[..., Ended], network: str, why: str, tmp_path: Path) -> None:
@@ -67,3 +72,11 @@ def test_networks_to_train(run: Callable[..., Ended], network: str, tmp_path: Pa
     recipe.write_text(f"model: {network}@random\ndata: {{path: {tmp_path / 'data'}}}\n{schedule}\n")
     told = one_line(run("train", *FAILING, *CPU, "--recipe", recipe, "--output", tmp_path / "a"))
     assert f"model: {network}@random: " in told and not (tmp_path / "a").exists()
+
+
+def test_a_network_that_is_tried_stays_in_its_mode() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    net[1].eval()
+    before = net[1].running_mean.clone()
+    check_reads("net", net, ModelCard("net", "test", 8, 3, (0.5,) * 3, (0.5,) * 3))
+    assert [module.training for module in net] == [True, False, True, True] and torch.equal(net[1].running_mean, before)

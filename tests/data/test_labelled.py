@@ -44,6 +44,7 @@ def files(per_class: int = 2) -> Files:
 
 def make(path: Path, kind: str, content: Files) -> Path:
     """A folder or an archive with the files."""
+    path.mkdir(parents=True, exist_ok=True)
     path = path / f"data.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -460,8 +461,6 @@ def test_some_that_the_seed_draws(kind: str, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("above", ["", "pets/"])
 def test_classes_at_the_top_are_taken_where_there_are_no_splits(kind: str, above: str, tmp_path: Path) -> None:
-    if above and kind == "folder":
-        pytest.skip("a folder is named itself")
     content = {above + name.removeprefix("test/"): data for name, data in files().items() if name.startswith("test/")}
     path = make(tmp_path, kind, content)
     found = load_images(path, "test", layout="classes")
@@ -489,12 +488,37 @@ def test_pictures_without_classes(kind: str, tmp_path: Path) -> None:
     assert found.class_names == ("",) and found.images[:, 0, 0, 0].tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="in it itself, without a class"):
         load_images(path, "test", layout="classes")
-    (tmp_path / "split").mkdir()
     inside = make(tmp_path / "split", kind, {f"train/{i}.png": png(i) for i in (5, 4)})
     assert any_images(inside, None, 4).images[:, 0, 0, 0].tolist() == [4, 5]
 
 
 def test_a_folder_of_splits_is_no_class(tmp_path: Path) -> None:
     path = make(tmp_path, "folder", {f"cifar/{name}": data for name, data in files().items()})
-    with pytest.raises(ValueError, match="its folders are cifar"):
+    with pytest.raises(ValueError, match="its folders are test, train"):
         load_images(path, "test", layout="pictures")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_may_be_called_train(kind: str, tmp_path: Path) -> None:
+    path = make(
+        tmp_path, kind, {f"{name}/{i}.png": png(10 * k + i) for k, name in enumerate(("bus", "train")) for i in (1, 2)}
+    )
+    for split in ("train", "test"):
+        found = load_images(path, split, layout="classes")
+        assert found.class_names == ("bus", "train") and found.split == "" and len(found) == 4
+    flat = make(tmp_path / "flat", kind, {f"{split}/{i}.png": png(i) for split, i in (("train", 1), ("test", 2))})
+    assert any_images(flat, None, 4).images[:, 0, 0, 0].tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_beside_folders_are_not_left_out(kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path, kind, {"cat/0.png": png(7), "1.png": png(8), "2.png": png(9), "README.md": b""})
+    assert sorted(any_images(path, None, 4).images[:, 0, 0, 0].tolist()) == [7, 8, 9]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_and_an_archive_are_read_alike(kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path, kind, {"pets/cat/1.png": png(1), "pets/dog/1.png": png(2), "README.md": b""})
+    assert load_images(path, "test", layout="classes").class_names == ("cat", "dog")
+    single = make(tmp_path / "single", kind, {"cat/a/1.png": png(1)})
+    assert load_images(single, "test", layout="classes").class_names == ("cat",)

@@ -15,9 +15,9 @@ from torch import nn
 from models import (
     ModelCard,
     Weights,
+    as_many_in_order,
     class_indices,
     create_model,
-    in_order,
     model_card,
     register_model,
     wordnet_numbers,
@@ -153,7 +153,7 @@ def test_folders_are_matched_by_names_or_numbers(names, expected):
 
 def test_names_that_say_nothing_stand_in_their_order():
     card = replace(model_card("resnet20_cifar"), class_names=())
-    assert in_order(card, tuple("abcdefghij")) and not in_order(card, tuple("abc"))
-    assert not in_order(card, tuple(sorted(map(str, range(1, 11)))))  # 1, 10, 2: which is the second class?
-    assert in_order(replace(card, num_classes=3), ("1", "2", "3"))
-    assert not in_order(model_card("resnet20_cifar"), ("cat", *"abcdefghi"))
+    assert as_many_in_order(card, tuple("abcdefghij")) and not as_many_in_order(card, tuple("abc"))
+    assert not as_many_in_order(card, tuple(sorted(map(str, range(1, 11)))))  # 1, 10, 2: which is the second class?
+    assert not as_many_in_order(replace(card, num_classes=3), ("1", "2", "3"))  # or would 1, 2 be others?
+    assert not as_many_in_order(model_card("resnet20_cifar"), ("cat", *"abcdefghi"))

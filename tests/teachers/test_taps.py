@@ -268,14 +268,15 @@ def test_parts_of_a_norm_with_its_own_activation(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*gradients, **close)
 
 
-def test_sequences_have_their_channels_first() -> None:
+@pytest.mark.parametrize("mixes", [True, False])
+def test_sequences_have_their_channels_first(mixes: bool) -> None:
     """Conv1d and BatchNorm1d see (N, C, L), tokens are (N, T, C)."""
 
     class Sequence(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem = nn.Conv2d(3, 6, 3)
-            self.mix = nn.Conv1d(6, 5, 1)
+            self.stem = nn.Conv2d(3, 6 if mixes else 5, 3)
+            self.mix = nn.Conv1d(6, 5, 1) if mixes else nn.Identity()
             self.bn, self.act = nn.BatchNorm1d(5), nn.ReLU()
             self.head = nn.Linear(5, 4)
 

@@ -11,6 +11,7 @@ import torch
 from test_unit_readings import CARD, Net
 
 from ensemble import prefer
+from ensemble.objectives.activation import Activation
 
 SHORT = {"iterations": 3, "progress": False, "device": "cpu", "precision": "fp32", "seed": 1}
 UNITS = "bn:0,2"
@@ -71,6 +72,10 @@ def test_readings_are_those_of_the_term_that_ran() -> None:
         ({"images_per_class": 3}, "images_per_class: it follows from `units`"),
         ({"overrides": ["objectives[0].units=bn:4"]}, r"objectives\[0\].units: it follows from `units`"),
         ({"overrides": ["images_per_class=2"]}, "images_per_class: it follows from `units`"),
+        ({"overrides": ["objectives[0]={kind: activation, units: 'bn:4'}"]}, r"objectives\[0\]: it follows"),
+        ({"overrides": ["teachers[0].model=resnet20_cifar"]}, r"teachers\[0\].model: it follows"),
+        ({"teachers": ["resnet20_cifar"]}, "teachers: it follows"),
+        ({"terms": [Activation("bn:1")]}, "terms: what is to be excited"),
         ({"method": "gdd"}, "method: 'gdd' is none"),
     ],
 )
