@@ -94,7 +94,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         if (folder / SHARDS).is_dir():
-            raise ValueError(f"{folder} holds a dataset that is not finished; go on with it, by --resume")
+            command = f"python invert.py dataset --output {folder} --resume"
+            raise ValueError(f"{folder} holds a dataset that is not finished; {command} goes on with it")
         raise ValueError(f"{folder} holds no dataset; give the folder of a finished invert.py dataset")
     manifest = read_json(file)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -121,7 +121,11 @@ def warnings_of(
         ]
         share = sum(missed) / len(missed) if missed else 0.0
         if aims and share > _MISSED:
-            found.append(f"{name} misses {share:.0%} of its own targets; try more iterations{_levers(plan)}")
+            model = plan.recipe.teachers[plan.names.index(name)].model
+            remedy = f"try more iterations{_levers(plan)}"
+            if model.endswith("@random"):
+                remedy = "its weights are random, so it has learned none"
+            found.append(f"{name} misses {share:.0%} of its own targets; {remedy}")
     fell = [(_comparable(plan, first), done[trial].values) for trial, first in first_losses.items() if trial in done]
     for key in dict.fromkeys(key for first, _ in fell for key in first):
         pairs = [(first[key], last[key]) for first, last in fell if key in first]

@@ -243,7 +243,7 @@ def test_what_is_no_dataset(made: Made, tmp_path: Path) -> None:
     assert "holds no dataset" in refused(tmp_path)
     assert "holds no dataset" in refused(tmp_path / "nowhere")
     (made.folder / "manifest.json").unlink()
-    assert "is not finished; go on with it, by --resume" in refused(made.folder)
+    assert "is not finished; python invert.py dataset --output " in refused(made.folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
