@@ -15,7 +15,7 @@ def wordnet_numbers(card: ModelCard, text: str) -> dict[str, int]:
     """
     if card.label_space != "imagenet1k" or re.search(r"\bn\d{8}\b", text) is None:
         return {}
-    return _numbers()
+    return dict(_numbers())
 
 
 @cache

@@ -134,6 +134,8 @@ def test_wordnet_numbers_are_imagenets_only():
     numbers = wordnet_numbers(card, "n01440764 n03888257")
     assert (numbers["n01440764"], numbers["n03888257"], numbers["n02102040"], len(numbers)) == (0, 701, 217, 1000)
     assert card.class_names[217] == "English springer"
+    numbers["mine"] = 0
+    assert "mine" not in wordnet_numbers(card, "n01440764")
     assert not wordnet_numbers(card, "tench") and not wordnet_numbers(model_card("resnet20_cifar"), "n01440764")
 
 
