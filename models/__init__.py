@@ -3,13 +3,13 @@
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import Assumed, ModelCard, Weights
 from models._classes import as_many_in_order, class_indices
-from models._convention import network_input, network_logits
+from models._convention import first_tensor, network_input, network_logits
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import check_reads, reason_of
+from models._trial import check_reads, evaluating, reason_of
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "check_reads",
     "class_indices",
     "create_model",
+    "evaluating",
+    "first_tensor",
     "fit",
     "list_models",
     "load_entry_points",

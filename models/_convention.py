@@ -51,7 +51,7 @@ def network_logits(output: Any, images: int) -> torch.Tensor:
 
     Raises ValueError where there is no tensor of one or two dimensions.
     """
-    found = _first_tensor(output)
+    found = first_tensor(output, _LOGITS_KEYS)
     if found is None:
         raise ValueError(f"the network returns {type(output).__name__}, in which there is no tensor; return logits")
     if found.ndim == 1:
@@ -61,12 +61,12 @@ def network_logits(output: Any, images: int) -> torch.Tensor:
     return torch.cat([torch.zeros_like(found), found], dim=1) if found.shape[1] == 1 else found
 
 
-def _first_tensor(output: Any) -> torch.Tensor | None:
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, Mapping):
-        named = [output[key] for key in _LOGITS_KEYS if key in output]
-        output = [*named, *output.values()]
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return next((found for part in output if (found := _first_tensor(part)) is not None), None)
+def first_tensor(value: object, keys: Sequence[str] = ()) -> torch.Tensor | None:
+    """The value, or the first tensor among what it holds, in mappings that of one of these keys; None for none."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = [*(value[key] for key in keys if key in value), *value.values()]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return next((found for part in value if (found := first_tensor(part, keys)) is not None), None)
     return None

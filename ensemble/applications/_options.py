@@ -83,13 +83,18 @@ def file_of(options: argparse.Namespace, *endings: str) -> Path:
     file = Path(options.output).expanduser()
     if file.suffix.lower() not in endings:
         raise ValueError(f"output: {file} is not the name of such a file; let it end in {endings[0]}")
-    if file.is_dir():
-        raise ValueError(f"output: {file} is a folder; give a file's name")
-    if (file.exists() or file.is_symlink()) and not options.overwrite:
-        raise ValueError(f"output: {file} exists; pass --overwrite to replace it, or give another name")
-    if why := why_unwritable(file.absolute().parent):
-        raise ValueError(f"output: {file} cannot be written, {why}; give another name")
+    check_file("output", file, options.overwrite)
     return file
+
+
+def check_file(option: str, file: Path, overwrite: bool) -> None:
+    """ValueError where `file`, which `option` names, may not be written. Nothing is touched."""
+    if file.is_dir():
+        raise ValueError(f"{option}: {file} is a folder; give a file's name")
+    if (file.exists() or file.is_symlink()) and not overwrite:
+        raise ValueError(f"{option}: {file} exists; pass --overwrite to replace it, or give another name")
+    if why := why_unwritable(file.absolute().parent):
+        raise ValueError(f"{option}: {file} cannot be written, {why}; give another name")
 
 
 def add_overrides(parser: argparse._ActionsContainer) -> None:

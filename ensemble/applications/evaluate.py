@@ -27,8 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.applications._options import Parser, add_device, check_alone
-from ensemble.machine.files import why_unwritable
+from ensemble.applications._options import Parser, add_device, check_alone, check_file
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     check_alone("evaluate")
     file = options.json and options.json.expanduser()
     if file:
-        _check_writable(file, options.overwrite)
+        check_file("--json", file, options.overwrite)
     if options.data is None and (options.train_split or options.test_split):
         raise ValueError("--train-split and --test-split name parts of --data; give it, too")
     device = choose_device(options.device or "auto")
@@ -149,13 +148,3 @@ def _print(said: Mapping[str, Verdict], compared: bool) -> None:
         console.print(table(one.sets, compared))
         for line in [f"warning: {text}" for text in one.warnings] + [f"note: {text}" for text in one.notes]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_writable(file: Path, overwrite: bool) -> None:
-    """ValueError where `file` cannot be written, or is there."""
-    if file.is_dir():
-        raise ValueError(f"--json: {file} is a folder; give a file")
-    if (file.exists() or file.is_symlink()) and not overwrite:
-        raise ValueError(f"--json: {file} exists; pass --overwrite to replace it, or give another name")
-    if why := why_unwritable(file.absolute().parent):
-        raise ValueError(f"--json: {file} cannot be written, {why}; give another file")

@@ -34,6 +34,10 @@ class LabelledImages:
         """These images alone, with the same classes."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
+    def numbered(self, known: Mapping[str, int]) -> torch.Tensor:
+        """The labels by the index that each class has in `known`."""
+        return torch.tensor([known[name] for name in self.class_names])[self.labels]
+
 
 def load_images(
     path: str | Path,

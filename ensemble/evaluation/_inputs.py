@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +12,6 @@ from models import ModelCard, network_input
 
 _RANGE_TOLERANCE = 1e-4
 _MOST, _PIXELS = 256, 2**19
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def check_images(card: ModelCard, images: torch.Tensor) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensemble.evaluation._inputs import batches, check_images, evaluating
+from ensemble.evaluation._inputs import batches, check_images
 from ensemble.evaluation.intervals import clopper_pearson
-from models import ModelCard, network_logits
+from models import ModelCard, evaluating, network_logits
 
 
 @dataclass(frozen=True)

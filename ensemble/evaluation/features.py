@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ensemble.evaluation._inputs import batches, check_images, evaluating
+from ensemble.evaluation._inputs import batches, check_images
 from ensemble.teachers.features import FeatureHook, find_classifier
-from models import ModelCard
+from models import ModelCard, evaluating
 
 
 def penultimate_features(

@@ -61,8 +61,8 @@ class Judge:
     `real` are test images to compare with, `train` training images that might have been copied; of both, only those
     of `classes` are read (all where it is None).
 
-    Raises ValueError where the real images' classes are neither among the judge's by name, nor as many under names
-    that are all different.
+    Raises ValueError where the real images' classes are neither among the judge's by name or number, nor as many under
+    names that are all different, and where they lack some of `classes`.
     """
 
     def __init__(
@@ -78,17 +78,16 @@ class Judge:
         self.net = channels_last(net)
         self.card = card
         self._watch = watch
-        for data in (real, train):
-            if data is not None:
-                _of_classes(card, data, classes)
-        self._test = self._known("real test images", real, classes) if real is not None else None
         self._train_data = train
-        self._memory = self._remember(train, self._test, classes) if train is not None and self._test else None
+        # Both are matched with the classes before one of them is read.
+        test, other = (None if data is None else (data, *_of_classes(card, data, classes)) for data in (real, train))
+        self._test = self._known("real test images", *test) if test else None
+        self._memory = self._remember(self._test, *other) if other and self._test else None
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, name: str = "images") -> Judgement:
         """Judge `images` (N, 3, H, W), RGB in [0, 1], with their targets (N,), against real ones of the same classes.
 
-        ValueError where there are no real images of these classes.
+        ValueError where there are no real images of some of these classes.
         """
         return self._judge(name, images, targets, torch.empty(0, dtype=torch.long))
 
@@ -133,14 +132,14 @@ class Judge:
             **{name: value for figures, _ in found for name, value in figures.items()},
         )
 
-    def _known(self, name: str, data: LabelledImages, classes: torch.Tensor | None) -> Known:
-        """All images of these classes, read."""
-        labels, index = _of_classes(self.card, data, classes)
+    def _known(self, name: str, data: LabelledImages, labels: torch.Tensor, index: torch.Tensor) -> Known:
+        """The images of `data` at `index`, read."""
         return Known(self._read(penultimate_features, f"{len(index)} {name}", data.images[index]), labels, index)
 
-    def _remember(self, data: LabelledImages, test: Known, classes: torch.Tensor | None) -> tuple[Known, Known]:
+    def _remember(
+        self, test: Known, data: LabelledImages, labels: torch.Tensor, index: torch.Tensor
+    ) -> tuple[Known, Known]:
         """As many training images as there are test images of each class, read; and all of them as thumbnails."""
-        labels, index = _of_classes(self.card, data, classes)
         every = Known(thumbnails(data.images[index]), labels, index)
         some = as_many_of_each(labels, test.labels)
         name = f"{len(some)} real training images, to find copies"
@@ -202,7 +201,7 @@ def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
     """The labels as the judge numbers its classes: by `class_indices`, or other names in their order."""
     known = class_indices(card, data.class_names)
     if set(data.class_names) <= set(known):
-        return torch.tensor([known[name] for name in data.class_names])[data.labels]
+        return data.numbered(known)
     if as_many_in_order(card, data.class_names):
         return data.labels
     unknown = [name for name in data.class_names if name not in known]

@@ -155,8 +155,7 @@ def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
     """With the network's classes, by `class_indices`, else in their order where they are as many."""
     known = class_indices(card, data.class_names)
     if set(data.class_names) <= set(known):
-        index = torch.tensor([known[name] for name in data.class_names])
-        return replace(data, labels=index[data.labels], class_names=card.class_names)
+        return replace(data, labels=data.numbered(known), class_names=card.class_names)
     if not as_many_in_order(card, data.class_names) or card.class_names:
         raise ValueError(
             f"members, non-members: their classes are not those of {card.name}; name the folders as its classes"

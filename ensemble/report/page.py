@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ensemble.machine.words import plural
 from ensemble.report import tables
 from ensemble.report.reading import Layer, Picture, Reading, Run
 from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
@@ -208,17 +209,13 @@ def _groups(cards: Sequence[Card], index: _Index, runs: int) -> list[tuple[str, 
     return groups
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
-
-
 def _about(run: Run) -> dict[str, Any]:
     own, side = max(run.images.shape[-2:]), side_of(run.images)
     classes = len({picture.target for picture in run.pictures})
     return {
         "label": run.label,
         "images": len(run.images),
-        "kinds": _plural(classes, "unit" if run.pictures[0].excited else "class"),
+        "kinds": plural(classes, "unit" if run.pictures[0].excited else "class"),
         "width": run.images.shape[-1],
         "height": run.images.shape[-2],
         "small": own <= 80,

@@ -18,6 +18,7 @@ from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
 from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext
+from ensemble.machine.words import plural
 from ensemble.runs.build import Earlier, PlacedEnsemble, build_ensemble, build_inversion, looks_back
 from ensemble.runs.checkpoints import Restored, compare_ranks, saved_runtime, versions
 from ensemble.runs.dataset_end import Finished, finish
@@ -119,7 +120,7 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
         names = ", ".join(changed)
         raise ValueError(f"resume: weights or statistics of {names} are not those that the dataset began with")
     if rows:
-        tell(f"checking {len(rows)} shard{'s'[: len(rows) != 1]}")
+        tell(f"checking {plural(len(rows), 'shard')}")
     folder.check_shards(rows)
     for batch, row in rows.items():
         if not folder.is_there(batch):

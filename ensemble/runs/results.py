@@ -18,6 +18,7 @@ from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml
 from ensemble.engine.agreement import Agreement
 from ensemble.image.pictures import draw_grid
+from ensemble.machine.words import plural
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.folder import PER_IMAGE, PER_LAYER, ResultsFolder
 
@@ -100,7 +101,7 @@ class Results:
         read = {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("teachers", {}).items()}
         read |= {name: f"{row['accuracy']:.0%}" for name, row in self.summary.get("verifiers", {}).items()}
         shown = ", ".join(f"{name} reads {share}" for name, share in read.items())
-        return f"Results({n} image{'s'[: n != 1]} of {height} x {width}; {shown})"
+        return f"Results({plural(n, 'image')} of {height} x {width}; {shown})"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: who reads what, and all images."""

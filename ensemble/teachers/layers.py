@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ensemble.teachers.observing import has_statistics
-from models import ModelCard, network_input, reason_of
+from models import ModelCard, first_tensor, network_input, reason_of
 
 
 class Layer(NamedTuple):
@@ -106,14 +106,6 @@ def layers_of(net: nn.Module, card: ModelCard) -> list[Layer]:
 def called(inside: Sequence[str], function: str) -> str:
     """The name of what a function returns that is called within these modules, the innermost last."""
     return f"{inside[-1]}.{function}()" if inside[-1] else f"{function}()"
-
-
-def first_tensor(value: object) -> torch.Tensor | None:
-    """The value, or the first tensor among what it holds: a layer may take or return several."""
-    if isinstance(value, torch.Tensor):
-        return value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
 def _shape(value: object) -> tuple[int, ...] | None:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ensemble.teachers.channels import channel_dim, channels_of
-from ensemble.teachers.layers import Layer, Watching, called, first_tensor, list_layers
+from ensemble.teachers.layers import Layer, Watching, called, list_layers
 from ensemble.teachers.observing import has_statistics
+from models import first_tensor
 
 LOGITS = "logits"
 """Names what the network says, where it has no layer of that name."""

@@ -113,5 +113,4 @@ def _real(
         )
     if missing := made - {card.class_names[known[name]] for name in data.class_names}:
         raise ValueError(f"test: {where} lacks classes that images were made for ({few(missing)}); add their folders")
-    index = torch.tensor([known[name] for name in data.class_names])
-    return replace(data, labels=index[data.labels], class_names=card.class_names)
+    return replace(data, labels=data.numbered(known), class_names=card.class_names)

@@ -18,6 +18,7 @@ from ensemble.data.labelled import any_images
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.environment import launched_rank
 from ensemble.machine.hardware import settings_kept
+from ensemble.machine.words import plural
 from ensemble.objectives.activation import Activation
 from ensemble.runs.folder import TOP_SHEET, UNITS_ALPHA, UNITS_SHEET, ResultsFolder
 from ensemble.runs.networks import Named, named_networks
@@ -61,10 +62,9 @@ class Preferred:
         if not still:
             return []
         first = ", ".join(still[:3])
-        units = "1 unit" if len(still) == 1 else f"{len(still)} units"
         return [
-            f"{units} stayed at 0, where a rectified layer has no gradient ({first}); tap before the "
-            "activation, or try another --seed"
+            f"{plural(len(still), 'unit')} stayed at 0, where a rectified layer has no gradient ({first}); tap before "
+            "the activation, or try another --seed"
         ]
 
     @property
