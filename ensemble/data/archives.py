@@ -30,30 +30,40 @@ def pictures(
     """The split as `find` says, and class, name below it, and what `decoded` makes of each picture's bytes and name.
 
     In one pass over the archive, and a second one for what links lead to elsewhere in it, for pictures of no split, or
-    for those that `draw` takes of a list of classes, names and places. Raises ValueError as `find` does, and where the
-    archive is damaged.
+    for those that `draw` takes of a list of classes, names and places and whose bytes did not fit into memory. Raises
+    ValueError as `find` does, and where the archive is damaged.
     """
     parts = PurePosixPath(split).parts
-    tree, made = _Archive(), dict[int, _Picture]()
+    tree, made, kept, room = _Archive(), dict[int, _Picture](), dict[int, bytes](), _ROOM
 
-    def read(wanted: Callable[[_Member], bool]) -> Iterator[_Member]:
-        for member, data in _members(path, wanted):
-            if data is not None:
-                made[member.index] = decoded(data, f"{'/'.join(member.path)} in {path}")
-            yield member
+    def make(member: _Member, data: bytes) -> None:
+        made[member.index] = decoded(data, f"{'/'.join(member.path)} in {path}")
 
     def in_split(member: _Member) -> bool:
-        return draw is None and not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)
+        return not any(map(is_clutter, member.path)) and _holds(member.path[:-2], parts)
 
-    for member in read(in_split):
+    for member, data in _members(path, in_split):
+        if data is not None and draw is None:
+            make(member, data)
+        elif data is not None and len(data) <= room:  # until it is known which are drawn
+            kept[member.index] = data
+            room -= len(data)
         tree.add(member)
     split, places = find(tree, path, split, layout)
     places = places if draw is None else draw(places)
-    found = [(label, name, tree.members[place].index) for label, name, place in places]
-    missing = {index for _, _, index in found} - made.keys()
-    if missing:
-        list(read(lambda member: member.index in missing))
-    return split, [(label, name, made[index]) for label, name, index in found]
+    found = [(label, name, tree.members[place]) for label, name, place in places]
+    for _, _, member in found:
+        if member.index in kept:
+            make(member, kept.pop(member.index))
+    missing = {member.index for _, _, member in found} - made.keys()
+    for member, data in _members(path, lambda member: member.index in missing) if missing else ():
+        if data is not None:
+            make(member, data)
+    return split, [(label, name, made[member.index]) for label, name, member in found]
+
+
+_ROOM = 1 << 28
+"""Bytes of pictures that are kept until it is known which are drawn; of more, the archive is read again."""
 
 
 def _holds(path: tuple[str, ...], parts: tuple[str, ...]) -> bool:

@@ -386,11 +386,13 @@ def test_one_pass_is_enough_without_links(tmp_path: Path, monkeypatch: pytest.Mo
     path = make(tmp_path, "tar", files() | {"store/31.png": png(31)})
     assert_clean(path)
     assert len(opened) == 1 and read == [6, 7, 8, 9, 10, 11]  # the test split's
+    load_images(path, "test", at_most=2)
+    assert len(opened) == 2
     with tarfile.open(path, "a") as archive:
         soft(archive, "test/dog/1.png", "../../store/31.png")
     read.clear()
     assert_clean(path)
-    assert len(opened) == 3 and read == [6, 7, 8, 9, 10, 11, 12]
+    assert len(opened) == 4 and read == [6, 7, 8, 9, 10, 11, 12]
 
 
 # --- nothing, and classes that are empty or differ -----------------------------------------------------------------
@@ -440,8 +442,10 @@ def test_many_classes_that_differ_are_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_some_that_the_seed_draws(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same of a folder and of any archive; no others are decoded."""
+@pytest.mark.parametrize("room", [1 << 28, 200, 0])
+def test_some_that_the_seed_draws(kind: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a folder and of any archive, whatever has room in memory; no others are decoded."""
+    monkeypatch.setattr(archives, "_ROOM", room)
     path = make(tmp_path, kind, files(per_class=9))
     whole, decoded = set(reds(load_images(path, "train"))), list[object]()
     original = labelled.decode
