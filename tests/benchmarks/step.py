@@ -11,6 +11,8 @@ A step is the loss and its gradient at the image. Cases:
     no BN      cross-entropy only, frozen weights, channels_last, compiled
     floor      the same with BN folded into the convolutions where the network allows it
 
+Cases in bf16 are left out where the processor only emulates it.
+
 Memory is the process' peak during its steps above what it held after loading (on a GPU: allocated memory); what
 loading freed is first given back to the system, lest steps reuse it unseen.
 """
@@ -280,6 +282,8 @@ def print_table(name: str, setting: Setting, found: dict[str, dict[str, float]])
 def print_profile(name: str, setting: Setting, device: torch.device) -> None:
     """Where the time of three steps goes, by operation: the peers' way and ours, eager."""
     for case, precision in (("hooks", "fp32"), ("ours, eager", "fp32"), ("ours, eager", "bf16")):
+        if precision == "bf16" and not hardware.computes_in_bf16(device):
+            continue
         step = make(case, precision, setting, device)
         step()
         with torch.profiler.profile() as profiler:
@@ -308,9 +312,13 @@ def main() -> None:
         for name in options.settings:
             print_profile(name, settings[name], torch.device(device))
         return
+    cases = CASES
+    if not hardware.computes_in_bf16(torch.device(device)):
+        print("bf16: not measured, this processor only emulates it")
+        cases = tuple(case for case in CASES if case[1] != "bf16")
     results = {}
     for name in options.settings:
-        results[name] = measure(settings[name], CASES, options.rounds, device, options.threads)
+        results[name] = measure(settings[name], cases, options.rounds, device, options.threads)
         print_table(name, settings[name], results[name])
         if options.json:
             about = {"torch": torch.__version__, "device": device, "threads": options.threads}

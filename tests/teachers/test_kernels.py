@@ -131,6 +131,20 @@ def test_gradient_and_residual_in_another_layout(built: None, form: Form) -> Non
 
 
 @pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("channels", [16, 48, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_map_is_its_images_one_by_one(built: None, dtype: torch.dtype, channels: int, form: Form) -> None:
+    """What is written past the caches is what is written into them."""
+    side = int(((2 << 20) / channels / dtype.itemsize) ** 0.5)  # an image of 2 MiB
+    x, residual, *frozen, dy, dm = draw(channels, (3, side, side), dtype)
+    y, moments, *gradients = run(x, residual, *frozen, dy, dm, form)
+    singly = [run(x[i : i + 1], residual[i : i + 1], *frozen, dy[i : i + 1], dm, form) for i in range(3)]
+    for found, parts in zip([y, *gradients], zip(*[(one[0], *one[2:]) for one in singly], strict=True), strict=True):
+        assert torch.equal(found, torch.cat(parts))
+    torch.testing.assert_close(moments, torch.stack([one[1] for one in singly]).sum(0), rtol=1e-4, atol=1.0)
+
+
+@pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("channels", [7, 16, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_independent_of_the_number_of_threads(

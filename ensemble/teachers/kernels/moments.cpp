@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -56,7 +56,7 @@ static inline void store(uint16_t* p, vec v) {  // round to nearest, ties to eve
 #endif
 }
 
-// `v` where `keep`, else 0.
+// `v` where `keep`, else 0: one instruction, where `keep ? v : 0` takes two.
 static inline vec where(wide keep, vec v) {
   wide w;
   std::memcpy(&w, &v, sizeof w);
@@ -64,6 +64,29 @@ static inline vec where(wide keep, vec v) {
   std::memcpy(&v, &w, sizeof v);
   return v;
 }
+
+// Past the caches, where a whole vector is aligned, and `fence` before anybody else reads it.
+#if defined(__AVX512F__)
+static inline void stream(float* p, vec v) { _mm512_stream_ps(p, (__m512)v); }
+static inline void stream(uint16_t* p, vec v) {
+  __m256i h;
+  store(reinterpret_cast<uint16_t*>(&h), v);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h);
+}
+static inline void fence() { _mm_sfence(); }
+#elif defined(__AVX2__)
+static inline void stream(float* p, vec v) { _mm256_stream_ps(p, (__m256)v); }
+static inline void stream(uint16_t* p, vec v) {
+  __m128i h;
+  store(reinterpret_cast<uint16_t*>(&h), v);
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), h);
+}
+static inline void fence() { _mm_sfence(); }
+#else
+template <typename T>
+static inline void stream(T* p, vec v) { store(p, v); }
+static inline void fence() {}
+#endif
 
 // A row of up to LANES values, for the channels left over: padded with zeros.
 template <typename T>
@@ -83,14 +106,12 @@ static inline void store_some(T* p, vec v, int64_t count) {
 // What becomes of a = scale x + shift.
 enum Form { AFFINE, RELU, ADD_RELU, RELU6, LEAKY_RELU, HARDSWISH, SILU, GELU };
 
-static inline vec choose(wide condition, vec yes, vec no) { return where(condition, yes) + where(~condition, no); }
-
 static inline vec splat(float v) { return v - vec{}; }
 
 // e^v to 2 units in the last place, for |v| <= 87; beyond it as at 87. NaN stays NaN.
 static inline vec exponential(vec v) {
-  v = choose((wide)(v > 87.0f), splat(87.0f), v);
-  v = choose((wide)(v < -87.0f), splat(-87.0f), v);
+  v = v > 87.0f ? splat(87.0f) : v;
+  v = v < -87.0f ? splat(-87.0f) : v;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, which its low bits then hold
   const vec shifted = v * 1.44269504f + magic;
   const vec n = shifted - magic;
@@ -108,7 +129,7 @@ static inline vec exponential(vec v) {
   bits += power << 23;  // times 2^n
   vec out;
   std::memcpy(&out, &bits, sizeof out);
-  return choose((wide)(v == v), out, v);
+  return v == v ? out : v;
 }
 
 static inline vec sigmoid(vec a) { return 1.0f / (1.0f + exponential(-a)); }
@@ -116,25 +137,29 @@ static inline vec sigmoid(vec a) { return 1.0f / (1.0f + exponential(-a)); }
 // The normal distribution function: 1 - (t polynomial of t) e^(-a^2 / 2) / 2 for a > 0, to 1.5e-7 (Abramowitz & Stegun
 // 7.1.26); `density` is e^(-a^2 / 2).
 static inline vec normal(vec a, vec density) {
-  const vec z = choose((wide)(a < 0), -a, a) * 0.70710678f;
+  const vec z = (a < 0 ? -a : a) * 0.70710678f;
   const vec t = 1.0f / (1.0f + 0.3275911f * z);
   vec p = t * 1.061405429f - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
   const vec tail = 0.5f * p * t * density;
-  return choose((wide)(a < 0), tail, 1.0f - tail);
+  return a < 0 ? tail : 1.0f - tail;
 }
 
 // f(a); ADD_RELU's a has the residual in it. `parameter` is the slope of LEAKY_RELU for a < 0.
 template <Form FORM>
 static inline vec value(vec a, float parameter) {
-  if (FORM == RELU || FORM == ADD_RELU) return where(~(wide)(a < 0), a);  // NaN stays NaN
-  if (FORM == RELU6) return choose((wide)(a > 6.0f), splat(6.0f), where(~(wide)(a < 0), a));
-  if (FORM == LEAKY_RELU) return choose((wide)(a < 0), a * parameter, a);
+  if (FORM == RELU || FORM == ADD_RELU) return a < 0 ? vec{} : a;  // NaN stays NaN
+  if (FORM == RELU6) {
+    a = a < 0 ? vec{} : a;
+    return a > 6.0f ? splat(6.0f) : a;
+  }
+  if (FORM == LEAKY_RELU) return a < 0 ? a * parameter : a;
   if (FORM == HARDSWISH) {
     const vec gate = (a + 3.0f) * (1.0f / 6);
-    return choose((wide)(a >= 3.0f), a, where(~(wide)(a <= -3.0f), a * gate));
+    const vec inside = a <= -3.0f ? vec{} : a * gate;
+    return a >= 3.0f ? a : inside;
   }
   if (FORM == SILU) return a * sigmoid(a);
   if (FORM == GELU) return a * normal(a, exponential(a * a * -0.5f));
@@ -146,10 +171,11 @@ template <Form FORM>
 static inline vec through(vec a, vec dy, float parameter) {
   if (FORM == RELU) return where((wide)(a > 0), dy);
   if (FORM == RELU6) return where((wide)(a > 0) & (wide)(a < 6.0f), dy);
-  if (FORM == LEAKY_RELU) return choose((wide)(a > 0), dy, dy * parameter);
+  if (FORM == LEAKY_RELU) return a > 0 ? dy : dy * parameter;
   if (FORM == HARDSWISH) {
     const vec inside = dy * (a * (1.0f / 3) + 0.5f);
-    return choose((wide)(a >= 3.0f), dy, where((wide)(a > -3.0f), inside));
+    const vec some = where((wide)(a > -3.0f), inside);
+    return a >= 3.0f ? dy : some;
   }
   if (FORM == SILU) {
     const vec s = sigmoid(a);
@@ -168,10 +194,12 @@ static inline vec get(const T* p, int64_t some) {
   return SOME ? load_some(p, some) : load(p);
 }
 
-template <bool SOME, typename T>
+template <bool SOME, bool PAST = false, typename T>
 static inline void put(T* p, vec v, int64_t some) {
   if (SOME)
     store_some(p, v, some);
+  else if (PAST)
+    stream(p, v);
   else
     store(p, v);
 }
@@ -182,36 +210,39 @@ struct Frozen {  // (channels,) each, and the form's parameter
 };
 
 // CHUNKS * LANES channels (or `some` < LANES of them) from `c` on, of `rows` rows that begin at x, y and z.
-template <int CHUNKS, bool SOME, Form FORM, typename T>
+template <int CHUNKS, bool SOME, Form FORM, bool PAST, typename T>
 static inline void chunk(const T* x, const T* z, T* y, const Frozen& f, int64_t rows, int64_t channels, int64_t c,
                          int64_t some, float* sum, float* square) {
-  vec m[CHUNKS], a[CHUNKS], b[CHUNKS], s[2][CHUNKS] = {}, q[2][CHUNKS] = {};
+  constexpr int ROWS = CHUNKS == 1 ? 2 : 1;  // sums side by side hide the latency of additions; more do not fit
+  vec m[CHUNKS], a[CHUNKS], b[CHUNKS], s[ROWS][CHUNKS] = {}, q[ROWS][CHUNKS] = {};
   for (int k = 0; k < CHUNKS; ++k) {
     m[k] = get<SOME>(f.mean + c + k * LANES, some);
     a[k] = get<SOME>(f.scale + c + k * LANES, some);
     b[k] = get<SOME>(f.shift + c + k * LANES, some);
   }
-  auto row = [&](int64_t r, int u) {  // two interleaved accumulators hide the latency of the additions
+  auto row = [&](int64_t r, int u) {
     for (int k = 0; k < CHUNKS; ++k) {
       const int64_t at = r * channels + c + k * LANES;
       const vec v = get<SOME>(x + at, some);
       vec out = v * a[k] + b[k];
       if (FORM == ADD_RELU) out += get<SOME>(z + at, some);
-      put<SOME>(y + at, value<FORM>(out, f.parameter), some);
+      put<SOME, PAST>(y + at, value<FORM>(out, f.parameter), some);
       const vec d = v - m[k];
       s[u][k] += d;
       q[u][k] += d * d;
     }
   };
   int64_t r = 0;
-  for (; r + 2 <= rows; r += 2) {
-    row(r, 0);
-    row(r + 1, 1);
-  }
-  if (r < rows) row(r, 0);
+  for (; r + ROWS <= rows; r += ROWS)
+    for (int u = 0; u < ROWS; ++u) row(r + u, u);
+  for (; r < rows; ++r) row(r, 0);
   for (int k = 0; k < CHUNKS; ++k) {
-    put<SOME>(sum + c + k * LANES, s[0][k] + s[1][k], some);
-    put<SOME>(square + c + k * LANES, q[0][k] + q[1][k], some);
+    for (int u = 1; u < ROWS; ++u) {
+      s[0][k] += s[u][k];
+      q[0][k] += q[u][k];
+    }
+    put<SOME>(sum + c + k * LANES, s[0][k], some);
+    put<SOME>(square + c + k * LANES, q[0][k], some);
   }
 }
 
@@ -220,7 +251,7 @@ static inline int64_t rows_per_block(int64_t channels) {
   return rows < 64 ? 64 : rows > 512 ? 512 : rows;
 }
 
-template <Form FORM, typename T>
+template <Form FORM, bool PAST, typename T>
 static void forward(const void* x_, const void* z_, void* y_, const Frozen& f, int64_t rows, int64_t channels,
                     float* out, int threads) {
   const int64_t per_block = rows_per_block(channels);
@@ -236,9 +267,10 @@ static void forward(const void* x_, const void* z_, void* y_, const Frozen& f, i
     float *sum = partial.data() + b * 2 * channels, *square = sum + channels;
     int64_t c = 0;
     for (; c + MANY * LANES <= channels; c += MANY * LANES)
-      chunk<MANY, false, FORM>(x, z, y, f, count, channels, c, 0, sum, square);
-    for (; c + LANES <= channels; c += LANES) chunk<1, false, FORM>(x, z, y, f, count, channels, c, 0, sum, square);
-    if (c < channels) chunk<1, true, FORM>(x, z, y, f, count, channels, c, channels - c, sum, square);
+      chunk<MANY, false, FORM, PAST>(x, z, y, f, count, channels, c, 0, sum, square);
+    for (; c + LANES <= channels; c += LANES) chunk<1, false, FORM, PAST>(x, z, y, f, count, channels, c, 0, sum, square);
+    if (c < channels) chunk<1, true, FORM, PAST>(x, z, y, f, count, channels, c, channels - c, sum, square);
+    if (PAST) fence();
   }
   std::vector<double> total(size_t(2 * channels), 0.0);
   for (int64_t b = 0; b < blocks; ++b)
@@ -247,7 +279,7 @@ static void forward(const void* x_, const void* z_, void* y_, const Frozen& f, i
 }
 
 // dx, and for ADD_RELU dz = g, whose gate is read off y; the others' is computed again from x.
-template <int CHUNKS, bool SOME, Form FORM, typename T>
+template <int CHUNKS, bool SOME, Form FORM, bool PAST, typename T>
 static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T* dz, const Frozen& f, int64_t rows,
                                   int64_t channels, int64_t c, int64_t some) {
   vec a[CHUNKS], b[CHUNKS] = {}, p[CHUNKS], o[CHUNKS];
@@ -265,13 +297,13 @@ static inline void gradient_chunk(const T* dy, const T* x, const T* y, T* dx, T*
       if (FORM != ADD_RELU) g = through<FORM>(v * a[k] + b[k], g, f.parameter);
       if (FORM == ADD_RELU) {
         g = where((wide)(get<SOME>(y + at, some) > 0), g);
-        put<SOME>(dz + at, g, some);
+        put<SOME, PAST>(dz + at, g, some);
       }
-      put<SOME>(dx + at, g * a[k] + (v * p[k] + o[k]), some);
+      put<SOME, PAST>(dx + at, g * a[k] + (v * p[k] + o[k]), some);
     }
 }
 
-template <Form FORM, typename T>
+template <Form FORM, bool PAST, typename T>
 static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_, void* dz_, const Frozen& f,
                      int64_t rows, int64_t channels, int threads) {
   const int64_t per_block = rows_per_block(channels);
@@ -287,31 +319,42 @@ static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_,
     T* dz = FORM == ADD_RELU ? static_cast<T*>(dz_) + first * channels : nullptr;
     int64_t c = 0;
     for (; c + MANY * LANES <= channels; c += MANY * LANES)
-      gradient_chunk<MANY, false, FORM>(dy, x, y, dx, dz, f, count, channels, c, 0);
+      gradient_chunk<MANY, false, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, 0);
     for (; c + LANES <= channels; c += LANES)
-      gradient_chunk<1, false, FORM>(dy, x, y, dx, dz, f, count, channels, c, 0);
-    if (c < channels) gradient_chunk<1, true, FORM>(dy, x, y, dx, dz, f, count, channels, c, channels - c);
+      gradient_chunk<1, false, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, 0);
+    if (c < channels) gradient_chunk<1, true, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, channels - c);
+    if (PAST) fence();
   }
 }
 
-#define BOTH(function, form) {function<form, float>, function<form, uint16_t>}
-#define TABLE(function)                                                                                    \
-  {                                                                                                        \
-    BOTH(function, AFFINE), BOTH(function, RELU), BOTH(function, ADD_RELU), BOTH(function, RELU6),         \
-        BOTH(function, LEAKY_RELU), BOTH(function, HARDSWISH), BOTH(function, SILU), BOTH(function, GELU), \
+#define BOTH(function, form, past) {function<form, past, float>, function<form, past, uint16_t>}
+#define FORMS(function, past)                                                                                          \
+  {                                                                                                                    \
+    BOTH(function, AFFINE, past), BOTH(function, RELU, past), BOTH(function, ADD_RELU, past),                          \
+        BOTH(function, RELU6, past), BOTH(function, LEAKY_RELU, past), BOTH(function, HARDSWISH, past),                \
+        BOTH(function, SILU, false), BOTH(function, GELU, false), /* slower than memory is */                          \
   }
+#define TABLE(function) {FORMS(function, false), FORMS(function, true)}
+
+// Whether what is written is too large to be in a cache when it is read again, and whole vectors of it are aligned.
+static bool goes_past(int half, int64_t rows, int64_t channels, const void* written, const void* too) {
+  const bool aligned = (reinterpret_cast<uintptr_t>(written) | reinterpret_cast<uintptr_t>(too)) % 64 == 0;
+  return aligned && channels % LANES == 0 && rows * channels * (half ? 2 : 4) > (4 << 20);
+}
 
 // Arrays that a form does not use are null. `half`: bf16, else fp32.
 extern "C" void forward(int form, float parameter, int half, const void* x, const void* z, void* y, const float* mean,
                         const float* scale, const float* shift, float* out, int64_t rows, int64_t channels,
                         int threads) {
-  static constexpr decltype(&forward<AFFINE, float>) functions[][2] = TABLE(forward);
-  functions[form][half](x, z, y, {mean, scale, shift, nullptr, nullptr, parameter}, rows, channels, out, threads);
+  static constexpr decltype(&forward<AFFINE, false, float>) functions[][8][2] = TABLE(forward);
+  functions[goes_past(half, rows, channels, y, nullptr)][form][half](
+      x, z, y, {mean, scale, shift, nullptr, nullptr, parameter}, rows, channels, out, threads);
 }
 
 extern "C" void gradient(int form, float parameter, int half, const void* dy, const void* x, const void* y, void* dx,
                          void* dz, const float* scale, const float* shift, const float* slope, const float* offset,
                          int64_t rows, int64_t channels, int threads) {
-  static constexpr decltype(&gradient<AFFINE, float>) functions[][2] = TABLE(gradient);
-  functions[form][half](dy, x, y, dx, dz, {nullptr, scale, shift, slope, offset, parameter}, rows, channels, threads);
+  static constexpr decltype(&gradient<AFFINE, false, float>) functions[][8][2] = TABLE(gradient);
+  functions[goes_past(half, rows, channels, dx, dz)][form][half](
+      dy, x, y, dx, dz, {nullptr, scale, shift, slope, offset, parameter}, rows, channels, threads);
 }
