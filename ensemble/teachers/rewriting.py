@@ -1,4 +1,4 @@
-"""Equivalent, faster forms of a frozen network: what follows a BatchNorm becomes part of it, strides become cheap.
+"""Equivalent, faster forms of a frozen network: what follows a BatchNorm becomes part of it, convolutions become cheap.
 
 Exact up to the order of roundings, and compared with the original before they are used. Measured on CPUs only.
 """
@@ -17,10 +17,10 @@ from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ensemble.machine.rng import generator
+from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, has_hooks, replace_convolutions
 from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Activation, Form, activation_of
 from ensemble.teachers.observing import Beside, EmittingBatchNorm
-from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, has_hooks, replace_strided
 from models import network_logits
 
 _FUNCTIONS: dict[Any, Form] = {
@@ -40,19 +40,19 @@ def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch
     """A network that says what `net` says, faster; None where there is nothing to gain or it cannot be had.
 
     `f(bn(x))`, f an activation that the kernel knows, and `relu(bn(x) + residual)` become one call of the
-    EmittingBatchNorm each, where torch.fx can trace the network, and strided convolutions are replaced
-    (`ensemble.teachers.strided`). Layers keep their names and their order of execution. `net` stays as it is and shares
-    its parameters with the result, but for replaced convolutions. None is also the answer where the result differs from
-    it: on each batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the batch are
-    compared. `examples` and weights are at least fp32.
+    EmittingBatchNorm each, where torch.fx can trace the network, and stems and depthwise convolutions are replaced
+    (`ensemble.teachers.convolutions`). Layers keep their names and their order of execution. `net` stays as it is and
+    shares its parameters with the result, but for replaced convolutions. None is also the answer where the result
+    differs from it: on each batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the
+    batch are compared. `examples` and weights are at least fp32.
     """
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:
         expected = [_observed(net, example, sink) for example in examples]
         candidate = copied(net, {id(sink): sink, **shared})
-        strided = replace_strided(candidate)
+        replaced = replace_convolutions(candidate)
         fused = _fuse_all(candidate, examples[0])
-        if not strided and fused is None:
+        if not replaced and fused is None:
             return None
         candidate = candidate if fused is None else fused
         found = [_observed(candidate, example, sink) for example in examples]
@@ -90,7 +90,7 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = isinstance(module, nn.Conv2d | SpaceToDepthConv | StridedDepthwise)
+        whole = isinstance(module, nn.Conv2d | SpaceToDepthConv | Depthwise)
         return _emits(module) or whole or super().is_leaf_module(module, qualified_name)
 
 

@@ -17,8 +17,8 @@ from torch import nn
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.terms import Slice
 from ensemble.teachers.calibration import measure
+from ensemble.teachers.convolutions import SpaceToDepthConv
 from ensemble.teachers.measured import Measurement, read_measurement, write_measurement
-from ensemble.teachers.strided import SpaceToDepthConv
 from ensemble.teachers.teacher import Teacher
 from models import Weights
 

@@ -1,4 +1,4 @@
-"""Build the C++ kernel once per machine, into the user's cache; without a compiler there is none."""
+"""Build the C++ kernels once per machine, into the user's cache; without a compiler there is none."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ensemble.machine.hardware import cpp_compiler, onednn_limit
 
-_SOURCE = Path(__file__).with_name("moments.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / name for name in ("moments.cpp", "depthwise.cpp")]
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel, or None (with one warning) where it cannot be built."""
+    """The compiled kernels, or None (with one warning) where it cannot be built."""
     compiler = cpp_compiler()
     if compiler is None:
         warnings.warn("no C++ compiler found: moments are computed by plain torch operations, slower", stacklevel=2)
@@ -41,6 +44,11 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def takes(x: torch.Tensor) -> bool:
+    """Whether the kernels may apply to `x`; that there are any, and layouts, are looked at when they run."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+
+
 def _built(compiler: str, cache: Path) -> Path:
     """The library, built for this processor up to oneDNN's limit; plain where the compiler does not know it."""
     own = {"SSE41": [], "AVX": [], "AVX2": ["-march=x86-64-v3"]}.get(
@@ -53,18 +61,21 @@ def _built(compiler: str, cache: Path) -> Path:
 
 
 def _built_with(compiler: str, flags: tuple[str, ...], cache: Path) -> Path:
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
-    target = cache / f"moments-{key}.so"
+    text = b"".join(path.read_bytes() for path in [*_SOURCES, _FOLDER / "vectors.h"])
+    key = hashlib.sha256(text + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
+    target = cache / f"kernels-{key}.so"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            objects, shared = str(Path(folder) / "moments.o"), str(Path(folder) / "moments.so")
+            objects = {path: str(Path(folder) / f"{path.stem}.o") for path in _SOURCES}
+            shared = str(Path(folder) / "kernels.so")
             # Linked without -fopenmp: the symbols resolve to the OpenMP runtime that torch has loaded.
             for command in (
-                [*shlex.split(compiler), *flags, "-c", str(_SOURCE), "-o", objects],
-                [*shlex.split(compiler), "-shared", objects, "-o", shared],
+                *([*flags, "-c", str(path), "-o", object_] for path, object_ in objects.items()),
+                ["-shared", *objects.values(), "-o", shared],
             ):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+                words = [*shlex.split(compiler), *command]
+                subprocess.run(words, check=True, capture_output=True, text=True, timeout=300)
             os.replace(shared, target)
     return target
 
@@ -75,7 +86,8 @@ def _load(path: Path) -> ctypes.CDLL:
     kind: list[Any] = [ctypes.c_int, ctypes.c_float, ctypes.c_int]  # form, its parameter, whether bf16
     loaded.forward.argtypes = [*kind, *[ctypes.c_void_p] * 7, *sizes]
     loaded.gradient.argtypes = [*kind, *[ctypes.c_void_p] * 9, *sizes]
-    loaded.forward.restype = loaded.gradient.restype = None
+    loaded.depthwise.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 10 + [ctypes.c_int]
+    loaded.forward.restype = loaded.gradient.restype = loaded.depthwise.restype = None
     return loaded
 
 

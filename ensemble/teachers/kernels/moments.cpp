@@ -8,100 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
-// Vectors as wide as the registers, and as many side by side as there are registers for.
-#ifdef __AVX512F__
-#define LANES 16
-#define MANY 4
-#else
-#define LANES 8
-#define MANY 2
-#endif
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
-typedef uint16_t half __attribute__((vector_size(2 * LANES)));
-
-static inline vec load(const float* p) {
-  vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-static inline vec load(const uint16_t* p) {  // bf16 is the upper half of fp32
-  half h;
-  std::memcpy(&h, p, sizeof h);
-  wide w = __builtin_convertvector(h, wide) << 16;
-  vec v;
-  std::memcpy(&v, &w, sizeof v);
-  return v;
-}
-
-static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-
-static inline void store(uint16_t* p, vec v) {  // round to nearest, ties to even; NaN stays NaN
-#ifdef __AVX512BF16__
-  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(p, &h, sizeof h);
-#else
-  wide w;
-  std::memcpy(&w, &v, sizeof w);
-  wide rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
-  wide quiet = (w >> 16) | 0x40;
-  wide nan = (wide)(v != v);
-  half h = __builtin_convertvector((nan & quiet) | (~nan & rounded), half);
-  std::memcpy(p, &h, sizeof h);
-#endif
-}
-
-// `v` where `keep`, else 0: one instruction, where `keep ? v : 0` takes two.
-static inline vec where(wide keep, vec v) {
-  wide w;
-  std::memcpy(&w, &v, sizeof w);
-  w &= keep;
-  std::memcpy(&v, &w, sizeof v);
-  return v;
-}
-
-// Past the caches, where a whole vector is aligned, and `fence` before anybody else reads it.
-#if defined(__AVX512F__)
-static inline void stream(float* p, vec v) { _mm512_stream_ps(p, (__m512)v); }
-static inline void stream(uint16_t* p, vec v) {
-  __m256i h;
-  store(reinterpret_cast<uint16_t*>(&h), v);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h);
-}
-static inline void fence() { _mm_sfence(); }
-#elif defined(__AVX2__)
-static inline void stream(float* p, vec v) { _mm256_stream_ps(p, (__m256)v); }
-static inline void stream(uint16_t* p, vec v) {
-  __m128i h;
-  store(reinterpret_cast<uint16_t*>(&h), v);
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), h);
-}
-static inline void fence() { _mm_sfence(); }
-#else
-template <typename T>
-static inline void stream(T* p, vec v) { store(p, v); }
-static inline void fence() {}
-#endif
-
-// A row of up to LANES values, for the channels left over: padded with zeros.
-template <typename T>
-static inline vec load_some(const T* p, int64_t count) {
-  T padded[LANES] = {};
-  std::memcpy(padded, p, count * sizeof(T));
-  return load(padded);
-}
-
-template <typename T>
-static inline void store_some(T* p, vec v, int64_t count) {
-  T padded[LANES];
-  store(padded, v);
-  std::memcpy(p, padded, count * sizeof(T));
-}
+#include "vectors.h"
 
 // What becomes of a = scale x + shift.
 enum Form { AFFINE, RELU, ADD_RELU, RELU6, LEAKY_RELU, HARDSWISH, SILU, GELU };
@@ -186,22 +94,6 @@ static inline vec through(vec a, vec dy, float parameter) {
     return dy * (normal(a, density) + a * density * 0.39894228f);
   }
   return dy;
-}
-
-// Per-channel values: whole vectors, or `some` < LANES of them.
-template <bool SOME, typename T>
-static inline vec get(const T* p, int64_t some) {
-  return SOME ? load_some(p, some) : load(p);
-}
-
-template <bool SOME, bool PAST = false, typename T>
-static inline void put(T* p, vec v, int64_t some) {
-  if (SOME)
-    store_some(p, v, some);
-  else if (PAST)
-    stream(p, v);
-  else
-    store(p, v);
 }
 
 struct Frozen {  // (channels,) each, and the form's parameter
@@ -317,12 +209,20 @@ static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_,
     const T* y = FORM == ADD_RELU ? static_cast<const T*>(y_) + first * channels : nullptr;
     T* dx = static_cast<T*>(dx_) + first * channels;
     T* dz = FORM == ADD_RELU ? static_cast<T*>(dz_) + first * channels : nullptr;
-    int64_t c = 0;
-    for (; c + MANY * LANES <= channels; c += MANY * LANES)
-      gradient_chunk<MANY, false, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, 0);
-    for (; c + LANES <= channels; c += LANES)
-      gradient_chunk<1, false, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, 0);
-    if (c < channels) gradient_chunk<1, true, FORM, PAST>(dy, x, y, dx, dz, f, count, channels, c, channels - c);
+    // Row by row where a row is long: it is memory that counts, and several sweeps over few of its lines are slower.
+    const int64_t step = channels < 48 ? count : 1;
+    for (int64_t r = 0; r < count; r += step) {
+      const int64_t at = r * channels;
+      const T* gate = FORM == ADD_RELU ? y + at : nullptr;
+      T* residual = FORM == ADD_RELU ? dz + at : nullptr;
+      int64_t c = 0;
+#define CHUNK(chunks, some, channels_left) \
+  gradient_chunk<chunks, some, FORM, PAST>(dy + at, x + at, gate, dx + at, residual, f, step, channels, c, channels_left)
+      for (; c + MANY * LANES <= channels; c += MANY * LANES) CHUNK(MANY, false, 0);
+      for (; c + LANES <= channels; c += LANES) CHUNK(1, false, 0);
+      if (c < channels) CHUNK(1, true, channels - c);
+#undef CHUNK
+    }
     if (PAST) fence();
   }
 }
@@ -336,18 +236,12 @@ static void gradient(const void* dy_, const void* x_, const void* y_, void* dx_,
   }
 #define TABLE(function) {FORMS(function, false), FORMS(function, true)}
 
-// Whether what is written is too large to be in a cache when it is read again, and whole vectors of it are aligned.
-static bool goes_past(int half, int64_t rows, int64_t channels, const void* written, const void* too) {
-  const bool aligned = (reinterpret_cast<uintptr_t>(written) | reinterpret_cast<uintptr_t>(too)) % 64 == 0;
-  return aligned && channels % LANES == 0 && rows * channels * (half ? 2 : 4) > (4 << 20);
-}
-
 // Arrays that a form does not use are null. `half`: bf16, else fp32.
 extern "C" void forward(int form, float parameter, int half, const void* x, const void* z, void* y, const float* mean,
                         const float* scale, const float* shift, float* out, int64_t rows, int64_t channels,
                         int threads) {
   static constexpr decltype(&forward<AFFINE, false, float>) functions[][8][2] = TABLE(forward);
-  functions[goes_past(half, rows, channels, y, nullptr)][form][half](
+  functions[goes_past(half, rows, channels, y)][form][half](
       x, z, y, {mean, scale, shift, nullptr, nullptr, parameter}, rows, channels, out, threads);
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ensemble.teachers.kernels.build import library
+from ensemble.teachers.kernels.build import library, takes
 from ensemble.teachers.kernels.form import Form, activate, through
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -26,16 +26,11 @@ def channel_moments(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 def kernel_applies(x: torch.Tensor, *per_channel: torch.Tensor) -> bool:
     """Whether the C++ kernel takes `x` (N, C, H, W): on a CPU, fp32 or bf16, channels_last, and there is one."""
     return (
-        _on_cpu(x)
+        takes(x)
         and all(v.dtype == torch.float32 and v.is_contiguous() for v in per_channel)
         and x.is_contiguous(memory_format=torch.channels_last)
         and library() is not None
     )
-
-
-def _on_cpu(x: torch.Tensor) -> bool:
-    """Whether the C++ kernel may apply; its layout is looked at when it runs."""
-    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
 
 
 def _forward(
@@ -159,7 +154,7 @@ class _AffineWithMoments(torch.autograd.Function):
 
 def _is_one_operation(x: torch.Tensor) -> bool:
     """Whether torch.compile is at work and must not look inside: it cannot trace a call through ctypes."""
-    return torch.compiler.is_compiling() and _on_cpu(x)
+    return torch.compiler.is_compiling() and takes(x)
 
 
 def affine_with_moments(

@@ -1,13 +1,14 @@
-"""Strided convolutions in forms that CPUs compute faster: stems without their stride, depthwise ones without a trap."""
+"""Convolutions in forms that CPUs compute faster: stems without their stride, depthwise ones by a kernel of our own."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ensemble.teachers.kernels import depthwise_conv
 
 
 class SpaceToDepthConv(nn.Module):
@@ -46,13 +47,8 @@ class SpaceToDepthConv(nn.Module):
         return before, (size + before + after - self.kernel_size) // self.stride + self.taps
 
 
-class StridedDepthwise(nn.Module):
-    """A strided depthwise convolution, one filter a channel.
-
-    oneDNN's gradient of it in bf16 takes ten to forty times as long as without stride; there the gradient is that of
-    the convolution without stride, at an output with zeros between. Padding of one pixel more behind than before, as
-    TensorFlow's `same` has it, is not written to memory: the filter gets one more tap, a zero in front.
-    """
+class Depthwise(nn.Module):
+    """A depthwise convolution, one filter a channel, of zero or TensorFlow's padding: `depthwise_conv`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -62,42 +58,8 @@ class StridedDepthwise(nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        around = [_around(size, self.kernel_size, self.stride, self.padding) for size in x.shape[2:]]
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            y = _WithoutStride.apply(x, self.weight, self.stride, around)
-            return y if self.bias is None else y + self.bias[:, None, None]
-        weight, padding = _even(self.weight, around)
-        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=len(self.weight))
-
-
-class _WithoutStride(torch.autograd.Function):
-    """The convolution; its gradient at the image by the transposed filters, without stride."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: int, around: list[tuple[int, int]]) -> Any:
-        ctx.save_for_backward(weight)
-        ctx.stride, ctx.around, ctx.size = stride, around, x.shape
-        padded, padding = _even(weight, around)
-        return F.conv2d(x, padded, None, stride, padding, groups=len(weight))
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        n, c, height, width = ctx.size
-        k, s = weight.shape[2], ctx.stride
-        spread = dy.new_zeros((n, height + k - 1, width + k - 1, c)).permute(0, 3, 1, 2)
-        first = [k - 1 - before for before, _ in ctx.around]
-        last = [start + s * (outputs - 1) for start, outputs in zip(first, dy.shape[2:], strict=True)]
-        spread[:, :, first[0] : last[0] + 1 : s, first[1] : last[1] + 1 : s] = dy
-        return F.conv2d(spread, weight.flip(2, 3), None, groups=c), None, None, None
-
-
-def _even(weight: torch.Tensor, around: list[tuple[int, int]]) -> tuple[torch.Tensor, list[int]]:
-    """An equal filter for padding that is the same before and behind, and that padding."""
-    more = [after - before for before, after in around]
-    if any(more):
-        weight = F.pad(weight, (more[1], 0, more[0], 0))
-    return weight, [after for _, after in around]
+        rows, columns = (_around(size, self.kernel_size, self.stride, self.padding) for size in x.shape[2:])
+        return depthwise_conv(x, self.weight, self.bias, self.stride, (rows, columns))
 
 
 def _around(size: int, k: int, stride: int, padding: int | None) -> tuple[int, int]:
@@ -130,7 +92,7 @@ def _is_square(module: nn.Module) -> bool:
         and "weight" in module._parameters  # else it is computed from others
         and module.padding_mode == "zeros"
         and module.dilation == (1, 1)
-        and module.stride[0] == module.stride[1] > 1
+        and module.stride[0] == module.stride[1]
         and module.kernel_size[0] == module.kernel_size[1] > module.stride[0]
         and not isinstance(module.padding, str)
         and module.padding[0] == module.padding[1]
@@ -142,16 +104,19 @@ def _is_stem(conv: nn.Conv2d) -> bool:
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels and int(conv.padding[0]) < conv.kernel_size[0]
+    """Whether it is one that the kernel computes faster: without stride, torch is at large filters and few channels."""
+    channels, k = conv.out_channels, conv.kernel_size[0]
+    gains = conv.stride[0] > 1 or (k <= 5 and channels >= 32 and channels % 16 == 0)
+    return gains and conv.groups == conv.in_channels == channels and int(conv.padding[0]) < k
 
 
-def replace_strided(net: nn.Module) -> int:
-    """Replace strided stems of at most 4 channels and strided depthwise convolutions, in place; how many there were."""
+def replace_convolutions(net: nn.Module) -> int:
+    """Replace strided stems of at most 4 channels and depthwise convolutions, in place; how many there were."""
     found = [(n, m) for n, m in net.named_modules(remove_duplicate=False) if n and _is_square(m)]
     count = 0
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
         if _is_stem(conv) or _is_depthwise(conv):
-            net.set_submodule(name, SpaceToDepthConv(conv) if _is_stem(conv) else StridedDepthwise(conv))
+            net.set_submodule(name, SpaceToDepthConv(conv) if _is_stem(conv) else Depthwise(conv))
             count += 1
     return count

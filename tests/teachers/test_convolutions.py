@@ -1,4 +1,4 @@
-"""Strided convolutions in other forms: the same sums, the same gradients."""
+"""Convolutions in other forms: the same sums, the same gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from ensemble.teachers.strided import SpaceToDepthConv, StridedDepthwise, replace_strided
+from ensemble.machine.hardware import can_compile
+from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, replace_convolutions
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard, create_model
 
@@ -48,17 +49,21 @@ def test_space_to_depth(k: int, stride: int, padding: int | None, size: int) -> 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "k, stride, padding",
-    [(3, 2, 1), (5, 2, 2), (3, 2, 0), (4, 3, 1), (7, 4, 6), (3, 2, None), (5, 2, None), (7, 3, None)],
+    [
+        *((3, 1, 1), (5, 1, 2), (3, 1, 0), (4, 1, 2), (3, 1, None)),
+        *((3, 2, 1), (5, 2, 2), (3, 2, 0), (4, 3, 1), (7, 4, 6), (3, 2, None), (5, 2, None), (7, 3, None)),
+    ],
 )
+@pytest.mark.parametrize("channels", [6, 88])
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_strided_depthwise(
-    k: int, stride: int, padding: int | None, size: int, dtype: torch.dtype, rtol: float
+def test_depthwise(
+    k: int, stride: int, padding: int | None, size: int, channels: int, dtype: torch.dtype, rtol: float
 ) -> None:
-    one = conv(k, stride, padding, 6, 6)
+    one = conv(k, stride, padding, channels, channels)
     with torch.no_grad():  # weights that bf16 holds exactly
         for value in one.parameters():
             value.copy_(value.bfloat16())
-    same_as(one, StridedDepthwise(one), size, dtype, rtol)
+    same_as(one, Depthwise(one), size, dtype, rtol)
 
 
 class Computed(nn.Conv2d):
@@ -70,15 +75,20 @@ class Computed(nn.Conv2d):
     [
         (nn.Conv2d(3, 6, 7, 2, 3, bias=False), SpaceToDepthConv),
         (Conv2dSame(3, 6, 3, 2), SpaceToDepthConv),
-        (nn.Conv2d(6, 6, 3, 2, 1, groups=6), StridedDepthwise),
-        (Conv2dSame(6, 6, 5, 2, groups=6), StridedDepthwise),
+        (nn.Conv2d(6, 6, 3, 2, 1, groups=6), Depthwise),
+        (Conv2dSame(6, 6, 5, 2, groups=6), Depthwise),
         (nn.Conv2d(3, 6, 3, 1, 1), None),
         (nn.Conv2d(3, 6, 2, 2), None),  # patches: no overlap, nothing to win
         (nn.Conv2d(3, 6, 3, 2, dilation=2), None),
         (nn.Conv2d(3, 6, 3, 2, 1, groups=3), None),
         (nn.Conv2d(3, 6, 3, 2, 1, padding_mode="reflect"), None),
         (nn.Conv2d(3, 6, (3, 5), 2, 1), None),
-        (nn.Conv2d(6, 6, 3, 1, 1, groups=6), None),
+        (nn.Conv2d(32, 32, 3, 1, 1, groups=32), Depthwise),
+        (nn.Conv2d(32, 32, 7, 1, 3, groups=32), None),
+        (nn.Conv2d(40, 40, 3, 1, 1, groups=40), None),
+        (nn.Conv2d(16, 16, 3, 1, 1, groups=16), None),
+        (nn.Conv2d(6, 6, 3, 1, 1, 2, groups=6), None),
+        (nn.Conv2d(6, 6, 1, 1, groups=6), None),
         (nn.Conv2d(6, 12, 3, 2, 1, groups=6), None),
         (Computed(3, 6, 3, 2, 1), None),
         (nn.utils.spectral_norm(nn.Conv2d(3, 6, 3, 2, 1)), None),
@@ -86,7 +96,7 @@ class Computed(nn.Conv2d):
 )
 def test_which_are_replaced(layer: nn.Conv2d, kind: type[nn.Module] | None) -> None:
     net = nn.Sequential(layer)
-    assert replace_strided(net) == (kind is not None)
+    assert replace_convolutions(net) == (kind is not None)
     assert type(net[0]) is (kind or type(layer))
 
 
@@ -111,9 +121,54 @@ def test_what_cannot_be_traced_still_loses_its_strides() -> None:
     torch.testing.assert_close(teacher.observe(torch.full((1, 3, 16, 16), 0.3)).logits, before)
 
 
-@pytest.mark.parametrize("name, stems, depthwise", [("efficientnet_lite0", 1, 4), ("mobilenet_v2", 1, 4)])
-def test_mobile_networks_lose_them_all(name: str, stems: int, depthwise: int) -> None:
+@pytest.mark.parametrize("name, stems, depthwise", [("efficientnet_lite0", 1, 16), ("mobilenet_v2", 1, 17)])
+def test_all_of_mobile_networks_are_replaced(name: str, stems: int, depthwise: int) -> None:
     teacher = Teacher(name, *create_model(f"{name}:input_size=64@random"))
     teacher.rewrite()
     kinds = [type(module) for module in teacher.net.modules()]
-    assert kinds.count(SpaceToDepthConv) == stems and kinds.count(StridedDepthwise) == depthwise
+    assert kinds.count(SpaceToDepthConv) == stems and kinds.count(Depthwise) == depthwise
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_depthwise_is_the_same_on_any_number_of_threads_and_past_the_caches(stride: int, dtype: torch.dtype) -> None:
+    one = Depthwise(conv(3, stride, 1, 64, 64)).to(dtype)
+    x = torch.randn(8, 64, 96, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = one(x)
+            found.append([y, *torch.autograd.grad(y, x, torch.ones_like(y))])
+    finally:
+        torch.set_num_threads(before)
+    small = [one(x[i : i + 1]) for i in range(8)]  # written into the caches
+    found.append([torch.cat(small), *torch.autograd.grad(small, x, [torch.ones_like(y) for y in small])])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("padding", [1, None])
+def test_depthwise_without_a_compiler(padding: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemble.teachers.kernels.depthwise.library", lambda: None)
+    one = conv(3, 2, padding, 6, 6)
+    same_as(one, Depthwise(one), 17, torch.float32, 1e-6)
+
+
+def test_depthwise_refuses_an_image_smaller_than_its_filter() -> None:
+    one = Depthwise(conv(5, 1, 0, 6, 6))
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        one(torch.zeros(1, 6, 4, 4))
+
+
+@pytest.mark.parametrize("padding", [1, None])
+def test_depthwise_compiled_is_depthwise(padding: int | None) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("nothing to compile with")
+    one = Depthwise(conv(3, 2, padding, 6, 6))
+    x = torch.randn(2, 6, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    dy = torch.randn(2, 6, 6, 6, generator=torch.Generator().manual_seed(1))
+    plain, compiled = one(x), torch.compile(one, fullgraph=True)(x)
+    assert torch.equal(plain, compiled)
+    assert torch.equal(*torch.autograd.grad(plain, x, dy), *torch.autograd.grad(compiled, x, dy))
