@@ -130,11 +130,16 @@ class Claimed:
                 yield self.recipe.augmentation(batch, torch.arange(len(batch)), rng, black)[0]
 
 
-def candidates(card: ModelCard) -> list[Candidate]:
-    """All that are tried: the card's normalisation with every crop and mix, then others without mixes, then JPEG."""
+def augmentations() -> list[Candidate]:
+    """Every crop and mix, with the card's normalisation."""
     crops: tuple[Crop, ...] = ("none", "mirrored", "black")
     mixes: tuple[Mix, ...] = ("none", "cutmix", "mixup", "cutout")
-    own = [Candidate(crop, mix) for crop in crops for mix in mixes] + [Candidate("mean")]
+    return [*(Candidate(crop, mix) for crop in crops for mix in mixes), Candidate("mean")]
+
+
+def candidates(card: ModelCard) -> list[Candidate]:
+    """All that are tried: augmentations, then other normalisations without mixes, then JPEG."""
+    own = augmentations()
     if len(card.mean) == 3:
         others = [name for name, values in NORMALISATIONS.items() if not _same(values, card)]
         own += [Candidate(crop, normalisation=name) for name in others for crop in ("none", "black")]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ensemble.privacy.findings import WORDS
+from ensemble.privacy.findings import words_of
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -58,14 +58,11 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
         near = difflib.get_close_matches(name, figures, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(figures)}"
         raise ValueError(f"--fail-if {text!r}: {name} is no figure; {hint}")
-    if name in WORDS:
-        known = WORDS[name]
+    if known := words_of(name):
         if sign not in ("==", "!="):
             raise ValueError(f"--fail-if {text!r}: words are compared by == and != alone")
-        if not known and re.fullmatch(r"[-+.\d]+", written):
-            raise ValueError(f"--fail-if {text!r}: {name} is a word; compare it with one")
-        if known and written not in known:
-            raise ValueError(f"--fail-if {text!r}: {name} is one of {', '.join(known)}")
+        if written not in known:
+            raise ValueError(f"--fail-if {text!r}: {name} is one of {'; '.join(known)}")
         return Condition(name, sign, written)
     try:
         value = float(written)

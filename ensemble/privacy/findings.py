@@ -33,11 +33,17 @@ FIGURES = {
 }
 """What `--fail-if` may name, and `figures` in audit.json holds; None where it was not measured."""
 
-WORDS: dict[str, tuple[str, ...]] = {
-    "augmentation": (),
-    "claim": ("consistent", "not consistent", "undecided"),
-}
-"""Those of them that are words, and which; of `augmentation` any candidate's name."""
+
+def words_of(figure: str) -> tuple[str, ...]:
+    """What a figure of words may say; empty for a number."""
+    if figure == "claim":
+        return ("consistent", "not consistent", "undecided")
+    if figure == "augmentation":
+        from ensemble.privacy.candidates import augmentations  # takes torch, which a command's --help does without
+
+        return ("undecided", "preprocessing", *(candidate.name for candidate in augmentations()))
+    return ()
+
 
 _MEMBERS = ("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "blind_auc", "closer_to_members")
 NEEDED: dict[str, tuple[str, ...]] = {
