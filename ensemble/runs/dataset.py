@@ -153,6 +153,7 @@ def _make(here: Replica, context: ProcessContext, folder: DatasetFolder, wanted:
     try:
         for number, batch in enumerate(mine, there):
             here.steps_done = number * steps
+            here.pace |= {"batch": number + 1, "of": there + len(mine)}
             _make_batch(here, folder, batch, wanted, lines)
             made += wanted.of(batch) * replica.replicas
             here.pace["images an hour"] = made / (time.perf_counter() - began) * 3600

@@ -321,6 +321,26 @@ def test_what_batches_look_back_at(run, tmp_path, monkeypatch):
         assert torch.equal(seen[batch][0], stored[last]) and torch.equal(seen[batch][1], data.targets[last])
 
 
+class Shown(SilentProgress):
+    """Which batch of how many was shown at each step that was recorded."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, float, float]] = []
+
+    def step(self, step, values=None):
+        if values:
+            self.batches.append((step, values["batch"], values["of"]))
+
+
+def test_progress_says_which_batch(run, tmp_path):
+    assert run(*SINGLE, "--images", "8", "--output", tmp_path).code == 0
+    more, shown = dataset_job(None, {"device": "cpu"}, (), tmp_path, 24, resume=True), Shown()
+    more.check(1)
+    more.run(0.0, shown)
+    assert {(batch, of) for _, batch, of in shown.batches} == {(2, 3), (3, 3)}
+    assert all(step // 3 + 1 == batch for step, batch, _ in shown.batches)
+
+
 def test_while_it_grows_it_is_not_finished(run, tmp_path, monkeypatch):
     command = [*SINGLE, "--iterations", "6", "--output", tmp_path, "--images"]
     assert run(*command, "8").code == 0
