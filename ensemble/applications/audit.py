@@ -9,6 +9,9 @@ DATA is a folder or archive with SPLIT/CLASS/FILE or CLASS/FILE, as DATA or DATA
 reference and the non-members, `train` the members, or where there are no splits, all; the reference needs no classes
 either. Reference and non-members of one split are halves of it.
 
+What each of the networks by --references says is kept in DIR/references: an audit that was stopped goes on by the same
+command.
+
 --fail-if FIGURE OPERATOR VALUE, which may be repeated, ends with exit code 1 where it is met or its figure was not
 measured: 'cutmix_share>0.2', 'claim!=consistent', 'tpr_1pct>0.05'. Figures: {figures}.
 
@@ -84,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.privacy.audit import Given, audit
-    from ensemble.privacy.page import PAGE, write
+    from ensemble.privacy.page import PAGE, REFERENCES, write
     from models import model_card
 
     load_entry_points()
@@ -100,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
             references=options.references,
             quick=options.quick,
             seed=options.seed,
+            kept=folder / REFERENCES,
             **_images(options, card.input_size),
         )
         made = audit(given, display.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Given:
     seed: int = 0
     sources: tuple[tuple[str, str], ...] = ()
     """What was given, in words, and where from."""
+    kept: Path | None = None
+    """Where what reference networks say is kept, for an audit that was stopped, or for the next."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
     if pair is not None and given.members is not None:
         members, others = pair
         shadows = (
-            train_shadows(given.training, given.references, members, others, given, mark) if given.training else None
+            train_shadows(given.training, given.references, members, others, given, mark, given.kept)
+            if given.training
+            else None
         )
         parts.append(membership(net, card, members, others, reference, len(given.members), shadows, given.seed, mark))
         if drawn.rows:

@@ -16,7 +16,7 @@ from ensemble.privacy.audit import Audit, plain
 from ensemble.privacy.findings import FIXED, SCHEMA_VERSION
 from ensemble.report.thumbnails import thumbnails
 
-PAGE, DATA, SCORES = "audit.html", "audit.json", "scores.csv"
+PAGE, DATA, SCORES, REFERENCES = "audit.html", "audit.json", "scores.csv", "references"
 _SHOWN = 16
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.machine.files import write_bytes
 from ensemble.machine.rng import generator
 from ensemble.privacy.members import Shadows
 from ensemble.privacy.membership import margins
@@ -60,28 +65,59 @@ def train_shadows(
     others: LabelledImages,
     given: Haste,
     mark: Callable[[str], None],
+    kept: Path | None = None,
 ) -> Shadows:
     """`count` networks, each trained from random weights on a half of the members and non-members, drawn by image.
 
     Each image is in with p = 1/2, by itself, so that how often others hold it says nothing of the target. Fewer images
     than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
+
+    What each network says is written into the folder `kept` once it is trained; the next call with the same recipe,
+    images and seed reads it there.
     """
     images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
     both = LabelledImages(images, labels, members.class_names)
     schedule = (
         replace(recipe.schedule, epochs=min(_QUICK_EPOCHS, recipe.schedule.epochs)) if given.quick else recipe.schedule
     )
+    model = f"{recipe.model.partition('@')[0]}@random"
     rows, inside = [], []
     for k in range(count):
-        mark(f"training reference network {k + 1} of {count}")
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
+        inside.append(within)
+        file = None if kept is None else kept / f"{k:03d}.safetensors"
+        made_of = _digest((model, schedule, recipe.augmentation, given.seed + k), images, labels, within)
+        if file is not None and (row := _read(file, made_of)) is not None:
+            mark(f"reference network {k + 1} of {count} was trained before: {file}")
+            rows.append(row)
+            continue
+        mark(f"training reference network {k + 1} of {count}")
         net, card = learned(
-            f"{recipe.model.partition('@')[0]}@random",
+            model,
             *(both.subset(within), both.subset(slice(100))),
             schedule=schedule,
             augmentation=recipe.augmentation,
             seed=given.seed + k,
         )
         rows.append(margins(net, card, images, labels))
-        inside.append(within)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, save({"margins": rows[-1].contiguous()}, {"made_of": made_of}))
     return Shadows(torch.stack(rows), torch.stack(inside))
+
+
+def _digest(settings: object, *tensors: torch.Tensor) -> str:
+    """Of all that a network's margins follow from."""
+    found = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read(file: Path, made_of: str) -> torch.Tensor | None:
+    """The margins in the file; None where it is not there, damaged, or of something else."""
+    try:
+        with safe_open(file, "pt") as held:
+            return held.get_tensor("margins") if (held.metadata() or {}).get("made_of") == made_of else None
+    except (OSError, SafetensorError):
+        return None
