@@ -86,6 +86,27 @@ def test_two_modules_and_a_lambda() -> None:
     assert results.grid().width > 100 and "4 images of 8 x 8" in repr(results)
 
 
+def test_a_default_device_and_autocast_are_not_the_runs() -> None:
+    def images() -> torch.Tensor:
+        results = invert([network], **OPTIONS)
+        assert results is not None
+        return results.images
+
+    network = net(0), CARD
+    expected = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(images(), expected) and torch.is_autocast_enabled("cpu")
+    with torch.device("meta"):
+        found = images()
+        assert torch.get_default_device().type == "meta"
+    torch.set_default_device("meta")
+    try:
+        other = images()
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected) and torch.equal(other, expected)
+
+
 def test_logits_and_rows_are_what_the_networks_say() -> None:
     judge = net(7)
     results = invert([(net(0), CARD)], verifiers=[(judge, CARD)], **OPTIONS)

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -122,8 +122,8 @@ def set_up(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """What a run sets in the process is put back at the end; another default dtype, or a caller's no_grad, is not the
-    run's: the process may be a notebook.
+    """What a run sets in the process is put back at the end; another default dtype or device, and a caller's no_grad or
+    autocast, are not the run's: the process may be a notebook.
     """
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -133,7 +133,12 @@ def settings_kept() -> Iterator[None]:
     matmul = torch.get_float32_matmul_precision()
     try:
         torch.set_default_dtype(torch.float32)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+            if torch.get_default_device().type != "cpu":  # the context costs each call some time
+                stack.enter_context(torch.device("cpu"))
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         torch.set_default_dtype(dtype)
