@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,7 +36,7 @@ CASES = {"fp32": ("fp32", "off"), "bf16": ("bf16", "off"), "bf16, compiled": ("b
 def made(folder: Path, case: str, seed: int, verifiers: list[str]) -> Results:
     """The recipe's images and what the verifiers read, made unless they are there."""
     precision, compiled = CASES[case]
-    how = {"precision": precision, "compile": compiled}
+    how: dict[str, Any] = {"precision": precision, "compile": compiled}
     output = folder / f"{case.replace(', ', '_')}_{seed}"
     results = invert("clear", output=output, resume=True, progress=False, seed=seed, verifiers=verifiers, **how)
     assert results is not None, "one process"
@@ -60,7 +61,7 @@ def errors(name: str, dtype: torch.dtype, images: torch.Tensor) -> dict[str, flo
             error = (moment - values.sum((0, 2, 3))).abs() / values.abs().sum((0, 2, 3))
             worst = torch.maximum(worst, error.max())
 
-    handles = [module.register_forward_hook(compare) for module in fast._modules.values()]
+    handles = [module.register_forward_hook(compare) for layer in fast.layers.values() if (module := layer.module)]
     moments = fast.observe(images).moments.double()
     for handle in handles:
         handle.remove()
@@ -102,11 +103,11 @@ def main() -> None:
     images = runs["fp32"][0].images
     found = {(name, p): errors(name, PRECISIONS[p], images) for name in QUICKSTART for p in ("fp32", "bf16")}
     table = Table("network", "precision", *next(iter(found.values())), box=None, title="error of the moments")
-    for (name, precision), values in found.items():
-        table.add_row(name, precision, *(f"{value:.1e}" for value in values.values()))
+    for (name, precision), wrong in found.items():
+        table.add_row(name, precision, *(f"{value:.1e}" for value in wrong.values()))
     Console(width=140).print(table)
     if options.json:
-        rows = [{"network": name, "precision": p, **values} for (name, p), values in found.items()]
+        rows = [{"network": name, "precision": p, **wrong} for (name, p), wrong in found.items()]
         options.json.write_text(json.dumps({"accuracy": accuracy, "moments": rows}, indent=2))
 
 

@@ -49,7 +49,9 @@ class _Worker(threading.Thread):
     def __init__(self, name: str, targets: torch.Tensor) -> None:
         super().__init__(daemon=True)
         self.net = create_model(name)[0].requires_grad_(True)
-        self.targets, self.losses, self.begin, self.done = targets, [], threading.Event(), False
+        self.targets, self.begin, self.done = targets, threading.Event(), False
+        self.losses: list[torch.Tensor] = []
+        self.image = torch.empty(0)
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.register_forward_hook(self.hook)
@@ -57,7 +59,8 @@ class _Worker(threading.Thread):
     def hook(self, module: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
         x = inputs[0]
         var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
-        self.losses.append((module.running_var - var).norm() + (module.running_mean - x.mean((0, 2, 3))).norm())
+        own = [module.get_buffer(name) for name in ("running_mean", "running_var")]
+        self.losses.append((own[1] - var).norm() + (own[0] - x.mean((0, 2, 3))).norm())
 
     def run(self) -> None:
         while True:
@@ -85,7 +88,7 @@ def threads() -> float:
             worker.begin.set()
         while not all(worker.done for worker in workers):
             pass
-        image.grad = torch.stack([worker.image.grad for worker in workers]).sum(0)
+        image.grad = torch.stack([grad for worker in workers if (grad := worker.image.grad) is not None]).sum(0)
         optimizer.step()
         marks.append(time.perf_counter())
     return (marks[-1] - marks[1]) / STEPS

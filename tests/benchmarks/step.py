@@ -98,7 +98,8 @@ def hooks(setting: Setting, dtype: torch.dtype, device: torch.device) -> Step:
         x = inputs[0]
         mean = x.mean((0, 2, 3))
         var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
-        losses.append((module.running_var - var).norm() + (module.running_mean - mean).norm())
+        own = [module.get_buffer(name) for name in ("running_mean", "running_var")]
+        losses.append((own[1] - var).norm() + (own[0] - mean).norm())
 
     for net in nets:
         for module in net.modules():
@@ -156,7 +157,7 @@ def bare(setting: Setting, dtype: torch.dtype, device: torch.device, folded: boo
     for name in setting.models:
         net, card = create_model(name)
         net = without_norms(net) if folded else net
-        net = net.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        net = hardware.channels_last(net.to(device=device, dtype=dtype)).eval().requires_grad_(False)
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (card.mean, card.std))
 
         def forward(x: torch.Tensor, net: nn.Module = net, mean: torch.Tensor = mean, std: torch.Tensor = std):
@@ -312,7 +313,7 @@ def main() -> None:
         for name in options.settings:
             print_profile(name, settings[name], torch.device(device))
         return
-    cases = CASES
+    cases: Sequence[tuple[str, str]] = CASES
     if not hardware.computes_in_bf16(torch.device(device)):
         print("bf16: not measured, this processor only emulates it")
         cases = tuple(case for case in CASES if case[1] != "bf16")

@@ -48,7 +48,8 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     """The mean, and its 95 % interval over units by bootstrap."""
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
-    return float(values.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
 
 
 def drawn_units(model: str, layer: str, count: int) -> list[int]:
