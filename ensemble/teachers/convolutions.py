@@ -59,7 +59,7 @@ class Depthwise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, columns = (_around(size, self.kernel_size, self.stride, self.padding) for size in x.shape[2:])
-        return depthwise_conv(x, self.weight, self.bias, self.stride, (rows, columns))
+        return depthwise_conv(x, self.weight, self.bias, self.stride, (*rows, *columns))
 
 
 def _around(size: int, k: int, stride: int, padding: int | None) -> tuple[int, int]:
