@@ -1,11 +1,11 @@
 """Which layers of the zoos' networks can be tapped, and whether the values are the networks' own.
 
-    python -m tests.benchmarks.taps --output results/taps.json [--zoo torchvision|timm|both] [--layers 12]
+    python -m tests.benchmarks.taps --output results/taps.json [--zoo torchvision|timm|both] [--layers 12] [--size 96]
 
-Every classifier of torchvision, and of timm one architecture a family (the smallest), with random weights at its own
-input size. Of each network so many layers, spread over its depth, are tapped in one pass, and compared with the copies
-that hooks of the untouched network make at once. Networks that are there already are not tried again. Prints a table
-and what was refused, with the reason.
+Every classifier of torchvision, and of timm one architecture a family (the smallest), with random weights, at `--size`
+pixels where it takes them, else at its own input size. Of each network so many layers, spread over its depth, are
+tapped in one pass, and compared with the copies that hooks of the untouched network make at once. Networks that are
+there already are not tried again. Prints a table and what was refused, with the reason.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def networks(zoo: str) -> list[str]:
 
 
 @torch.no_grad()
-def tried(name: str, layers: int) -> dict[str, Any]:
+def tried(name: str, size: str, layers: int) -> dict[str, Any]:
     """One network: how many layers it has, how many taps were tried, refused or differed."""
     row: dict[str, Any] = {"network": name}
     began = time.perf_counter()
     try:
-        net, card = create_model(f"{name}@random")
+        net, card = create_model(f"{name}{size}@random")
         net.eval()
+        row["size"] = card.input_size
         view = torch.rand(2, 3, card.input_size, card.input_size, generator=torch.Generator().manual_seed(0))
         x = network_input(view, card)
         listed = [layer for layer in list_layers(net, lambda n: net(x[:n])) if layer.calls and layer.kind != "function"]
@@ -104,12 +105,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--zoo", choices=("torchvision", "timm", "both"), default="both")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--size", type=int, default=96)
     options = parser.parse_args()
     done = {row["network"] for row in read_json_lines(options.output)}
     with JsonLines(options.output) as lines:
         for name in networks(options.zoo):
             if name not in done:
-                row = tried(name, options.layers)
+                row = tried(name, f":input_size={options.size}", options.layers)
+                if "error" in row:
+                    row = tried(name, "", options.layers)
                 lines.write(row)
                 print(name, row.get("error") or f"{row['tried']} tried, {len(row['refused'])} refused", flush=True)
                 gc.collect()
