@@ -125,6 +125,6 @@ def test_the_kernel_is_built_for_what_onednn_may_use(tmp_path: Path) -> None:
         environment["ONEDNN_MAX_CPU_ISA"] = asked
         (tmp_path / "calls").write_text("")
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-        calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "-c " in line]
+        calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "moments.cpp" in line]
         assert [march if "-march" in call else "" for call, march in zip(calls, expected, strict=True)] == expected
         assert all(map(str.__contains__, calls, expected))
