@@ -104,9 +104,9 @@ def _is_stem(conv: nn.Conv2d) -> bool:
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether it is one that the kernel computes faster: without stride, torch is at large filters and few channels."""
+    """Whether it is one that the kernel computes faster: without stride, torch is at larger filters, few channels."""
     channels, k = conv.out_channels, conv.kernel_size[0]
-    gains = conv.stride[0] > 1 or (k <= 5 and channels >= 32 and channels % 16 == 0)
+    gains = conv.stride[0] > 1 or (k == 3 and channels >= 64 and channels % 16 == 0)
     return gains and conv.groups == conv.in_channels == channels and int(conv.padding[0]) < k
 
 
