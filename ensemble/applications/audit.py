@@ -122,12 +122,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _folder(options: argparse.Namespace) -> Path:
     """Where the audit goes; ValueError where something is in its way."""
-    from ensemble.privacy.page import DATA, PAGE, SCORES
+    from ensemble.machine.lock import contents
+    from ensemble.privacy.page import DATA, PAGE, REFERENCES, SCORES
 
     folder = Path(options.output).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file; give a folder")
-    there = [name for name in (PAGE, DATA, SCORES) if (folder / name).exists()]
+    names, _ = (contents(place) for place in (folder, folder / REFERENCES))
+    there = [name for name in (PAGE, DATA, SCORES) if name in names]
     if there and not options.overwrite:
         raise ValueError(f"output: {folder / there[0]} exists; pass --overwrite to replace it, or give another folder")
     if why := why_unwritable(folder.absolute()):

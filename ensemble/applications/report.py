@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     file = file_of(options, ".html", ".htm")
 
     from ensemble.machine.files import write_bytes
+    from ensemble.machine.words import plural
     from ensemble.report.page import page
     from ensemble.report.reading import read_run
 
@@ -35,6 +36,5 @@ def run(options: argparse.Namespace) -> int:
     content = page(runs).encode("utf-8", "replace")
     write_bytes(file, content)
     images = sum(len(made.images) for made in runs)
-    what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    print(f"{images} images of {what}, {len(content) / 1e6:.1f} MB: {file}")
+    print(f"{images} images of {plural(len(runs), 'run')}, {len(content) / 1e6:.1f} MB: {file}")
     return 0

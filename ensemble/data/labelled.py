@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ from ensemble.data.archives import pictures
 from ensemble.data.tree import Folder, Layout, few, find
 from ensemble.image.files import decode
 from ensemble.machine.rng import generator
+
+
+class Hash(Protocol):
+    """Of hashlib."""
+
+    def update(self, data: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class LabelledImages:
     def subset(self, index: torch.Tensor | slice) -> LabelledImages:
         """These images alone, with the same classes."""
         return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def hash_into(self, digest: Hash) -> None:
+        """Feeds the images and their labels."""
+        for values in (self.images, self.labels):
+            digest.update(values.numpy().tobytes())
 
     def numbered(self, known: Mapping[str, int]) -> torch.Tensor:
         """The labels by the index that each class has in `known`."""

@@ -81,37 +81,32 @@ def train_shadows(
         replace(recipe.schedule, epochs=min(_QUICK_EPOCHS, recipe.schedule.epochs)) if given.quick else recipe.schedule
     )
     model = f"{recipe.model.partition('@')[0]}@random"
+    made_of = hashlib.sha256(repr((model, schedule, recipe.augmentation, given.seed)).encode())
+    both.hash_into(made_of)
     rows, inside = [], []
     for k in range(count):
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
         inside.append(within)
         file = None if kept is None else kept / f"{k:03d}.safetensors"
-        made_of = _digest((model, schedule, recipe.augmentation, given.seed + k), images, labels, within)
-        if file is not None and (row := _read(file, made_of)) is not None:
+        own = f"{k} of {made_of.hexdigest()}"
+        row = None if file is None else _read(file, own)
+        if row is not None:
             mark(f"reference network {k + 1} of {count} was trained before: {file}")
-            rows.append(row)
-            continue
-        mark(f"training reference network {k + 1} of {count}")
-        net, card = learned(
-            model,
-            *(both.subset(within), both.subset(slice(100))),
-            schedule=schedule,
-            augmentation=recipe.augmentation,
-            seed=given.seed + k,
-        )
-        rows.append(margins(net, card, images, labels))
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(file, save({"margins": rows[-1].contiguous()}, {"made_of": made_of}))
+        else:
+            mark(f"training reference network {k + 1} of {count}")
+            net, card = learned(
+                model,
+                *(both.subset(within), both.subset(slice(100))),
+                schedule=schedule,
+                augmentation=recipe.augmentation,
+                seed=given.seed + k,
+            )
+            row = margins(net, card, images, labels)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(file, save({"margins": row.contiguous()}, {"made_of": own}))
+        rows.append(row)
     return Shadows(torch.stack(rows), torch.stack(inside))
-
-
-def _digest(settings: object, *tensors: torch.Tensor) -> str:
-    """Of all that a network's margins follow from."""
-    found = hashlib.sha256(repr(settings).encode())
-    for tensor in tensors:
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
 
 
 def _read(file: Path, made_of: str) -> torch.Tensor | None:

@@ -72,6 +72,13 @@ def test_an_audit_with_everything(run, data: Path, tmp_path: Path) -> None:
     assert refused.code == 2 and "--overwrite" in refused.errors[0]
 
 
+def test_what_is_in_the_way_of_the_reference_networks_is_told_at_once(run, tmp_path: Path) -> None:
+    (tmp_path / "references").touch()
+    refused = run("audit", *NET, "--output", tmp_path)
+    assert refused.code == 2
+    assert refused.errors == [f"invert.py: output: {tmp_path / 'references'} is a file; give a folder"]
+
+
 def test_the_network_alone(run, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     refused = run("audit", *NET, "--quick", "--output", out, "--fail-if", "loss_auc>0.9")

@@ -26,7 +26,7 @@ from ensemble.machine.files import JsonLines, read_json_lines
 from ensemble.teachers.layers import list_layers
 from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Teacher
-from models import create_model, list_models, network_input
+from models import create_model, first_tensor, list_models, network_input
 
 SMALL = re.compile("atto|femto|pico|nano|tiny|xxs|_xs|small|_s_|_s$|_s\\d|18|26|_b0|lite0|_t_|_t$")
 """Names of small ones; of a family without, the first is tried."""
@@ -64,11 +64,7 @@ def tried(name: str, size: str, layers: int) -> dict[str, Any]:
 
         def keeping(layer: str) -> Any:
             def hook(_: nn.Module, __: object, output: object) -> None:
-                parts = (
-                    output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else [output]
-                )
-                first = next((part for part in parts if isinstance(part, torch.Tensor)), None)
-                if first is not None:
+                if (first := first_tensor(output)) is not None:
                     caught.setdefault(layer, first.clone())
 
             return hook

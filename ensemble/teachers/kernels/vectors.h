@@ -33,21 +33,27 @@ static inline vec load(const uint16_t* p) {  // bf16 is the upper half of fp32
   return v;
 }
 
-static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-
-static inline void store(uint16_t* p, vec v) {  // round to nearest, ties to even; NaN stays NaN
+static inline half narrow(vec v) {  // to bf16: round to nearest, ties to even; NaN stays NaN
 #ifdef __AVX512BF16__
-  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(p, &h, sizeof h);
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  half h;
+  std::memcpy(&h, &rounded, sizeof h);
+  return h;
 #else
   wide w;
   std::memcpy(&w, &v, sizeof w);
   wide rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
   wide quiet = (w >> 16) | 0x40;
   wide nan = (wide)(v != v);
-  half h = __builtin_convertvector((nan & quiet) | (~nan & rounded), half);
-  std::memcpy(p, &h, sizeof h);
+  return __builtin_convertvector((nan & quiet) | (~nan & rounded), half);
 #endif
+}
+
+static inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+
+static inline void store(uint16_t* p, vec v) {
+  const half h = narrow(v);
+  std::memcpy(p, &h, sizeof h);
 }
 
 // `v` where `keep`, else 0: one instruction, where `keep ? v : 0` takes two.
@@ -62,25 +68,20 @@ static inline vec where(wide keep, vec v) {
 // Past the caches, where a whole vector is aligned, and `fence` before anybody else reads it.
 #if defined(__AVX512F__)
 static inline void stream(float* p, vec v) { _mm512_stream_ps(p, (__m512)v); }
-static inline void stream(uint16_t* p, vec v) {
-  __m256i h;
-  store(reinterpret_cast<uint16_t*>(&h), v);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), h);
-}
-static inline void fence() { _mm_sfence(); }
+static inline void stream(uint16_t* p, vec v) { _mm256_stream_si256((__m256i*)p, (__m256i)narrow(v)); }
 #elif defined(__AVX2__)
 static inline void stream(float* p, vec v) { _mm256_stream_ps(p, (__m256)v); }
-static inline void stream(uint16_t* p, vec v) {
-  __m128i h;
-  store(reinterpret_cast<uint16_t*>(&h), v);
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), h);
-}
-static inline void fence() { _mm_sfence(); }
+static inline void stream(uint16_t* p, vec v) { _mm_stream_si128((__m128i*)p, (__m128i)narrow(v)); }
 #else
 template <typename T>
 static inline void stream(T* p, vec v) { store(p, v); }
-static inline void fence() {}
 #endif
+
+static inline void fence() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
 
 // A row of up to LANES values, for the channels left over: padded with zeros.
 template <typename T>
