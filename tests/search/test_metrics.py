@@ -62,11 +62,17 @@ def test_agreement_is_the_share_that_the_judge_reads_as_targets() -> None:
 
 
 def test_inception_is_the_score_by_the_judge() -> None:
-    images = 3 * torch.rand(60, 3, 8, 8, generator=generator(0, "images")).pow(3) / 3
+    images = 3 * torch.rand(100, 3, 8, 8, generator=generator(0, "images")).pow(3) / 3
     p = logits(images).double().softmax(1).numpy()
     expected = np.exp((p * np.log(p / p.mean(0))).sum(1).mean())
-    found = parse_metric("inception").measure(kit())(images, torch.zeros(60, dtype=torch.long), 0)
+    found = parse_metric("inception").measure(kit())(images, torch.zeros(100, dtype=torch.long), 0)
     assert found == pytest.approx(expected) and not parse_metric("inception").minimised
+
+
+def test_few_images_for_an_inception_score_are_told() -> None:
+    images = torch.rand(20, 3, 8, 8, generator=generator(0, "images"))
+    with pytest.warns(UserWarning, match=r"20 images a point the score is too small by up to 5%"):
+        parse_metric("inception").measure(kit())(images, torch.zeros(20, dtype=torch.long), 0)
 
 
 def test_distance_is_that_of_gaussians_in_the_judges_features(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 
+from ensemble.evaluation.cautions import images_for_score
 from ensemble.evaluation.classification import logits_of
 from ensemble.evaluation.inception_score import inception_score
 from ensemble.search.metric import Kit, Measure, Metric
@@ -22,6 +24,13 @@ class Inception(Metric, kind="inception"):
         net, card = kit.network
 
         def score(images: torch.Tensor, targets: torch.Tensor, seed: int) -> float:
+            n, classes = len(images), card.num_classes
+            if n < images_for_score(classes):
+                warnings.warn(
+                    f"inception: with {n} images a point the score is too small by up to {(classes - 1) / (2 * n):.0%}, "
+                    "and what is below that may be chance; more images_per_class or trials make it surer",
+                    stacklevel=2,
+                )
             return inception_score(logits_of(net, card, images).double().softmax(1))[0]
 
         return score
