@@ -3,13 +3,13 @@
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import Assumed, ModelCard, Weights
 from models._classes import as_many_in_order, class_indices
-from models._convention import first_tensor, network_input, network_logits
+from models._convention import are_probabilities, card_logits, first_tensor, log_of, network_input, network_logits
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import check_reads, evaluating, reason_of
+from models._trial import batch_bound, check_kind, check_reads, evaluating, reason_of
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -19,7 +19,11 @@ __all__ = [
     "Weights",
     "WeightsFile",
     "add_plugin_table",
+    "are_probabilities",
     "as_many_in_order",
+    "batch_bound",
+    "card_logits",
+    "check_kind",
     "check_reads",
     "class_indices",
     "create_model",
@@ -29,6 +33,7 @@ __all__ = [
     "list_models",
     "load_entry_points",
     "load_plugin",
+    "log_of",
     "model_card",
     "network_input",
     "network_logits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,8 +74,14 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", classes_of(self.num_classes))
+        if not isinstance(self.input_size, Integral) or self.input_size < 1:
+            raise ValueError(f"{self.name}: input_size is the side of a square in pixels, not {self.input_size!r}")
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a number a channel, std above 0")
+        if max(self.mean, default=0.0) > 1:
+            raise ValueError(
+                f"{self.name}: mean {self.mean} is of 0..255, and images are in 0..1; divide mean and std by 255"
+            )
         if len(self.mean) not in (1, 3):
             raise ValueError(
                 f"{self.name}: {len(self.mean)} channels; images have 3, and a network of 1 sees their luminance"

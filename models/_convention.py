@@ -61,6 +61,33 @@ def network_logits(output: Any, images: int) -> torch.Tensor:
     return torch.cat([torch.zeros_like(found), found], dim=1) if found.shape[1] == 1 else found
 
 
+def card_logits(output: Any, images: int, card: ModelCard) -> torch.Tensor:
+    """`network_logits` of the card's classes; of a network that ends in probabilities their logarithms.
+
+    Raises ValueError where they are not of so many classes.
+    """
+    logits = network_logits(output, images)
+    if tuple(logits.shape) != (images, card.num_classes):
+        raise ValueError(
+            f"{card.name}: its card says {card.num_classes} classes, its output for {images} images has shape "
+            f"{tuple(logits.shape)}"
+        )
+    # no branch, for which a GPU would be awaited
+    return torch.where(are_probabilities(logits), log_of(logits), logits)
+
+
+def are_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Whether every row is not negative and sums to 1 within rounding: bool, on the logits' device."""
+    rounding = logits.shape[1] * torch.finfo(logits.dtype).eps
+    sums = logits.detach().sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return (logits.detach() >= 0).all() & ((sums - 1).abs() <= rounding).all()
+
+
+def log_of(probabilities: torch.Tensor) -> torch.Tensor:
+    """The logarithm, of 0 that of the smallest normal number."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
 def first_tensor(value: object, keys: Sequence[str] = ()) -> torch.Tensor | None:
     """The value, or the first tensor among what it holds, in mappings that of one of these keys; None for none."""
     if isinstance(value, torch.Tensor):

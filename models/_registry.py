@@ -41,6 +41,7 @@ from models._said import (
 )
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
+from models._trial import check_kind, is_out_of_memory, reason_of, settle_lazy
 from models.edge_popup import METADATA, PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 from models.pruned import METADATA as PRUNED
 from models.pruned import narrow
@@ -137,7 +138,7 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
         raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@FILE")
     with _seeded(_seed_of(card.name)):
         if tag == "random":
-            net, record = frozen(entry.factory(**options)), Weights(source="random")
+            net, record = frozen(_built(entry, options, card)), Weights(source="random")
         elif path is not None:
             record = Weights(source="file", file=str(path), sha256=sha256(path))
             weights = resolved.weights or read_weights(path)
@@ -174,7 +175,7 @@ def untrained_model(spec: str | ModelSpec, seed: int) -> tuple[nn.Module, ModelC
     if card.num_classes < 1:
         raise ValueError(f"{card.name} has no classifier; give one as {card.name}:num_classes=N@random")
     with _seeded(seed):
-        return entry.factory(**options).float(), card
+        return _built(entry, options, card).float(), card
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,25 @@ def _resolved(spec: str | ModelSpec) -> _Resolved:
     return _Resolved(parsed, entry, options, card, weights, layout, implied)
 
 
+def _built(entry: Entry, options: Mapping[str, Any], card: ModelCard) -> nn.Module:
+    """What the factory makes; ValueError where it fails, or makes what no image can be inverted from."""
+    try:
+        net = entry.factory(**options)
+    except ValueError:
+        raise
+    except Exception as error:  # a network may be anybody's
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{card.name}: the network cannot be made: {reason_of(error)}") from error
+    check_kind(card.name, net)
+    settle_lazy(net, card)
+    return net
+
+
 def _with_weights(
     entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile, part: str | None = None
 ) -> nn.Module:
-    net = entry.factory(**options)
+    net = _built(entry, options, card)
     if METADATA in weights.metadata:  # a compact subnet: its keys are not the network's
         return load_subnet(net, weights, card)
     where = str(weights.path)

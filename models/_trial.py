@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from models._card import ModelCard
 from models._convention import network_input, network_logits
@@ -15,7 +17,14 @@ from models._convention import network_input, network_logits
 def reason_of(error: BaseException) -> str:
     """What an error of a network's own code says, on one line; its kind where that says more."""
     text = " ".join(str(error).split())[:300]
+    if "to have 1 channels, but got 3 channels" in text:
+        text += "; one that takes grey images has one mean and one std on its card"
     return text if isinstance(error, RuntimeError | ValueError) and text else f"{type(error).__name__} {text}".strip()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is no fault of the network's; torch says so of the machine's memory in words alone."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -29,6 +38,34 @@ def evaluating(net: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def check_kind(name: str, net: nn.Module) -> None:
+    """ValueError for a module whose layers cannot be observed, or through which no gradient reaches an image."""
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ValueError(f"{name} is a TorchScript module, whose layers cannot be observed; give the nn.Module itself")
+    for layer, module in net.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith("torch.") and ".quantized" in kind.__module__:
+            raise ValueError(
+                f"{name}: {layer or 'it'} is quantised ({kind.__name__}), so no gradient reaches an image; give the "
+                "network as it was before"
+            )
+    if any(part.device.type == "meta" for part in (*net.parameters(), *net.buffers())):
+        raise ValueError(f"{name} is on the device meta, where weights have no values; load them first")
+
+
+def settle_lazy(net: nn.Module, card: ModelCard) -> None:
+    """Gives lazy layers their shapes, which they take from the first image that they see."""
+    if any(is_lazy(part) for part in (*net.parameters(), *net.buffers())):
+        with evaluating(net):
+            net(network_input(torch.full((2, 3, card.input_size, card.input_size), 0.5), card))
+
+
+def batch_bound(net: nn.Module) -> str | None:
+    """A BatchNorm that keeps no statistics and always takes the batch's: what is said of an image depends on others."""
+    layers = ((name, module) for name, module in net.named_modules() if isinstance(module, _BatchNorm))
+    return next((name or "it" for name, module in layers if module.running_mean is None), None)
 
 
 def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = False) -> None:
@@ -46,7 +83,7 @@ def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = Fa
             blank = torch.full((2, 3, size, size), 0.5, device=weight.device)
             logits = network_logits(net(network_input(blank, card).to(weight.dtype)), len(blank))
     except Exception as error:  # a network may be anybody's
-        if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise ValueError(f"{name}: its forward pass fails on images of {size} x {size}: {reason_of(error)}") from error
     if tuple(logits.shape) != (2, card.num_classes):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ensemble.evaluation._inputs import batches, check_images
 from ensemble.evaluation.intervals import clopper_pearson
-from models import ModelCard, evaluating, network_logits
+from models import ModelCard, card_logits, evaluating
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,7 @@ def logits_of(net: nn.Module, card: ModelCard, images: torch.Tensor, batch_size:
     found = []
     with evaluating(net):
         for batch in batches(net, card, images, batch_size):
-            logits = network_logits(net(batch), len(batch))
-            if logits.shape != (len(batch), card.num_classes):
-                raise ValueError(
-                    f"{card.name}: the card says {card.num_classes} classes, the network's output "
-                    f"has shape {tuple(logits.shape)}"
-                )
+            logits = card_logits(net(batch), len(batch), card)
             if not logits.isfinite().all():
                 raise ValueError(f"{card.name}: the logits are not finite; check the weights")
             found.append(logits.float().cpu())

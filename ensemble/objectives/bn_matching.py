@@ -66,8 +66,8 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     def needs(self, teacher: Profile) -> Sequence[Tap]:
         if teacher.statistics is None:
             raise ValueError(
-                f"teachers: {teacher.name} has no BatchNorm layers that run, but bn_matching needs them; drop the "
-                "teacher or the objective, or name as the teacher's `statistics` a file of invert.py calibrate"
+                f"teachers: {teacher.name} has no BatchNorm layers with statistics, but bn_matching needs them; drop "
+                "the teacher or the objective, or name as the teacher's `statistics` a file of invert.py calibrate"
             )
         _check(teacher.layers, teacher)
         return ()

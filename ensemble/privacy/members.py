@@ -13,7 +13,7 @@ from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.rng import generator
 from ensemble.privacy.blind import blind_baseline
 from ensemble.privacy.findings import Finding, Part, Word, lower_bound_word
-from ensemble.privacy.membership import margins, tail_share
+from ensemble.privacy.membership import answers, tail_share
 from ensemble.privacy.moments import bn_layers, stored
 from ensemble.privacy.rates import Auc, Rate, auc, tpr_at
 from ensemble.privacy.shadows import lira, rmia
@@ -53,10 +53,12 @@ def membership(
         findings.append(Finding("Does the network know its members?", "not tested", reading=withheld))
         return Part(tuple(findings), figures)
     mark("reading members and non-members")
-    a, b = (margins(net, card, part.images, part.labels) for part in (members, others))
+    said = [answers(net, card, part.images, part.labels) for part in (members, others)]
+    a, b = (each.margins for each in said)
     loss, null = auc(a, b), _null(a, b, seed)
     rate = tpr_at(a, b, 0.01)
-    gap = float((a > 0).double().mean() - (b > 0).double().mean())
+    inside, outside = (float(each.right.double().mean()) for each in said)
+    gap = inside - outside
     tail = tail_share(a, b)
     figures |= {"accuracy_gap": gap, "loss_auc": loss.value, "tail_tnr": tail}
     findings.append(_loss(loss, null, rate, gap, tail))

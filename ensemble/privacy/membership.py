@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -9,19 +11,28 @@ from ensemble.training.reading import inputs_of, logits_of
 from models import ModelCard
 
 
-@torch.no_grad()
-def margins(net: nn.Module, card: ModelCard, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(N,): log(p_y / (1 - p_y)) of each image and its mirror image, averaged: large where the label is believed.
+class Answers(NamedTuple):
+    """What a network says of labelled images."""
 
-    The logit-scaled confidence of Carlini et al. (2022, section IV.C), which is nearly normal over networks, and as a
-    threshold attack orders images as the loss does. Images uint8 (N, 3, H, W).
-    """
+    margins: torch.Tensor
+    """(N,), float64: log(p_y / (1 - p_y)) of each image and its mirror image, averaged: large where the label is
+    believed. The logit-scaled confidence of Carlini et al. (2022, section IV.C), which is nearly normal over networks,
+    and as a threshold attack orders images as the loss does."""
+    right: torch.Tensor
+    """(N,), bool: of the image itself no class is more likely than the label."""
+
+
+@torch.no_grad()
+def answers(net: nn.Module, card: ModelCard, images: torch.Tensor, labels: torch.Tensor) -> Answers:
+    """Of images uint8 (N, 3, H, W)."""
     net.eval()
-    rows = []
+    rows, right = [], []
     for part, classes in zip(images.split(500), labels.split(500), strict=True):
         x = inputs_of(part, card, torch.device("cpu"))
-        rows.append((margin(logits_of(net, x, card), classes) + margin(logits_of(net, x.flip(3), card), classes)) / 2)
-    return torch.cat(rows)
+        own, mirrored = (logits_of(net, view, card) for view in (x, x.flip(3)))
+        rows.append((margin(own, classes) + margin(mirrored, classes)) / 2)
+        right.append(own.argmax(1) == classes)
+    return Answers(torch.cat(rows), torch.cat(right))
 
 
 def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

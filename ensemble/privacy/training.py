@@ -17,7 +17,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.machine.files import write_bytes
 from ensemble.machine.rng import generator
 from ensemble.privacy.members import Shadows
-from ensemble.privacy.membership import margins
+from ensemble.privacy.membership import answers
 from ensemble.training.augment import Augmentation
 from ensemble.training.loop import train
 from ensemble.training.recipe import TrainingRecipe
@@ -101,7 +101,7 @@ def train_shadows(
                 augmentation=recipe.augmentation,
                 seed=given.seed + k,
             )
-            row = margins(net, card, images, labels)
+            row = answers(net, card, images, labels).margins
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(file, save({"margins": row.contiguous()}, {"made_of": own}))

@@ -45,7 +45,7 @@ def measure_levels(teacher: Teacher, images: Iterable[torch.Tensor]) -> dict[str
     """
     statistics = teacher.statistics
     if statistics is None:
-        raise ValueError(f"{teacher.name} has no BatchNorm layers that run, so there are no levels to measure")
+        raise ValueError(f"{teacher.name} has no BatchNorm layers with statistics, so there are no levels to measure")
     return _levels(statistics, _look(teacher, statistics, images), statistics)
 
 

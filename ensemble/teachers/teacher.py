@@ -22,7 +22,7 @@ from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restore
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
-from models import ModelCard, network_input, network_logits, reason_of
+from models import ModelCard, are_probabilities, batch_bound, log_of, network_input, network_logits, reason_of
 
 
 class Observation(NamedTuple):
@@ -195,10 +195,14 @@ class Teacher:
             size = self.card.input_size
             seen = f"logits of shape {(1, *logits.shape[1:])} for an image of {size} x {size}"
             raise ValueError(f"{self.name}: {seen}, but its card says {self.card.num_classes} classes")
-        sums = logits.sum(1)
-        self._probabilities = bool((logits >= 0).all()) and bool(torch.isclose(sums, torch.ones_like(sums)).all())
+        self._probabilities = bool(are_probabilities(logits))
         if self._probabilities:
             self.notes.append(f"{self.name} ends in probabilities; their logarithms are taken as its logits")
+        if (layer := batch_bound(self.net)) is not None:
+            self.notes.append(
+                f"{self.name}: BatchNorm {layer} keeps no statistics and takes those of each batch, so what it says of "
+                "an image depends on the others, and micro-batches or more ranks give other images"
+            )
 
     def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         size = f"an image of {view.shape[2]} x {view.shape[3]}"
@@ -389,7 +393,7 @@ class Teacher:
 
     def _logits(self, output: object, images: int) -> torch.Tensor:
         logits = network_logits(output, images).to(self.wide)
-        return logits.clamp_min(torch.finfo(logits.dtype).tiny).log() if self._probabilities else logits
+        return log_of(logits) if self._probabilities else logits
 
     def _forward(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = self._input(view)

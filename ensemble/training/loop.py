@@ -64,7 +64,7 @@ def train(
     network, or the averaged one, reads the images that are `watched`; `measure` gets it too, and the epochs done.
 
     What the network sees and what counts as its logits is what `card` says, as wherever networks run
-    (`models.network_input`, `models.network_logits`). Weights and optimiser stay in fp32. `after_epoch` gets the state,
+    (`models.network_input`, `models.card_logits`). Weights and optimiser stay in fp32. `after_epoch` gets the state,
     which shares memory with the run, and from which, as `saved`, the same call goes on to the same result.
 
     Raises ValueError where there are fewer images than a batch has, `saved` does not fit the network, the network's

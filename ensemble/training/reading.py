@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.data.labelled import LabelledImages
-from models import ModelCard, network_input, network_logits
+from models import ModelCard, card_logits, network_input
 
 
 def inputs_of(images: torch.Tensor, card: ModelCard, device: torch.device) -> torch.Tensor:
@@ -24,14 +24,8 @@ def black_pixel(card: ModelCard) -> torch.Tensor:
 
 
 def logits_of(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
-    """The logits (N, classes); ValueError where they are not of the card's classes."""
-    logits = network_logits(net(batch), len(batch))
-    if logits.shape != (len(batch), card.num_classes):
-        raise ValueError(
-            f"{card.name}: the card says {card.num_classes} classes, the network's logits for {len(batch)} images have "
-            f"shape {tuple(logits.shape)}"
-        )
-    return logits
+    """`card_logits` of a batch as the network takes it."""
+    return card_logits(net(batch), len(batch), card)
 
 
 @torch.no_grad()

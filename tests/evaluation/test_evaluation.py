@@ -35,11 +35,11 @@ def points(seed: int, n: int, width: int, scale: float = 1.0, shift: float = 0.0
 
 
 class ChannelMeans(nn.Module):
-    """Logits are the mean of each channel, so the brightest channel is the class."""
+    """Logits are the mean of each channel less 1, so the brightest channel is the class."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen = x
-        return x.mean((2, 3))
+        return x.mean((2, 3)) - 1
 
 
 def plain_images(*colours: tuple[float, float, float]) -> torch.Tensor:
@@ -47,6 +47,14 @@ def plain_images(*colours: tuple[float, float, float]) -> torch.Tensor:
 
 
 # accuracy
+
+
+def test_a_network_that_ends_in_a_softmax_is_read_as_one_that_does_not():
+    images, targets = torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    sure = nn.Sequential(ChannelMeans(), nn.Linear(3, 3))
+    expected = accuracy(sure, card(), images, targets)
+    found = accuracy(nn.Sequential(sure, nn.Softmax(1)), card(), images, targets)
+    assert found.confidence == pytest.approx(expected.confidence, rel=1e-5) and found.top1 == expected.top1
 
 
 def test_accuracy_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,3 +296,56 @@ def test_copies_of_a_card_remember_what_was_assumed() -> None:
     card = replace(ModelCard("net", "test", 8, 4, std=(1.0, 1.0, 1.0)), input_size=9)
     assert card.assumed == {"mean": IMAGENET_MEAN}
     assert not replace(card, mean=IMAGENET_MEAN).assumed
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"input_size": (32, 48)}, r"input_size is the side of a square in pixels, not \(32, 48\)"),
+        ({"input_size": 32.0}, "input_size is the side"),
+        ({"input_size": 0}, "input_size is the side"),
+        ({"mean": (123.7, 116.3, 103.5)}, "divide mean and std by 255"),
+    ],
+)
+def test_a_card_that_cannot_be_right_is_refused(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ModelCard("net", "test", **{"input_size": 32, "num_classes": 2, **fields})
+
+
+def lazy(num_classes: int = 10) -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def test_lazy_layers_take_their_shapes_and_then_a_file(tmp_path: Path) -> None:
+    with undone_on_error():
+        register_model(ModelCard("lazy_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(lazy)
+    net, _ = create_model("lazy_net@random")
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    again, _ = create_model(f"lazy_net@{tmp_path / 'net.pth'}")
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(net(x), again(x))
+
+
+def fails(num_classes: int = 10) -> nn.Module:
+    raise RuntimeError("no licence")
+
+
+def plain(num_classes: int = 10) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "told"),
+    [
+        ("failing_net", fails, "failing_net: the network cannot be made: no licence"),
+        ("scripted_net", lambda num_classes=10: torch.jit.script(plain(num_classes)), "is a TorchScript module"),
+        ("meta_net", lambda num_classes=10: plain(num_classes).to("meta"), "on the device meta"),
+    ],
+)
+def test_networks_that_cannot_be_used_are_told_in_one_line(
+    name: str, factory: Callable[..., nn.Module], told: str
+) -> None:
+    with undone_on_error():
+        register_model(ModelCard(name, "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(factory)
+    with pytest.raises(ValueError, match=told):
+        create_model(f"{name}@random")

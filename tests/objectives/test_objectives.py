@@ -240,7 +240,7 @@ def test_a_teachers_own_layer_factors_count() -> None:
 
 
 def test_bn_matching_refuses_a_teacher_without_bn_layers() -> None:
-    with pytest.raises(ValueError, match="bare has no BatchNorm layers that run, but bn_matching needs them"):
+    with pytest.raises(ValueError, match="bare has no BatchNorm layers with statistics, but bn_matching needs them"):
         BNMatching().check([Profile("bare", CARD, None)])
 
 

@@ -215,6 +215,30 @@ def test_a_network_that_learned_by_heart_is_caught(
     assert traced.interval is not None and traced.interval[0] > 0.5, traced
 
 
+def test_the_accuracy_gap_is_that_of_accuracies_however_unsure_the_network_is(
+    memorised: tuple[torch.nn.Module, LabelledImages, LabelledImages],
+) -> None:
+    net, members, others = memorised
+    inputs, targets = (
+        [inputs_of(part.images, CARD, torch.device("cpu")) for part in (members, others)],
+        (members, others),
+    )
+    right = [(net(x).argmax(1) == part.labels).double().mean() for x, part in zip(inputs, targets, strict=True)]
+    for unsure in (1.0, 100.0):
+        cold = torch.nn.Sequential(net, Divided(unsure))
+        part = membership(cold, CARD, members, others, None, None, None, 0, lambda text: None)
+        assert part.figures["accuracy_gap"] == pytest.approx(float(right[0] - right[1]))
+
+
+class Divided(torch.nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits / self.by
+
+
 def test_an_untrained_network_is_not_accused() -> None:
     net = small_net()
     inputs = inputs_of(textured(600, 9), CARD, torch.device("cpu"))

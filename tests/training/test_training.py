@@ -58,6 +58,16 @@ def toy_net() -> nn.Module:
     )
 
 
+def test_a_softmax_at_the_end_changes_nothing_of_what_is_learned() -> None:
+    plain, ended = toy_net(), nn.Sequential(toy_net(), nn.Softmax(1))
+    schedule = Schedule(epochs=2, batch_size=24, lr=0.1, precision="fp32")
+    for net in (plain, ended):
+        given = dict(augmentation=Augmentation(crop_padding=0), seed=1, device=CPU, compile_net=False)
+        train(net, CARD, toy_set(), toy_set(24, 1), schedule=schedule, **given)
+    for found, expected in zip(ended.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def trained(
     schedule: Schedule,
     augmentation: Augmentation | None = None,
@@ -143,7 +153,7 @@ def test_a_network_of_one_channel_and_outputs_of_any_form_learn(classes: int, sh
 
 
 def test_logits_that_are_not_the_cards() -> None:
-    with pytest.raises(ValueError, match=r"toy: the card says 3 classes, .* for 16 images have shape \(16, 2\)"):
+    with pytest.raises(ValueError, match=r"toy: its card says 3 classes, .* for 16 images has shape \(16, 2\)"):
         trained(SHORT, card=replace(CARD, num_classes=3, class_names=()))
 
 

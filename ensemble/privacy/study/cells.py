@@ -13,7 +13,7 @@ from torch import nn
 from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import Candidate
 from ensemble.privacy.inversions import Networks, bn_inversions, class_inversions
-from ensemble.privacy.membership import margins
+from ensemble.privacy.membership import answers
 from ensemble.privacy.moments import Moments, bn_layers, moments_of, stored, with_stored
 from ensemble.privacy.rates import auc
 from ensemble.privacy.reestimation import explain, share
@@ -86,7 +86,7 @@ class Cells:
             save_weights(net, self.folder.weights(teacher.name), card)
             outside = bank.outside(teacher.seed).subset(slice(_BATCHES * BATCH))
             size = min(BATCH, len(outside) // 4)
-            tensors = {"margins": margins(net, card, bank.pool.images, bank.pool.labels)}
+            tensors = {**answers(net, card, bank.pool.images, bank.pool.labels)._asdict()}
             for name, candidate in CANDIDATES.items():
                 found = moments_of(net, candidate.batches(outside.images, card, size, bank.recipe.seed))
                 tensors |= {f"{name}/mean": found.mean, f"{name}/var": found.var}

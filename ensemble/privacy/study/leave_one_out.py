@@ -37,19 +37,21 @@ def attacks(
     canaries: torch.Tensor,
     references: Sequence[int] = REFERENCES,
     seed: int = 0,
+    right: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each target and attack, from margins (K, N), who is inside (K, N) and which are canaries (N,).
 
-    Attacks: `gap` (the label has more than 1/2), `loss` (the margin), `lira` and `lira_offline` (one deviation for all
-    images, canaries with their own), `rmia_n` with n of the shadows, which the seed draws, against images that are no
-    canaries; numbers above K - 1 are left out, and `lira` for one shadow. Each row: `target`, `attack`, `auc`,
-    `tpr_1pct`, `tpr_0_1pct` of images that are no canaries, `canary_auc` and `canary_tpr_1pct` of canaries, each with
-    its 95 % `..._interval` over images; None by `tpr_at`'s rule, or where a set is empty. `tail` has `tail_tnr` alone.
+    Attacks: `gap` (the label is what the network reads; only with `right`, (K, N), who reads which), `loss` (the
+    margin), `lira` and `lira_offline` (one deviation for all images, canaries with their own), `rmia_n` with n of the
+    shadows, which the seed draws, against images that are no canaries; numbers above K - 1 are left out, and `lira` for
+    one shadow. Each row: `target`, `attack`, `auc`, `tpr_1pct`, `tpr_0_1pct` of images that are no canaries,
+    `canary_auc` and `canary_tpr_1pct` of canaries, each with its 95 % `..._interval` over images; None by `tpr_at`'s
+    rule, or where a set is empty. `tail` has `tail_tnr` alone.
 
     Sources: Carlini et al. (2022); Zarifzadeh et al. (2024); Yeom et al. (2018) for gap and loss. ValueError for fewer
     than two networks or shapes that differ.
     """
-    return _rows(_targets(margins, inside, canaries, references, seed, null=False), canaries)
+    return _rows(_targets(margins, inside, canaries, references, seed, right, null=False), canaries)
 
 
 def null_rows(
@@ -58,6 +60,7 @@ def null_rows(
     canaries: torch.Tensor,
     references: Sequence[int] = REFERENCES,
     seed: int = 0,
+    right: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """`attacks` with the next network's memberships in place of the target's: AUCs of 0.5 on average.
 
@@ -65,7 +68,7 @@ def null_rows(
     K - 2 here. Off 0.5 where memberships of networks hang together, which would flatter the attacks. ValueError as
     there, and for fewer than three networks.
     """
-    return _rows(_targets(margins, inside, canaries, references, seed, null=True), canaries)
+    return _rows(_targets(margins, inside, canaries, references, seed, right, null=True), canaries)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float] | None]]:
@@ -114,7 +117,7 @@ def roc_band(
     counts = (int(number),) if name == "rmia" and number.isdigit() else ()
     group = canaries if of_canaries else ~canaries
     pairs = []
-    for target in _targets(margins, inside, canaries, counts, seed, null=False):
+    for target in _targets(margins, inside, canaries, counts, seed, None, null=False):
         if attack not in target.scores:
             names = ", ".join(target.scores)
             raise ValueError(f"{attack} is none of the attacks of {len(margins)} networks, which are {names}, rmia_n")
@@ -142,6 +145,7 @@ def _targets(
     canaries: torch.Tensor,
     references: Sequence[int],
     seed: int,
+    right: torch.Tensor | None,
     null: bool,
 ) -> list[_Target]:
     count = len(margins)
@@ -158,7 +162,8 @@ def _targets(
         others = torch.tensor([i for i in range(count) if i not in (k, judged)])
         order = others[torch.randperm(len(others), generator=generator(seed, "references", k))]
         chosen = {n: order[:n] for n in references if n < count}
-        scores = _scores(margins[k], margins[others], inside[others], canaries)
+        scores = {} if right is None else {"gap": right[k].double()}
+        scores |= _scores(margins[k], margins[others], inside[others], canaries)
         for n, index in chosen.items():
             population = ~inside[judged] & ~canaries
             scores[f"rmia_{n}"] = rmia(margins[k], margins[index], inside[index], population)
@@ -169,7 +174,7 @@ def _targets(
 def _scores(
     target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, canaries: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    found = {"gap": (target > 0).double(), "loss": target.double()}
+    found = {"loss": target.double()}
     ratios = {"lira": lira, "lira_offline": lira_offline} if len(shadows) > 1 else {"lira_offline": lira_offline}
     for name, ratio in ratios.items():
         found[name] = torch.empty(len(target), dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,14 +18,23 @@ _LEAST = 4
 """Networks of an arm, for each to have two shadows where its memberships are another's."""
 
 
-def arms_with_shadows(cells: Cells) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Margins (K, N) and who is inside (K, N), of arms with enough networks."""
+class Shadowed(NamedTuple):
+    """An arm with enough networks for attacks, by network and image, (K, N) each."""
+
+    margins: torch.Tensor
+    inside: torch.Tensor
+    right: torch.Tensor
+
+
+def arms_with_shadows(cells: Cells) -> dict[str, Shadowed]:
+    """By name."""
     scores, found = Scores(cells), {}
     for arm in cells.bank.recipe.arms:
         teachers = scores.teachers(arm.name)
         if len(teachers) >= _LEAST:
-            margins = torch.stack([cells.folder.tensors(f"bank_{t.name}")["margins"] for t in teachers])
-            found[arm.name] = margins, torch.stack([cells.bank.inside(t.seed) for t in teachers])
+            said = [cells.folder.tensors(f"bank_{t.name}") for t in teachers]
+            margins, right = (torch.stack([each[key] for each in said]) for key in ("margins", "right"))
+            found[arm.name] = Shadowed(margins, torch.stack([cells.bank.inside(t.seed) for t in teachers]), right)
     return found
 
 
@@ -48,9 +57,11 @@ def attacked(cells: Cells) -> dict[str, Attacked]:
     made = {}
     for arm, each in arms_with_shadows(cells).items():
         if arm in (recipe.plain, recipe.mixed):
-            given = *each, cells.bank.canaries
-            rows, nulls = attacks(*given, seed=recipe.seed), null_rows(*given, seed=recipe.seed)
-            made[arm] = Attacked(len(each[0]), summary(rows), summary(nulls))
+            rows, nulls = (
+                attack(each.margins, each.inside, cells.bank.canaries, seed=recipe.seed, right=each.right)
+                for attack in (attacks, null_rows)
+            )
+            made[arm] = Attacked(len(each.margins), summary(rows), summary(nulls))
     return made
 
 

@@ -67,9 +67,9 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
     write_text(cells.folder.path / PAGE, page(audit, command, versions, titles))
     write_json(cells.folder.path / DATA, {**data(audit, command, versions), "quick": quick})
     write_text(cells.folder.path / TABLE, networks(cells))
-    if recipe.plain in (arms := arms_with_shadows(cells)):
+    if (plain := arms_with_shadows(cells).get(recipe.plain)) is not None:
         with suppress(ValueError):  # too few images for a curve
-            picture = roc(*arms[recipe.plain], cells.bank.canaries, recipe.plain, recipe.seed)
+            picture = roc(plain.margins, plain.inside, cells.bank.canaries, recipe.plain, recipe.seed)
             write_bytes(cells.folder.path / ROC, picture)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.privacy.membership import margins
+from ensemble.privacy.membership import answers
 from ensemble.privacy.moments import moments_of, with_stored
 from ensemble.privacy.rates import Auc, auc
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
@@ -28,7 +28,7 @@ def stressed(
     whether both reach LOSS_FIRES and TRACING_FIRES. `reference` uint8 (R, 3, H, W) are images that it did not learn.
     """
     cpu = torch.device("cpu")
-    loss = auc(*(margins(net, card, part.images, part.labels) for part in (members, others)))
+    loss = auc(*(answers(net, card, part.images, part.labels).margins for part in (members, others)))
     inputs = inputs_of(members.images, card, cpu)
     own = moments_of(net, inputs.tensor_split(-(-len(inputs) // _BATCH))).average()
     made = with_stored(net, own)
