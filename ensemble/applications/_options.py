@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ensemble.machine.environment import launched_ranks
 from ensemble.machine.files import why_unwritable
+
+_SELECTION = re.compile("-[^-=]*:")
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's own; of options that are none, the message names the nearest that are."""
-        options, unknown = self.parse_known_args(args)
+        # a selection of units may begin with a minus, which argparse takes for an option's
+        options, unknown = self.parse_known_args([f" {text}" if _SELECTION.match(text) else text for text in args])
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown)}")
         return options

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Generic, Literal, Protocol, TypeVar
 
 from ensemble.image.files import SUFFIXES, is_clutter, is_picture, left_out
+from ensemble.machine.words import plural
 
 Place = TypeVar("Place")
 Layout = Literal["splits", "classes", "pictures"]
@@ -70,7 +72,8 @@ def find(
                 loose.append(child)
                 continue
             rest = others.setdefault(child.name, [])
-            for name, file in _below(tree, child.place, f"{inside}{child.name}", path):
+            above = (tree.same(tree.top()), tree.same(top))
+            for name, file in _below(tree, child.place, f"{inside}{child.name}", path, above=above):
                 if is_picture(file.name):
                     found.append((child.name, name, file.place))
                 else:
@@ -90,7 +93,14 @@ def find(
             f"data: {len(empty)} of {len(others)} classes of {path} hold no images: {told}; {expected}, "
             "or remove the folder from every split"
         )
+    if strangers := [name for names in others.values() for name in names if not (is_clutter(name) or _is_text(name))]:
+        warnings.warn(f"data: {path}: {left_out(strangers)}, beside {plural(len(found), 'picture')}", stacklevel=2)
     return split, found
+
+
+def _is_text(name: str) -> bool:
+    """Whether it may well lie beside pictures."""
+    return PurePath(name).suffix.lower() in (".csv", ".html", ".json", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml")
 
 
 def _folders(tree: Tree[Place], folder: Place) -> list[Child[Place]]:

@@ -117,7 +117,7 @@ class Activation(TeacherTerm, kind="activation"):
         for tap, value in seen.taps.items():
             entries = [(row, unit) for row, several in enumerate(mine) for unit in several if unit.tap == tap]
             if entries:
-                found = found + self._excited(value, entries, teacher.taps[tap].prefix, len(mine))
+                found = found + self._excited(value, entries, teacher.taps[tap], len(mine))
         return found
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:
@@ -142,11 +142,11 @@ class Activation(TeacherTerm, kind="activation"):
         return f"{first} and {len(rest)} more" if rest else first
 
     def _excited(
-        self, value: torch.Tensor, entries: Sequence[tuple[int, Unit]], prefix: int, images: int
+        self, value: torch.Tensor, entries: Sequence[tuple[int, Unit]], at: Tapped, images: int
     ) -> torch.Tensor:
         """What `entries`, of one tap, add to the images' a_i: (images,), float64. `value` is (n, C, ...)."""
         flat = value.flatten(2) if value.ndim > 2 else value[:, :, None]
-        at = Tapped(value.shape[1], tuple(value.shape[2:]), prefix)
+        at = at._replace(positions=tuple(value.shape[2:]))
         groups: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
         for row, unit in entries:
             for channel in unit.channels or (-1,):

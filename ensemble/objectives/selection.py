@@ -77,9 +77,14 @@ class Unit:
             y, x = map(int, self.position.split(","))
             if y < size[0] and x < size[1]:
                 return [y * size[1] + x]
-        if self.position == "cls" and at.prefix:
+        if self.position in ("cls", "patches") and len(size) == 1 and at.prefix is None:
+            raise ValueError(
+                f"{self.tap}@{self.position}: which of {size[0]} tokens are patches' is not known of this network; "
+                "name one as @t=0"
+            )
+        if self.position == "cls" and at.class_token:
             return [0]
-        if self.position == "patches" and len(size) == 1:
+        if self.position == "patches" and len(size) == 1 and at.prefix is not None:
             return list(range(at.prefix, size[0]))
         if self.position.startswith("t=") and len(size) == 1 and int(self.position[2:]) < size[0]:
             return [int(self.position[2:])]

@@ -57,8 +57,7 @@ def membership(
     a, b = (each.margins for each in said)
     loss, null = auc(a, b), _null(a, b, seed)
     rate = tpr_at(a, b, 0.01)
-    inside, outside = (float(each.right.double().mean()) for each in said)
-    gap = inside - outside
+    gap = float(said[0].right.double().mean() - said[1].right.double().mean())
     tail = tail_share(a, b)
     figures |= {"accuracy_gap": gap, "loss_auc": loss.value, "tail_tnr": tail}
     findings.append(_loss(loss, null, rate, gap, tail))

@@ -14,6 +14,7 @@ from ensemble.engine.reduction import FixedPointSum, FloatSum
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose, Flip, Jitter, Noise, Resize, Zoom
 from ensemble.image.warm import Warm
+from ensemble.machine.checkpoint import checksum
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
@@ -46,6 +47,8 @@ class PlacedTeacher:
     """What a user should know of the network."""
     measurement: Measurement | None = None
     """What its `statistics` file holds."""
+    digest: str = ""
+    """Of its weights: the SHA-256 of their file, else a checksum of them."""
 
     @property
     def matched(self) -> int:
@@ -79,14 +82,12 @@ class PlacedEnsemble:
     placement: Placement
 
     @property
-    def weights(self) -> dict[str, str | None]:
-        """SHA-256 of the teachers' weights, where it is known, and a digest of measured statistics, by name."""
-        found: dict[str, str | None] = {}
+    def weights(self) -> dict[str, str]:
+        """By the teachers' names, digests of their weights and measured statistics."""
+        found: dict[str, str] = {}
         for teacher in self.teachers:
-            record = teacher.profile.card.loaded
-            found[teacher.profile.name] = record.sha256 if record else None
-            if teacher.measurement is not None:
-                found[teacher.profile.name] = f"{found[teacher.profile.name]}, {teacher.measurement.digest}"
+            digests = [teacher.digest] if teacher.measurement is None else [teacher.digest, teacher.measurement.digest]
+            found[teacher.profile.name] = ", ".join(digests)
         return found
 
     @property
@@ -102,7 +103,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     """
     recipe = plan.recipe
     dtype = PRECISIONS[recipe.runtime.precision]
-    teachers, costs = [], []
+    teachers, costs, digests = [], [], []
     for name, entry, measurement in zip(plan.names, recipe.teachers, plan.measurements, strict=True):
         net, card = plan.networks.create(entry.model)
         teacher = Teacher(name, net, card, dtype=dtype, device=context.device, measured=measurement)
@@ -113,6 +114,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         _tap(teacher, plan.formulation, entry.student)
         teachers.append(teacher)
         costs.append(count_cost(teacher))
+        digests.append((card.loaded and card.loaded.sha256) or checksum(net.state_dict()))
     profiles = [
         replace(teacher.profile(entry.layers), student=entry.student, columns=own_columns(entry, plan.cards[0]))
         for teacher, entry in zip(teachers, recipe.teachers, strict=True)
@@ -142,9 +144,10 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teacher.left_out,
             tuple(teacher.notes),
             measurement,
+            digest,
         )
-        for t, (profile, entry, cost, teacher, measurement) in enumerate(
-            zip(profiles, recipe.teachers, costs, teachers, plan.measurements, strict=True)
+        for t, (profile, entry, cost, teacher, measurement, digest) in enumerate(
+            zip(profiles, recipe.teachers, costs, teachers, plan.measurements, digests, strict=True)
         )
     ]
     return PlacedEnsemble(tuple(placed), placement)

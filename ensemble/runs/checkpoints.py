@@ -43,7 +43,7 @@ class Checkpoints:
     """None saves nothing."""
     context: ProcessContext
     trial: int
-    weights: Mapping[str, str | None]
+    weights: Mapping[str, str]
     """SHA-256 of the teachers' weights files, by name."""
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -139,7 +139,7 @@ class Restored:
         checkpoint = self.trials[trial]
         return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"])
 
-    def check_weights(self, weights: Mapping[str, str | None]) -> None:
+    def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
         for checkpoint in self.trials.values():
             if changed := [name for name, digest in weights.items() if checkpoint.meta["weights"].get(name) != digest]:

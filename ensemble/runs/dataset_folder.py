@@ -59,7 +59,7 @@ class Begun:
 
     images: int
     """That were asked for last."""
-    weights: dict[str, str | None]
+    weights: dict[str, str]
     """SHA-256 of the teachers' weights, where it is known."""
     versions: dict[str, str]
     ranks: int

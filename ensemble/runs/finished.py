@@ -9,7 +9,7 @@ import torch
 
 from ensemble.data.generated import GeneratedImages
 from ensemble.data.shards import is_dataset
-from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.folder import UNITS, ResultsFolder
 from ensemble.runs.networks import Networks
 from models import ModelCard, model_card
 
@@ -38,6 +38,10 @@ class FinishedRun:
         if not folder.finished:
             raise ValueError(
                 f"{name} holds no finished run; go on with it, by --output {name} --resume, and judge it then"
+            )
+        if not all(row.get("of_class", True) for row in folder.read_rows(UNITS)):
+            raise ValueError(
+                f"{name} has images of units that are no classes, so nothing says what a judge should read"
             )
         recipe, summary = folder.read_recipe(), folder.read_summary()
         if not _are_images(images, targets):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -44,12 +45,15 @@ class Tap:
 class Tapped(NamedTuple):
     """How a tap's value is laid out: (n, `channels`, *`positions`) for n images, wherever the network has its channels.
 
-    `positions` is empty for vectors, (T,) for tokens, of which the first `prefix` are class tokens, (H, W) for maps.
+    `positions` is empty for vectors, (T,) for tokens, (H, W) for maps.
     """
 
     channels: int
     positions: tuple[int, ...] = ()
-    prefix: int = 0
+    prefix: int | None = 0
+    """So many tokens stand before those of patches; None where nobody knows."""
+    class_token: bool = False
+    """Whether the first of them is a class token, and no register."""
 
 
 class _Caught(Exception):
@@ -173,12 +177,32 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
     if len(shape) == 3 and _is_sequence(module, shape, net):
         return Tapped(shape[1], (shape[2],)), 1
     if len(shape) == 3:
-        prefix = int(getattr(net, "num_prefix_tokens", 1 if hasattr(net, "class_token") else 0))
-        return Tapped(shape[2], (shape[1],), prefix if prefix < shape[1] else 0), 2
+        return Tapped(shape[2], (shape[1],), *_prefix(net, shape[1])), 2
     last = shape[1] == shape[2] != shape[3]
     if shape[1] == shape[2] == shape[3] and module is not None:
         last = channel_dim(module, shape) == -1
     return (Tapped(shape[3], shape[1:3]), 3) if last else (Tapped(shape[1], shape[2:]), 1)
+
+
+def _prefix(net: nn.Module, tokens: int) -> tuple[int | None, bool]:
+    """How many tokens of a layer stand before those of patches, and whether the first is a class token.
+
+    Images are square, so patches are a square number: a network whose class token joins later has none in the layers
+    before, and one that does not say has none where the tokens are square, and elsewhere nobody knows.
+    """
+    named = {name.rpartition(".")[2] for name, _ in net.named_parameters()}
+    has_class = bool(named & {"cls_token", "class_token"})
+    declared = getattr(net, "num_prefix_tokens", 1 if "class_token" in named else None)
+    alone = _is_square(tokens)
+    if declared is None:
+        return (0 if alone else None), False
+    if declared >= tokens or (alone and not _is_square(tokens - declared)):
+        return 0, False
+    return int(declared), has_class and declared > 0
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _is_sequence(module: nn.Module | None, shape: Sequence[int], net: nn.Module) -> bool:

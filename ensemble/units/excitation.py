@@ -34,6 +34,10 @@ class Readers:
         self.names = term.names(self.profiles)
         """What each unit is called."""
 
+    def is_named(self, network: str, unit: int) -> bool:
+        """Whether the unit of that number has a part in the network."""
+        return any(profile.name == network and self.term.units_of(profile)[unit] for profile in self.profiles)
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Excitations (M, units), of images (M, 3, H, W), uint8 or RGB in [0, 1]: of several networks the mean."""
         return torch.stack([*self.each(images).values()]).mean(0)

@@ -158,6 +158,9 @@ def prefer(
         generator=generator,
         bn_matching=bn_matching,
     )
+    idle = [profile.name for profile in readers.profiles if not any(readers.term.units_of(profile))]
+    if idle and not bn_matching and "terms" not in fields and not any("objectives" in text for text in overrides):
+        raise ValueError(f"units: no selection names {', '.join(idle)}; leave it out, or add {idle[0]}/LAYER:CHANNELS")
     classes = _classes(readers)
     recipe |= {"targets": classes or [0], "images_per_class": int(images_per_unit) if classes else images}
     if output is not None and not resume:
@@ -255,9 +258,13 @@ def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_c
             row["receptive_field"] = fields[k]
         for name, excited in clean.items():
             prefix = f"{name}/" if len(clean) > 1 else ""
+            if not readers.is_named(name, k):
+                continue
             a = float(excited[i])
             row[f"{prefix}activation"] = a
-            row |= {f"{prefix}{change}": float(found[name][i]) / a if a else None for change, found in changed.items()}
+            row |= {
+                f"{prefix}{change}": float(found[name][i]) / a if a > 0 else None for change, found in changed.items()
+            }
             if name in scales:
                 scale = scales[name]
                 mean, std, largest = (float(v[k]) for v in (scale.mean, scale.std, scale.largest))

@@ -43,6 +43,9 @@ def print_units(made: Preferred, output: str) -> None:
     if ratios:
         share = sum(ratio > 1 for ratio in ratios)
         console.print(f"{share} of {len(ratios)} are above the largest of the real images")
+    if made.rows[0]["of_class"]:
+        for name, read in made.results.summary.get("verifiers", {}).items():
+            console.print(f"{name} reads {read['accuracy']:.1%} of {read['images']} images as their class")
     for text in made.warnings:
         console.print(f"warning: {text}")
     console.print(f"{len(made.images)} images: {output}/units.png; {made.results.summary['wall_seconds']:.0f} s")

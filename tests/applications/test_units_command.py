@@ -73,6 +73,22 @@ def test_class_units_have_their_classes_as_targets(run, tmp_path: Path) -> None:
     assert "tiny_b" in json.loads((folder / "summary.json").read_text())["verifiers"]
 
 
+def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(*COMMAND, "--units", "-conv:1", "--units", "-conv:1", "logits:0", "--output", out).code == 0
+    assert [row["unit"] for row in rows(out)] == ["-conv:1", "logits:0"]
+    refused = run("evaluate", out, *PLUGIN[:2], "--judge", "tiny_b@random")
+    assert refused.code == 2 and "units that are no classes" in refused.errors[0]
+
+
+def test_a_network_that_no_selection_names(run, tmp_path: Path) -> None:
+    command = ["units", *TWO, "--iterations", "2", "--units", "tiny_a/conv:0", "--output", tmp_path / "out"]
+    refused = run(*command)
+    assert refused.code == 2 and "no selection names tiny_b; leave it out" in refused.errors[0]
+    assert run(*command, "--bn-matching", "1").code == 0
+    assert not any(key.startswith("tiny_b") for row in rows(tmp_path / "out") for key in row)
+
+
 def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:
     units = ["--units", "tiny_a/conv:1 + tiny_b/norm:0", "tiny_b/conv:0 - 0.5*tiny_a/norm:2@centre"]
     command = ["units", *TWO, *units, "--iterations", "6", "--set", "runtime.precision=fp64"]

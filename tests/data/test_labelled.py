@@ -420,6 +420,21 @@ def test_an_empty_class_is_told_with_what_is_left_out(kind: str, tmp_path: Path)
     assert "test/ant (no files), test/eel (no files), test/emu (2 files left out: 2 .avif); expected files" in told
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_other_endings_beside_pictures_are_told(kind: str, tmp_path: Path) -> None:
+    name = CLASSES[0]
+    path = make(tmp_path, kind, files() | {f"test/{name}/x.avif": b"-", f"test/{name}/._y.avif": b"-"})
+    with pytest.warns(UserWarning, match=r"1 file left out: 1 \.avif, beside 6 pictures"):
+        load_images(path, "test")
+
+
+def test_a_link_to_a_folder_above_its_class_ends_there(tmp_path: Path) -> None:
+    path, name = make(tmp_path, "folder", files()), CLASSES[0]
+    (path / "test" / name / "up").symlink_to("..")
+    (path / "test" / name / "top").symlink_to("../..")
+    assert_clean(path)
+
+
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:
     content = {name: data for name, data in files().items() if not name.startswith("test/dog")}
     path = make(tmp_path, "folder", content | {"test/emu/0.png": png(0), "test/ant/0.png": png(0)})

@@ -25,7 +25,7 @@ CARD = ModelCard(
     "tiny", "test", 8, 4, mean=(0.5, 0.4, 0.45), std=(0.2, 0.25, 0.3), class_names=("ant", "bee", "cat", "dog")
 )
 LAYER, TOKENS, LOGITS = Tap("layer"), Tap("tokens", 2), Tap("logits")
-TAPS = {LAYER: Tapped(5, (3, 4)), TOKENS: Tapped(4, (7,), 2), LOGITS: Tapped(4)}
+TAPS = {LAYER: Tapped(5, (3, 4)), TOKENS: Tapped(4, (7,), 2, class_token=True), LOGITS: Tapped(4)}
 
 
 def profile(name: str = "t") -> Profile:

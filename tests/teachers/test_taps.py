@@ -153,6 +153,37 @@ class Channels(nn.Module):
         return self.head(x[:, 0])
 
 
+class Joins(nn.Module):
+    """Sixteen tokens, and a class token that joins them late, or registers alone."""
+
+    def __init__(self, declared: int | None, token: str) -> None:
+        super().__init__()
+        if declared is not None:
+            self.num_prefix_tokens = declared
+        self.conv, self.early, self.late = nn.Conv2d(3, 5, 2, stride=2), nn.Identity(), nn.Identity()
+        setattr(self, token, nn.Parameter(torch.zeros(1, 1, 5)))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.early(self.conv(x).flatten(2).transpose(1, 2))
+        return self.head(self.late(torch.cat([x.mean(1, keepdim=True), x], 1))[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("declared", "token", "late"),
+    [
+        (1, "cls_token", (1, True)),
+        (1, "reg_token", (1, False)),
+        (None, "class_token", (1, True)),
+        (None, "own", (None, False)),
+    ],
+)
+def test_tokens_before_those_of_patches(declared: int | None, token: str, late: tuple[int | None, bool]) -> None:
+    taps = Tap("early"), Tap("late")
+    layouts = teacher_of(Joins(declared, token).double().eval(), *taps).profile().taps
+    assert layouts[taps[0]] == Tapped(5, (16,), 0) and layouts[taps[1]] == Tapped(5, (17,), *late)
+
+
 def test_channels_come_first_however_they_lie() -> None:
     net = Channels().double().eval()
     taps = Tap("conv"), Tap("last"), Tap("norm"), Tap("tokens"), Tap("head")
