@@ -156,8 +156,10 @@ def test_torch_distributed_has_two_users() -> None:
 def test_mathematics_touches_no_files(room: str) -> None:
     assert not reaches(f"ensemble.{room}") & {"ensemble.config.yaml_files", "ensemble.recipe"}
     assert not rooms(reaches(f"ensemble.{room}")) & {"data", "runs", "applications"}
-    folder = ROOT / "ensemble" / room
-    for file in folder.glob("*.py") if folder.is_dir() else []:
+    path = ROOT / "ensemble" / room.replace(".", "/")
+    files = [*path.glob("*.py"), *(file for file in [path.with_suffix(".py")] if file.is_file())]
+    assert files
+    for file in files:
         assert not names(file, *FILE_MACHINERY), file.name
 
 

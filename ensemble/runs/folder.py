@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ensemble.config.mistakes import ConfigError
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.shards import is_dataset
 from ensemble.engine.agreement import Agreement
@@ -80,13 +81,19 @@ class ResultsFolder:
         return held(self.path)
 
     def check(self, overwrite: bool) -> None:
-        """Raises ValueError where this is no folder, holds a dataset, or is not empty without `overwrite`.
+        """Raises ValueError where this is no folder, holds another command's results, or is not empty without
+        `overwrite`.
 
         It changes nothing.
         """
         names = contents(self.path)
         if is_dataset(self.path) and overwrite:
             raise ValueError(f"output: {self.path} holds a dataset, which a run does not replace; give another folder")
+        if names and overwrite and self._is_anothers():
+            raise ValueError(
+                f"output: {self.path} holds what another command made, and a run would remove its recipe or summary; "
+                "give another folder"
+            )
         if names and not overwrite:
             raise not_empty(
                 self.path,
@@ -123,6 +130,16 @@ class ResultsFolder:
                 f"resume: {self.path} holds no checkpoint but other files; pass overwrite (--overwrite) instead "
                 "to replace its results, or give another folder"
             )
+
+    def _is_anothers(self) -> bool:
+        """Whether the records in the folder are no run's, which always has a recipe that names teachers."""
+        recipe = self.path / RECIPE
+        if not recipe.is_file():
+            return any((self.path / name).is_file() for name in (SUMMARY, METRICS))
+        try:
+            return "teachers" not in load_yaml(recipe)
+        except ConfigError:
+            return False  # damaged: to be replaced
 
     def _remove_results(self) -> None:
         images = self.path / PICTURES

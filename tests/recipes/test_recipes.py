@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -39,6 +40,19 @@ EXPECTED = {
     "summed",
 }
 each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def test_an_installation_brings_all_recipes() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(FOLDER.parent / "setup.cfg")
+    brought = {}
+    for place, patterns in setup["options.data_files"].items():
+        for pattern in patterns.split():
+            brought |= {path: place for path in FOLDER.parent.glob(pattern)}
+    there = {path for path in FOLDER.rglob("*") if path.is_file()}
+    assert brought.keys() == there
+    for path, place in brought.items():
+        assert place == f"share/ensemble-inversion/{path.parent.relative_to(FOLDER.parent)}", path
 
 
 def read(name: str) -> Recipe:

@@ -69,6 +69,18 @@ def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
     assert not (tmp_path / "images" / "0003").exists()
 
 
+@pytest.mark.parametrize(
+    "made",
+    [{"recipe.yaml": "model: net@random\n", "weights.safetensors": ""}, {"search.yaml": "", "summary.json": "{}"}],
+)
+def test_overwrite_refuses_what_another_command_made(tmp_path, made):
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="another command made"):
+        ResultsFolder(tmp_path).begin(overwrite=True)
+    assert files(tmp_path) == set(made)
+
+
 def test_overwrite_leaves_no_empty_folders(tmp_path):
     ResultsFolder(tmp_path).write_images(*batch([0, 1]), NAMES)
     ResultsFolder(tmp_path).begin(overwrite=True)
