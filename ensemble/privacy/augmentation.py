@@ -24,6 +24,7 @@ from ensemble.privacy.reestimation import (
     share,
     unmixed,
 )
+from ensemble.privacy.verdicts import candidate_word, mix_word
 from ensemble.training.recipe import TrainingRecipe
 from models import ModelCard
 
@@ -156,11 +157,10 @@ def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str
     fired = min(control[Candidate(crop).name] for crop in crops)
     best = Candidate(crops[0])
     told = len(crops) == 1
-    word = "undecided" if not told else "shown" if fired >= 0.9 else "indicated"
     rivals = [name for name in said.names if known[name].crop != crops[0] and not known[name].normalisation]
     return Finding(
         "Were images cropped or padded?",
-        word,  # type: ignore[arg-type]
+        candidate_word(len(crops) - 1, fired),
         f"{_fits(said, said.best)}; best of other crops: {_fits(said, rivals[0])}",
         said.fit[said.best],
         None,
@@ -195,13 +195,11 @@ def _mix(
     null, control = unmixed(base, mixed, seed), all_mixed(base, mixed, seed)
     spread = [part.quantile(torch.tensor([0.025, 0.975], dtype=part.dtype)).tolist() for part in (null, control)]
     silent, fired = spread[0][0] <= 0 <= spread[0][1], spread[1][0] > 0
-    rival = {known[name].mix for name in said.alike} - {mix}
-    word = "not distinguishable here"
+    alike = {known[name].mix for name in said.alike}
     reading = f"A share above {estimate.seen_above:.0%} would have been seen."
-    if estimate.low > 0 and mix in {known[name].mix for name in said.alike}:
-        word = "shown" if silent and fired and not rival else "indicated"
+    if estimate.low > 0 and mix in alike:
         reading = f"About {estimate.value:.0%} of the batches."
-        if rival:
+        if alike != {mix}:
             reading += f" Other candidates explain the statistics as well ({', '.join(sorted(said.alike)[:4])})."
     elif estimate.low > 0:
         reading = (
@@ -210,7 +208,7 @@ def _mix(
         )
     return Finding(
         question,
-        word,  # type: ignore[arg-type]
+        mix_word(estimate.low, mix, alike, silent, fired),
         "share of mixed batches that explains the statistics best",
         estimate.value,
         (estimate.low, estimate.high),

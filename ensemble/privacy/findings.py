@@ -99,10 +99,3 @@ class Part:
     tables: tuple[Table, ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
     """Columns of scores.csv, by attack: (set, scores)."""
-
-
-def lower_bound_word(low: float, null: float, silent: bool, fired: bool) -> Word:
-    """The word for an interval that begins at `low`, beside a null value, a null test and a positive control."""
-    if low <= null:
-        return "not distinguishable here"
-    return "shown" if silent and fired else "indicated"

@@ -12,12 +12,13 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.rng import generator
 from ensemble.privacy.blind import blind_baseline
-from ensemble.privacy.findings import Finding, Part, Word, lower_bound_word
+from ensemble.privacy.findings import Finding, Part, Word
 from ensemble.privacy.membership import answers, tail_share
 from ensemble.privacy.moments import bn_layers, stored
 from ensemble.privacy.rates import Auc, Rate, auc, tpr_at
 from ensemble.privacy.shadows import lira, rmia
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
+from ensemble.privacy.verdicts import lower_bound_word
 from models import ModelCard
 
 _WHITENED_BY = 2000

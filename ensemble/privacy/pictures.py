@@ -16,6 +16,7 @@ from ensemble.privacy.inversions import bn_inversions
 from ensemble.privacy.moments import Moments, bn_layers, stored, with_stored
 from ensemble.privacy.rates import Auc, auc
 from ensemble.privacy.seams import seam_scores, turned_control
+from ensemble.privacy.verdicts import seams_word
 from models import ModelCard
 
 QUESTION = "Do images inverted from the statistics show seams?"
@@ -103,22 +104,17 @@ def _seams(
     blank, control = _difference(other, null), _difference(planted, null)
     turned = float((turned_control(own) - turned_control(null)).mean())
     silent, fired = blank[1] <= 0 <= blank[2], control[1] > 0
-    if low > 0 and turned > 0:
-        word, reading = (
-            ("shown" if silent and fired else "indicated"),
-            "Lines are sharper than plain statistics make them.",
-        )
-    else:
-        word = "not distinguishable here"
-        reading = f"A difference above {high:.3g} would have been seen."
+    word = seams_word(low, turned, silent, fired)
+    reading = f"A difference above {high:.3g} would have been seen."
+    if word in ("shown", "indicated"):
+        reading = "Lines are sharper than plain statistics make them."
     if not fired:
         blind = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
-        reading = blind if low <= 0 or turned <= 0 else f"{reading} {blind}"
-        word = "not tested" if word == "not distinguishable here" else "indicated"
+        reading = blind if word == "not tested" else f"{reading} {blind}"
     reading += " Intervals are over images of one network, not over networks."
     finding = Finding(
         QUESTION,
-        word,  # type: ignore[arg-type]
+        word,
         f"mean seam score less that of re-estimated plain statistics; turned control {turned:+.3g}",
         value,
         (low, high),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble.privacy.findings import Finding, Table, Word
+from ensemble.privacy.findings import Finding, Table
 from ensemble.privacy.pictures import Row
 from ensemble.privacy.rates import Auc
 from ensemble.privacy.study.cells import CANDIDATES, Cells
@@ -26,6 +26,7 @@ from ensemble.privacy.study.inference import (
     written,
 )
 from ensemble.privacy.study.memberships import attacked, membership_findings, membership_tables
+from ensemble.privacy.verdicts import lower_bound_word, sequence_word
 
 _SHOWN = 8
 _STATISTICS = "the weights file with its BatchNorm statistics"
@@ -104,14 +105,12 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     real = next(check for check in seams if check.fires)
     loud = [other for other in scores.without_mixes() if scores.auroc(scores.seams, other).low > 0.5]
     kept = around.planted >= FIRES and all(check.kept for check in seams)
-    word: Word = "not distinguishable here"
     reading = f"AUROCs above {value.high:.2f} are excluded."
     if around.planted < FIRES:
         reading += " Planted CutMix statistics were not found between networks either: the score is nearly blind here."
     if fallen is None:
-        word, reading = "not tested", "The sequence ended before it; the figure is shown without a test."
+        reading = "The sequence ended before it; the figure is shown without a test."
     elif fallen:
-        word = "shown" if value.low > 0.5 and kept and not loud else "indicated"
         reading = "The seams follow the arm."
         if loud:
             reading = f"So they do in {', '.join(loud)}, which had no CutMix: the score does not tell CutMix alone."
@@ -122,7 +121,7 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     turned = scores.auroc(scores.turned, arm).value
     return Finding(
         f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in {arm}?",
-        word,
+        sequence_word(fallen, value.low, kept, alone=not loud),
         f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
         value.value,
         (value.low, value.high),
@@ -166,7 +165,7 @@ def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
     for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
         mean, low, high = t_interval(values)
         p = corrected[f"swap, {name}"]
-        word: Word = "indicated" if low > 0 and p <= 0.05 else "not distinguishable here"
+        word = lower_bound_word(low if p <= 0.05 else 0.0, 0.0, silent=False, fired=False)  # no null, no control
         found.append(
             Finding(
                 f"Do seams follow the {name} when weights and statistics are exchanged?",
@@ -191,7 +190,7 @@ def _specific(scores: Scores) -> list[Finding]:
         found.append(
             Finding(
                 f"Do seams appear in {arm}, which has no CutMix?",
-                "indicated" if value.low > 0.5 else "not distinguishable here",
+                lower_bound_word(value.low, 0.5, silent=False, fired=False),
                 f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
                 value.value,
                 (value.low, value.high),

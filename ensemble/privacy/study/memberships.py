@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ensemble.privacy.findings import Finding, Table, Word
+from ensemble.privacy.findings import Finding, Table
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
 from ensemble.privacy.study.inference import t_interval, written
 from ensemble.privacy.study.leave_one_out import attacks, null_rows, summary
+from ensemble.privacy.verdicts import lower_bound_word
 
 _LEAST = 4
 """Networks of an arm, for each to have two shadows where its memberships are another's."""
@@ -143,9 +144,8 @@ def membership_findings(cells: Cells, arms: Mapping[str, Attacked]) -> list[Find
     stress = _stressed(cells)
     fired = bool(stress) and all(row["fires"] for row in stress)
     silent = null is not None and null[1] <= 0.5 <= null[2]
-    word: Word = "not distinguishable here"
-    if low > 0.5:  # the stress case is of the loss: of other attacks nothing is planted
-        word = "shown" if best == "loss" and fired and silent else "indicated"
+    # the stress case is of the loss: of other attacks nothing is planted
+    word = lower_bound_word(low, 0.5, silent, fired and best == "loss")
     least = f"{min(row['loss_auc'] for row in stress):.2f}" if stress else ""
     return [
         Finding(

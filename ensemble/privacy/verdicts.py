@@ -1,0 +1,52 @@
+"""Which word a figure earns beside its null and its control; nothing here computes one."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from ensemble.privacy.findings import Word
+
+RECOVERED = 0.9
+"""The share of planted statistics that must be told, for a candidate to be shown."""
+
+
+def lower_bound_word(low: float, null: float, silent: bool, fired: bool) -> Word:
+    """Of an interval that begins at `low`, beside a null value, a null test and a positive control."""
+    if low <= null:
+        return "not distinguishable here"
+    return "shown" if silent and fired else "indicated"
+
+
+def candidate_word(rivals: int, recovered: float) -> Word:
+    """Of the candidate that explains statistics best, beside so many others that explain them as well."""
+    if rivals:
+        return "undecided"
+    return "shown" if recovered >= RECOVERED else "indicated"
+
+
+def mix_word(low: float, mix: str, alike: Set[str], silent: bool, fired: bool) -> Word:
+    """Of a share of mixed batches; `alike` are the mixes of all candidates that cannot be told from the best."""
+    if mix not in alike:
+        return "not distinguishable here"
+    return lower_bound_word(low, 0.0, silent, fired and alike == {mix})
+
+
+def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:
+    """Of a difference of seams; `turned` is that of the control whose images are interpolated alike.
+
+    A score that does not see planted seams is blind: it may see others, but its silence says nothing.
+    """
+    word = lower_bound_word(low if turned > 0 else 0.0, 0.0, silent, fired)
+    return "not tested" if word == "not distinguishable here" and not fired else word
+
+
+def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool) -> Word:
+    """Of a contrast in a sequence: `fallen` where its test rejected, None where it was not reached.
+
+    `kept`: all controls did as they must; `alone`: no arm without the mix shows the same.
+    """
+    if fallen is None:
+        return "not tested"
+    if not fallen:
+        return "not distinguishable here"
+    return "shown" if low > 0.5 and kept and alone else "indicated"

@@ -1,0 +1,108 @@
+"""Which word is said of what: every case by hand, and that detectors ask for it with what they found."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ensemble.privacy import augmentation, pictures
+from ensemble.privacy.rates import Auc
+from ensemble.privacy.verdicts import candidate_word, lower_bound_word, mix_word, seams_word, sequence_word
+
+SHOWN, INDICATED, SILENT, UNTESTED = "shown", "indicated", "not distinguishable here", "not tested"
+BOTH = list(product((False, True), repeat=2))
+
+
+@pytest.mark.parametrize(("silent", "fired"), BOTH)
+def test_an_interval_beside_its_null_and_its_control(silent: bool, fired: bool) -> None:
+    assert lower_bound_word(0.5, 0.5, silent, fired) == lower_bound_word(0.4, 0.5, silent, fired) == SILENT
+    assert lower_bound_word(0.51, 0.5, silent, fired) == (SHOWN if silent and fired else INDICATED)
+
+
+def test_the_best_candidate() -> None:
+    assert [candidate_word(*given) for given in ((0, 0.9), (0, 0.89), (1, 1.0))] == [SHOWN, INDICATED, "undecided"]
+
+
+@pytest.mark.parametrize(("silent", "fired"), BOTH)
+def test_a_share_of_mixed_batches(silent: bool, fired: bool) -> None:
+    assert mix_word(0.1, "cutmix", {"cutmix"}, silent, fired) == (SHOWN if silent and fired else INDICATED)
+    assert mix_word(0.1, "cutmix", {"cutmix", "mixup"}, silent, fired) == INDICATED
+    assert (
+        mix_word(0.1, "cutmix", {"none"}, silent, fired) == SILENT == mix_word(0.0, "cutmix", {"cutmix"}, silent, fired)
+    )
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_difference_of_seams(silent: bool) -> None:
+    assert seams_word(0.1, 0.1, silent, fired=True) == (SHOWN if silent else INDICATED)
+    assert seams_word(0.1, 0.1, silent, fired=False) == INDICATED
+    for low, turned in ((0.1, 0.0), (0.0, 0.1), (-0.1, -0.1)):
+        assert seams_word(low, turned, silent, fired=True) == SILENT
+        assert seams_word(low, turned, silent, fired=False) == UNTESTED
+
+
+@pytest.mark.parametrize(("kept", "alone"), BOTH)
+def test_a_contrast_in_a_sequence(kept: bool, alone: bool) -> None:
+    assert sequence_word(None, 0.9, kept, alone) == UNTESTED and sequence_word(False, 0.9, kept, alone) == SILENT
+    assert sequence_word(True, 0.6, kept, alone) == (SHOWN if kept and alone else INDICATED)
+    assert sequence_word(True, 0.5, kept, alone) == INDICATED
+
+
+@pytest.mark.parametrize(
+    ("own", "turned", "blank", "planted", "word"),
+    [
+        (0.5, 0.2, 0.0, 0.4, SHOWN),
+        (0.5, -0.2, 0.0, 0.4, SILENT),
+        (0.5, 0.2, 0.3, 0.4, INDICATED),
+        (0.5, 0.2, 0.0, 0.0, INDICATED),
+        (0.0, 0.2, 0.0, 0.0, UNTESTED),
+    ],
+)
+def test_seams_of_inversions(
+    own: float, turned: float, blank: float, planted: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Differences of 0.1 around these; the images stand for themselves."""
+    images = {name: torch.full((2, 3, 8, 8), k / 10) for k, name in enumerate(("own", "null", "other", "planted"))}
+    means = {0.0: own, 0.2: blank, 0.3: planted}
+
+    def difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float]:
+        assert float(b[0, 0, 0, 0]) == pytest.approx(0.1)
+        value = means[round(float(a[0, 0, 0, 0]), 1)]
+        return value, value - 0.1, value + 0.1
+
+    monkeypatch.setattr(pictures, "_difference", difference)
+    monkeypatch.setattr(pictures, "turned_control", lambda x: torch.tensor([turned if float(x.mean()) < 0.05 else 0.0]))
+    finding, value = pictures._seams(*images.values(), Auc(0.9, 0.8, 1.0))
+    assert (finding.word, value) == (word, own)
+
+
+@pytest.mark.parametrize(
+    ("low", "null", "control", "alike", "word"),
+    [
+        (0.1, (-0.1, 0.1), (0.9, 1.1), ("a",), SHOWN),
+        (0.1, (0.2, 0.3), (0.9, 1.1), ("a",), INDICATED),
+        (0.1, (-0.1, 0.1), (-0.1, 1.1), ("a",), INDICATED),
+        (0.1, (-0.1, 0.1), (0.9, 1.1), ("a", "b"), INDICATED),
+        (0.1, (-0.1, 0.1), (0.9, 1.1), ("b",), SILENT),
+        (0.0, (-0.1, 0.1), (0.9, 1.1), ("a",), SILENT),
+    ],
+)
+def test_a_mix(
+    low: float,
+    null: tuple[float, float],
+    control: tuple[float, float],
+    alike: tuple[str, ...],
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: Any = {"a": SimpleNamespace(mix="cutmix"), "b": SimpleNamespace(mix="mixup")}
+    monkeypatch.setattr(augmentation, "unmixed", lambda *_: torch.linspace(*null, 100))
+    monkeypatch.setattr(augmentation, "all_mixed", lambda *_: torch.linspace(*control, 100))
+    estimate: Any = SimpleNamespace(value=0.5, low=low, high=0.9, seen_above=0.2)
+    said: Any = SimpleNamespace(alike=alike)
+    finding = augmentation._mix("CutMix?", estimate, *[None] * 3, said, known, "cutmix", 0)  # type: ignore[arg-type]
+    assert finding.word == word
