@@ -267,8 +267,13 @@ class Inversion:
                 numbers |= {f"{name}.{k}": v for k, v in machine.state().items()}
         return tensors, numbers
 
-    def load_state(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> None:
-        """The inverse of `state`."""
+    def load_state(
+        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float], *, goes_on: bool = False
+    ) -> None:
+        """The inverse of `state`; of a run that `goes_on` after its end, what ended it begins to wait anew."""
+        if goes_on:
+            numbers = {key: value for key, value in numbers.items() if not key.startswith("early.")}
+            numbers |= {key: 0.0 for key in ("ended", "enough.met") if key in numbers}
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}

@@ -151,11 +151,7 @@ class Restored:
         if trial in self.trials:
             checkpoint = self.trials[trial]
             tensors = {key: value.to(device) for key, value in checkpoint.tensors.items()}
-            numbers = checkpoint.meta["numbers"]
-            if checkpoint.meta["finished"]:  # it is to go on: what ended it begins to wait anew
-                numbers = {key: value for key, value in numbers.items() if not key.startswith("early.")}
-                numbers |= {key: 0.0 for key in ("ended", "enough.met") if key in numbers}
-            inversion.load_state(tensors, numbers)
+            inversion.load_state(tensors, checkpoint.meta["numbers"], goes_on=bool(checkpoint.meta["finished"]))
 
     def notes(self, plan: Plan, world_size: int, here: Mapping[str, str]) -> list[str]:
         """What the user should know before the run goes on."""

@@ -35,7 +35,8 @@ def test_rounds_keep_all_images_and_part_the_student_from_the_teachers(run, pool
     assert ended.code == 0 and "18 images" in ended.output
     parts = {file.name for file in out.iterdir()}
     assert {f"{kind}_{i}" for kind, numbers in (("student", (0, 1, 2)), ("images", (1, 2))) for i in numbers} <= parts
-    recipe = load_yaml(out / "images_2" / "recipe.yaml")
+    recipe, first, own = (load_yaml(folder / "recipe.yaml") for folder in (out / "images_2", out / "images_1", pool))
+    assert len({recipe["seed"], first["seed"], own["seed"]}) == 3 and not recipe["verifiers"]
     assert recipe["teachers"][-1]["student"] and recipe["teachers"][-1]["model"].endswith(
         "student_1/weights.safetensors"
     )
@@ -138,6 +139,26 @@ def test_finished_rounds_may_be_tested_later(run, pool: Path, tmp_path: Path) ->
         Image.new("RGB", (8, 8), (60 * i, 90, 20)).save(tmp_path / "real/test" / name / "0.png")
     ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--resume", "--test", tmp_path / "real"))
     assert ended.code == 0 and "on 3 real images (test)" in ended.output
+
+
+def test_real_images_are_read_by_the_last_student_alone(run, pool: Path, tmp_path: Path) -> None:
+    for i, name in enumerate(("circle", "square", "star")):
+        for split in ("train", "test"):
+            (tmp_path / "real" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (60 * i, 90, 20)).save(tmp_path / "real" / split / name / "0.png")
+    tested = ["--test", tmp_path / "real", "--diagnose", "--set", "test_every=1"]
+    assert run(*line(pool, tmp_path / "out", *ROUNDS, *tested)).code == 0
+    said = [load_yaml(tmp_path / "out" / f"student_{i}" / "recipe.yaml") for i in range(3)]
+    assert [recipe["test"] is None for recipe in said] == [True, True, False]
+    assert [(recipe["test_every"], recipe["diagnose"]) for recipe in said] == [(0, False), (0, False), (1, True)]
+
+
+def test_what_a_link_leads_to_is_not_removed(run, pool: Path, tmp_path: Path) -> None:
+    assert run(*line(pool, tmp_path / "out", *ROUNDS)).code == 0
+    (tmp_path / "out" / "images_1").rename(tmp_path / "elsewhere")
+    (tmp_path / "out" / "images_1").symlink_to(tmp_path / "elsewhere")
+    run(*line(pool, tmp_path / "out", *ROUNDS, "--overwrite"))
+    assert (tmp_path / "elsewhere" / "manifest.json").is_file()
 
 
 def test_a_file_is_no_folder(run, pool: Path, tmp_path: Path) -> None:

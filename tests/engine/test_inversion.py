@@ -17,7 +17,7 @@ from ensemble.engine.inversion import Inversion, LiveStage, Step
 from ensemble.engine.optimizers import Adam
 from ensemble.engine.placement import Cell
 from ensemble.engine.reduction import FixedPointSum
-from ensemble.engine.schedules import EarlyStopping
+from ensemble.engine.schedules import EarlyStopping, Enough
 from ensemble.image.fourier import FourierImage
 from ensemble.image.pixels import PixelImage
 from ensemble.image.transforms import Compose, Flip, Jitter, Resize
@@ -534,6 +534,24 @@ def test_a_longer_last_stage_goes_on() -> None:
     longer.load_state(*short.state())
     assert [step.number for step in longer] == [4, 5]
     assert torch.equal(longer.result(), images_of(make(iterations=6, schedule="constant")))
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "steps"),
+    [
+        ("early_stopping", [EarlyStopping(patience=3, threshold=0.9) for _ in range(2)], 5),
+        ("enough", [Enough(0.999, steps=4) for _ in range(2)], 4),
+    ],
+)
+def test_what_ended_a_run_waits_anew_where_it_goes_on(name: str, machines: Sequence[object], steps: int) -> None:
+    first, again = (make(iterations=40) for _ in range(2))
+    for inversion, machine in zip((first, again), machines, strict=True):
+        setattr(inversion, name, machine)
+    finish(first)
+    assert first.ended and first.step < 30
+    again.load_state(*copy.deepcopy(first.state()), goes_on=True)
+    finish(again)
+    assert again.step == first.step + steps
 
 
 @pytest.mark.parametrize("step", [2, 4, 9])
