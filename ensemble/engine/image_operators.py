@@ -23,14 +23,14 @@ def unit_mean(gradient: Tensor) -> Tensor:
 
 
 def p_norm_gradient(x: Tensor, p: float) -> Tensor:
-    """Of sum |x|^p: p |x|^(p - 1) sign(x)."""
-    return p * x.abs() ** (p - 1) * x.sign()
+    """Of sum |x|^p: p |x|^(p - 1) sign(x), at 0 taken for 0."""
+    return torch.where(x == 0, 0.0, p * x.abs() ** (p - 1) * x.sign())
 
 
 def tv_gradient(x: Tensor, beta: float) -> Tensor:
     """Of sum (d1^2 + d2^2)^(beta / 2), d1 and d2 forward differences down and right, 0 in the last row and column.
 
-    The sum's terms count as at least 1e-5 where beta is below 2, which divides by them.
+    The sum's terms count as at least 1e-5, whatever beta: below 2 it divides by them.
     """
     down, right = torch.zeros_like(x), torch.zeros_like(x)
     down[:, :, :-1] = x[:, :, 1:] - x[:, :, :-1]

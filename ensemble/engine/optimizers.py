@@ -29,7 +29,7 @@ class Optimizer(Kind, default="adam"):
     plateau_patience: NonNegativeInt = 50
     """Steps without a lower loss before lr shrinks by `plateau_factor`."""
     early_stopping: NonNegativeInt = 0
-    """Stop once the last stage's loss has not improved for so many steps; 0 never does."""
+    """Stop once the last stage's loss has not improved for more than so many steps; 0 never does."""
     enough: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """End the last stage once the teachers' part of the loss has been at most this share of what it was at the run's
     first step, ten steps in a row: nothing is left to pull where terms end (saturating, calibrated). 0: never."""

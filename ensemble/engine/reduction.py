@@ -28,8 +28,12 @@ class FixedPointSum:
     """Sums of 64-bit integers in units of 2^-bits: associative, so any placement gives the same bits.
 
     Terms and sums must lie within `limit` = 2^(52 - bits) of zero, which leaves room for 2^10 terms. A sum beyond
-    it, or one with a term that is beyond it or not finite, comes out as NaN on every rank.
+    it, or one with a term that is beyond it or not finite, comes out as NaN on every rank, of up to 2^7 ranks.
     """
+
+    _LOST = 2**55
+    """What a rank's sum with such a term is and stays: 2^3 limits, so that others' sums do not bring it back, and
+    2^7 ranks that all have one do not wrap around."""
 
     def __init__(self, bits: int = 44) -> None:
         self.bits = bits
@@ -39,10 +43,11 @@ class FixedPointSum:
         return torch.zeros(shape, dtype=torch.int64, device=device)
 
     def add(self, total: torch.Tensor, term: torch.Tensor) -> None:
-        beyond = 512 * self.limit  # no sum of 2^9 terms within the limit brings it back
         wide = term.double()
-        kept = torch.where(wide.abs() <= self.limit, wide, beyond)
-        total += (kept * 2.0**self.bits).round().to(torch.int64)
+        fits = wide.abs() <= self.limit
+        lost = ~fits | (total == self._LOST)
+        total += (torch.where(fits, wide, 0.0) * 2.0**self.bits).round().to(torch.int64)
+        total.masked_fill_(lost, self._LOST)
 
     def result(self, total: torch.Tensor, reduce: SumAcrossRanks, dtype: torch.dtype) -> torch.Tensor:
         reduce(total)

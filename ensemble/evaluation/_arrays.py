@@ -16,7 +16,7 @@ _BLOCK = 2**24  # distances held at once: 128 MiB
 def as_float64(features: Features, name: str, at_least: int = 1) -> np.ndarray:
     """`features` as a float64 array (N, D). Raises ValueError for other shapes, N < at_least, NaN and inf."""
     if isinstance(features, torch.Tensor):
-        features = features.detach().cpu().numpy()
+        features = features.detach().cpu().double().numpy()
     array = np.asarray(features, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] < at_least or array.shape[1] == 0:
         raise ValueError(f"{name}: expected shape (N, D) with N >= {at_least}, got {array.shape}")

@@ -32,5 +32,5 @@ def inception_score(probabilities: Features, splits: int = 1) -> tuple[float, fl
 
 
 def _score(p: np.ndarray) -> float:
-    ratio = np.divide(p, p.mean(0), out=np.ones_like(p), where=p > 0)  # 0 log 0 = 0
+    ratio = np.divide(p, p.mean(0), out=np.ones_like(p), where=p > np.finfo(p.dtype).tiny)  # 0 log 0 = 0
     return float(np.exp((p * np.log(ratio)).sum(1).mean()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble.image.files import list_images, read_image
-from ensemble.image.fourier import colour_root
+from ensemble.image.fourier import colour_root, real_columns
 
 PHOTOGRAPHS = Path(__file__).parent / "spectra" / "photographs.json"
 """The bundled table; its text says from what it was measured."""
@@ -86,8 +86,10 @@ def measure(images: Iterable[Tensor]) -> RadialSpectrum:
         raise ValueError(f"{_ABOUT}: it takes images of 4 pixels or more to measure one")
     frequency = cycles_an_image(total.shape[1])
     ring = frequency.round().long().flatten()
-    sums = torch.stack([torch.bincount(ring, channel.flatten()) for channel in total * frequency / count])
-    return RadialSpectrum((sums / torch.bincount(ring))[:, 1:] / torch.arange(1, sums.shape[1]))
+    times = torch.full_like(frequency, 2.0)  # most columns stand for their mirror images too
+    times[:, real_columns(total.shape[1])] = 1.0
+    sums = torch.stack([torch.bincount(ring, channel.flatten()) for channel in total * frequency * times / count])
+    return RadialSpectrum((sums / torch.bincount(ring, times.flatten()))[:, 1:] / torch.arange(1, sums.shape[1]))
 
 
 def read_spectrum(path: Path, size: int) -> RadialSpectrum:

@@ -120,7 +120,7 @@ def _magnifying(length: int, side: Tensor, place: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize to size x size: the mean over blocks where the size shrinks by an integer factor, else bilinear.
+    """Resize to size x size: the mean over blocks where a square shrinks by an integer factor, else bilinear.
 
     Bilinear is antialiased, as in PIL. Images of that size already pass unchanged. Draws nothing.
 

@@ -71,7 +71,7 @@ class SoftTargets(TeacherTerm, kind="soft_targets"):
     weight: float = 10.0
     least: Annotated[float, Field(gt=0, lt=1)] = 0.6
     most: Annotated[float, Field(gt=0, le=1)] = 1.0
-    concentration: PositiveFloat = 0.3
+    concentration: Annotated[float, Field(ge=0.05)] = 0.3
 
     def rules(self) -> Iterator[str]:
         if self.least > self.most:

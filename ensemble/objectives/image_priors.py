@@ -17,9 +17,9 @@ class TotalVariation(ImageTerm, kind="tv"):
     """Differences d of neighbours in four directions: right, down and both diagonals.
 
     order 2: sum over directions of |d|, the l2 norm over the whole batch, or the mean of its images' norms
-    order 1: sum over directions of the mean of |d|, in units of 1/255
+    order 1: sum over directions of the mean of |d|
 
-    The four directions and the factor 255 follow the published settings of Yin et al. (2020).
+    The four directions follow the published settings of Yin et al. (2020). A side of one pixel has no neighbours.
     """
 
     weight: float = 1e-3
@@ -38,7 +38,7 @@ class TotalVariation(ImageTerm, kind="tv"):
             view[:, :, :-1, :-1] - view[:, :, 1:, 1:],
         )
         if self.order == 1:
-            return sum((d.abs().mean() * 255 for d in differences), start=view.new_zeros(()))
+            return sum((d.abs().mean() for d in differences if d.numel()), start=view.new_zeros(()))
         return sum((_l2_norm(d, self.over) for d in differences), start=view.new_zeros(()))
 
 

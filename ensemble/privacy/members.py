@@ -168,7 +168,7 @@ def _tracing(
     half = min(_PLANTED, len(b) // 2)
     mean = b[:half].mean(0)
     control = auc(tracing_scores(b[:half], mean, known), tracing_scores(b[half:], mean, known))
-    theory = expected_auc(d, half)
+    theory = expected_auc(d, half, len(known))
     null = auc(tracing_scores(b[:half], own, known), tracing_scores(b[half:], own, known))
     fired = control.low > 0.5
     ceiling = ""

@@ -76,7 +76,7 @@ def tpr_at(members: torch.Tensor, others: torch.Tensor, rate: float) -> Rate | N
     """
     if len(others) * rate < LEAST_EXPECTED:
         return None
-    threshold = others.double().sort(descending=True).values[int(len(others) * rate)]
+    threshold = others.double().sort(descending=True).values[min(int(len(others) * rate), len(others) - 1)]
     hits = int((members.double() > threshold).sum())
     low, high = clopper_pearson(hits, len(members))
     return Rate(rate, hits / len(members), low, high)

@@ -25,7 +25,7 @@ def lira(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor) -> t
 
 
 def lira_offline(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """(N,): log Phi((target - mu_out) / s_out): how seldom a network that did not learn x has so small a margin.
+    """(N,): log Phi((target - mu_out) / s_out): how often a network that did not learn x has a smaller margin.
 
     Arguments and means are `lira`'s; one network is enough, whose deviation then is 1. Where it is inside all networks,
     mu_out is what the others have it at.

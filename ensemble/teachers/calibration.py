@@ -37,9 +37,10 @@ def measure_levels(teacher: Teacher, images: Iterable[torch.Tensor]) -> dict[str
         mean of a batch      (1/n) sum m_i,              in expectation at  |E m|^2 + tr Cov(m) / n          (exactly)
         variance of a batch  (1/n) sum q_i - (mean)^2,   in expectation at  |v - var|^2 + tr Cov(q - 2 m E m) / n
 
-    from the running ones (squared distances; the second to first order in 1 / n, with v the variance of all images). So
-    the four numbers are |E m|, sqrt(tr Cov(m)), |v - var| and sqrt(tr Cov(q - 2 m E m)): two distances that no batch
-    size takes away, estimated without the bias of as few images, and two that fall as 1 / sqrt(n).
+    from the running ones (squared distances). The second is to first order in 1 / n where v, the variance of all
+    images, is near var: -2 (v - var) Var(m) / n is left out, so where it is far the level is too high. So the four
+    numbers are |E m|, sqrt(tr Cov(m)), |v - var| and sqrt(tr Cov(q - 2 m E m)): two distances that no batch size takes
+    away, estimated without the bias of as few images, and two that fall as 1 / sqrt(n).
 
     ValueError for a network without BN layers, or fewer than two images.
     """

@@ -214,3 +214,9 @@ def test_operators_of_pixels_are_for_pixels() -> None:
     with pytest.raises(ValueError, match="are for pixels"):
         GradientDescent(blur=1.0).make([torch.nn.Parameter(torch.zeros(2, 5))], 3)
     GradientDescent(decay=0.1).make([torch.nn.Parameter(torch.zeros(2, 5))], 3)
+
+
+def test_a_small_exponent_leaves_pixels_at_zero() -> None:
+    x = torch.tensor([[[[0.0, 2.0], [-0.5, 0.0]]]], dtype=torch.float64)
+    expected = torch.tensor([[[[0.0, 0.5 * 2**-0.5], [-0.5 * 0.5**-0.5, 0.0]]]], dtype=torch.float64)
+    torch.testing.assert_close(operators.p_norm_gradient(x, 0.5), expected)

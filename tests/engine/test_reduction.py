@@ -31,3 +31,19 @@ def test_what_does_not_fit_comes_out_as_nan(bad):
     result = _sum(FixedPointSum(), [torch.tensor([1.0, 1.0]), torch.tensor([bad, 2.0]), torch.tensor([-200.0, 3.0])])
     assert torch.isnan(result[0])
     assert result[1] == 6.0
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 16, 1024])
+@pytest.mark.parametrize("bad", [float("nan"), 1e9, -1e9])
+def test_many_terms_that_do_not_fit_do_not_cancel(count, bad):
+    terms = [torch.tensor([bad, 0.25]) for _ in range(count)]
+    result = _sum(FixedPointSum(), [torch.tensor([-200.0, 0.0]), *terms, torch.tensor([100.0, 0.0])])
+    assert torch.isnan(result[0]) and result[1] == 0.25 * count
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64, 128])
+def test_ranks_that_all_have_such_a_term(ranks):
+    reduction = FixedPointSum()
+    total = reduction.zeros((1,), torch.float32, torch.device("cpu"))
+    reduction.add(total, torch.tensor([float("nan")]))
+    assert torch.isnan(reduction.result(total, lambda tensor: tensor.mul_(ranks), torch.float32))

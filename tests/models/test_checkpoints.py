@@ -301,6 +301,12 @@ def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
         create_model(f"resnet20_cifar@{tmp_path / 'net.pth'}")
 
 
+def test_variances_that_are_all_zero_are_told(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state | {"bn1.running_var": torch.zeros_like(state["bn1.running_var"])}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"bn1\.running_var is 0 throughout"):
+        create_model(f"resnet20_cifar@{tmp_path / 'net.pth'}")
+
+
 def test_a_raw_pickle_is_refused_without_other_words(tmp_path: Path) -> None:
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
     with warnings.catch_warnings(), pytest.raises(ValueError, match=r"net\.pkl"):

@@ -38,6 +38,28 @@ def test_a_p_value_is_the_share_of_splits_with_at_least_that_auroc(ties: bool) -
     assert permutation_p(a, b) == pytest.approx(np.mean(np.array(each) >= auroc(a, b) - 1e-12))
 
 
+def test_large_arms_with_ties_are_exact() -> None:
+    """16 against 16, of two values: the number of ones among the first is hypergeometric."""
+    a, b = [1.0] * 10 + [0.0] * 6, [1.0] * 5 + [0.0] * 11
+    assert permutation_p(a, b) == pytest.approx(stats.hypergeom(32, 15, 16).sf(9))
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1.0, 1e4])
+def test_signs_do_not_depend_on_the_scale(scale: float) -> None:
+    for seed in range(50):
+        d = np.abs(np.random.default_rng(seed).normal(size=9)) * scale
+        assert sign_flip_p(d) == 1 / 512
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    bad = [float("nan"), 1.0, 2.0]
+    for test in (lambda: permutation_p(bad, [0.0, 0.5]), lambda: sign_flip_p(bad), lambda: auroc(bad, [1.0])):
+        with pytest.raises(ValueError, match="finite"):
+            test()
+    with pytest.raises(ValueError, match="finite"):
+        page_p([bad, [1.0, 2.0, 3.0]])
+
+
 def test_signs_by_hand() -> None:
     assert sign_flip_p([1, 2, 3]) == 1 / 8
     assert sign_flip_p([1, 2, -3]) == 5 / 8  # the sums 6, 4, 2, 0 (twice), and four below

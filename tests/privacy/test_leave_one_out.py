@@ -106,6 +106,14 @@ def test_gap_and_tail_of_one_target_by_hand() -> None:
     assert of(rows, "tail", "tail_tnr")[0] == tail_share(margins[0, :2], margins[0, 2:]) == 0.5
 
 
+def test_a_network_that_learned_every_image_has_no_population() -> None:
+    margins, inside, wrong = bank(4, 60, 1.0)
+    inside = inside.clone()
+    inside[0] = True
+    rows = attacks(margins, inside, wrong)
+    assert {row["attack"] for row in rows if row["target"] == 0} == {"loss", "lira", "lira_offline", "tail"}
+
+
 def test_the_summary_is_scipys_t_interval() -> None:
     rows = attacks(*bank(5, 300, 1.0))
     values, found = of(rows, "lira"), summary(rows)

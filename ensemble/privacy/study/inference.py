@@ -9,27 +9,39 @@ from math import comb
 import numpy as np
 from scipy import stats
 
-_MOST_SPLITS = 20000
-
 
 def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     """The share of all ways to part the values in sets of these sizes whose AUROC is at least that of (a, b).
 
-    One-sided and exact: at least 1 / C(n + m, n). Ties count half, as in the AUROC.
+    One-sided and exact: at least 1 / C(n + m, n). Ties count half, as in the AUROC. ValueError for values that are not
+    finite.
     """
-    ranks = stats.rankdata([*a, *b])
-    seen = ranks[: len(a)].sum() - 1e-9
-    if len(set(ranks)) == len(ranks) and comb(len(ranks), len(a)) > _MOST_SPLITS:
-        return float(stats.mannwhitneyu(a, b, alternative="greater", method="exact").pvalue)
-    hits = sum(ranks[list(chosen)].sum() >= seen for chosen in combinations(range(len(ranks)), len(a)))
-    return float(hits / comb(len(ranks), len(a)))
+    _check_finite(a, b)
+    doubled = (2 * stats.rankdata([*a, *b])).astype(int)  # ranks of ties are halves
+    ways: list[dict[int, int]] = [{0: 1}, *({} for _ in a)]
+    """By the size of a part: how many parts of that size have which sum of ranks."""
+    for rank in doubled.tolist():
+        for size in range(len(a), 0, -1):
+            for total, count in ways[size - 1].items():
+                ways[size][total + rank] = ways[size].get(total + rank, 0) + count
+    seen = int(doubled[: len(a)].sum())
+    return sum(count for total, count in ways[-1].items() if total >= seen) / comb(len(doubled), len(a))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """The share of all choices of signs whose sum is at least that of these differences of pairs: one-sided, exact."""
-    d = np.asarray(differences)
-    signs = np.array([*product((1.0, -1.0), repeat=len(d))])
-    return float((signs @ d >= d.sum() - 1e-12).mean())
+    """The share of all choices of signs whose sum is at least that of these differences of pairs: one-sided, exact.
+
+    ValueError for values that are not finite.
+    """
+    _check_finite(differences)
+    d = np.asarray(differences, dtype=float)
+    sums = np.array([*product((1.0, -1.0), repeat=len(d))]) @ d  # the first are these
+    return float((sums >= sums[0] - 1e-9 * np.abs(d).sum()).mean())
+
+
+def _check_finite(*values: Sequence[float] | np.ndarray) -> None:
+    if not all(np.isfinite(part).all() for part in values):
+        raise ValueError("a test takes finite values; a network's score is not")
 
 
 def fixed_sequence(p: Mapping[str, float], alpha: float = 0.05) -> dict[str, bool | None]:
@@ -55,12 +67,18 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def page_p(rows: Sequence[Sequence[float]]) -> float:
-    """Page's test (1963) that the columns of paired rows rise from left to right; one-sided."""
+    """Page's test (1963) that the columns of paired rows rise from left to right; one-sided.
+
+    By SciPy, exact where no row has ties, which scores of networks do not have. ValueError for values that are not
+    finite.
+    """
+    _check_finite(*rows)
     return float(stats.page_trend_test(np.asarray(rows)).pvalue)
 
 
 def auroc(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
-    """P(a > b), ties counting half."""
+    """P(a > b), ties counting half; ValueError for values that are not finite."""
+    _check_finite(a, b)
     x, y = np.asarray(a)[:, None], np.asarray(b)[None]
     return float(((x > y) + 0.5 * (x == y)).mean())
 
