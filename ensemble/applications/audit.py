@@ -113,6 +113,8 @@ def run(options: argparse.Namespace) -> int:
     write(made, folder, command, f"Python {sys.version.split()[0]}, torch {torch.__version__}, seed {options.seed}")
     for sentence in made.sentences:
         print(sentence)
+    if not made.findings:
+        print(f"Not asked: {'; '.join(made.untested)}")
     print(f"{folder / PAGE}: {len(made.findings)} questions, {made.seconds:.0f} s")
     reasons = [why for condition in conditions if (why := condition.met(made.figures))]
     if reasons:

@@ -120,10 +120,10 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shares(text: str) -> dict[str, float]:
-    """The shares in `cat=3,dog=1`; names may hold commas."""
+    """The shares in `cat=3,dog=1`; names may hold commas and equals signs."""
     found: dict[str, float] = {}
     end = 0
-    for match in re.finditer(r"\s*([^=]+?)\s*=\s*([\d.]+(?:[eE][+-]?\d+)?)\s*(?:,|$)", text):
+    for match in re.finditer(r"\s*(.+?)\s*=\s*([\d.]+(?:[eE][+-]?\d+)?)\s*(?:,|$)", text):
         name, share = match[1], match[2]
         if match.start() != end or name in found:
             break

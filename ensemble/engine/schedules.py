@@ -1,4 +1,4 @@
-"""Values over time: multipliers as functions of the step, and two state machines that follow the loss."""
+"""Values over time: multipliers as functions of the step, and three state machines that follow the loss."""
 
 from __future__ import annotations
 

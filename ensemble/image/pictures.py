@@ -125,9 +125,14 @@ def _label(target: int, class_names: Sequence[str]) -> str:
     return class_names[target] if class_names else f"class {target}"
 
 
+def to_eight_bits(images: torch.Tensor) -> torch.Tensor:
+    """Float in [0, 1] as uint8 of the same shape, rounded; values outside are clipped."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) float in [0, 1] as uint8 (N, H, W, 3), rounded; values outside are clipped."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    """`to_eight_bits` of (N, 3, H, W), channels last: (N, H, W, 3)."""
+    return to_eight_bits(images).permute(0, 2, 3, 1).contiguous()
 
 
 def checked_batch(

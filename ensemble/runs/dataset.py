@@ -11,6 +11,7 @@ import torch
 
 from ensemble.config.parsing import to_plain
 from ensemble.engine.inversion import Inversion
+from ensemble.image.pictures import to_eight_bits
 from ensemble.image.warm import Warm
 from ensemble.machine.errors import Failure
 from ensemble.machine.files import JsonLines
@@ -203,7 +204,7 @@ def _as_stored(here: Replica, inversion: Inversion) -> tuple[torch.Tensor, dict[
     All ranks must call it.
     """
     images = inversion.result()
-    pixels = (images * 255).round().to(torch.uint8)
+    pixels = to_eight_bits(images)
     here.context.from_owner_(pixels)
     said = inversion.loss.read(pixels.to(images.dtype) / 255).logits
     plan = here.plan

@@ -8,7 +8,7 @@ import torch
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.classification import logits_of
-from ensemble.image.pictures import to_bytes
+from ensemble.image.pictures import to_eight_bits
 from ensemble.machine.progress import SilentProgress
 from ensemble.recipe import Recipe
 from ensemble.runs.job import job
@@ -55,4 +55,4 @@ def make_held_out(kit: Kit) -> LabelledImages:
     net, card = kit.network
     labels = logits_of(net, card, images).argmax(1)
     names = card.class_names or tuple(map(str, range(card.num_classes)))
-    return LabelledImages(to_bytes(images).permute(0, 3, 1, 2).contiguous(), labels, names)
+    return LabelledImages(to_eight_bits(images), labels, names)

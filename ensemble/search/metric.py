@@ -14,7 +14,7 @@ from torch import nn
 from ensemble.config.kinds import Kind
 from ensemble.data.labelled import LabelledImages
 from ensemble.recipe import Recipe
-from models import ModelCard, create_model
+from models import ModelCard, check_reads, create_model
 
 Measure = Callable[[torch.Tensor, torch.Tensor, int], float]
 """Of images (N, 3, H, W), RGB in [0, 1], and targets (N,), by the seed of what it draws itself."""
@@ -38,6 +38,7 @@ class Kit:
     def network(self) -> tuple[nn.Module, ModelCard]:
         """The judge with its card, on the device."""
         net, card = create_model(self.judge)
+        check_reads(f"judge {self.judge}", net, card)
         return net.to(self.device), card
 
 

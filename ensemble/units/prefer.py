@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemble.api import invert
 from ensemble.data.labelled import any_images
-from ensemble.image.pictures import draw_grid
+from ensemble.image.pictures import draw_grid, to_eight_bits
 from ensemble.machine.environment import launched_rank
 from ensemble.machine.hardware import settings_kept
 from ensemble.machine.words import plural
@@ -244,7 +244,7 @@ def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
 
 
 def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_class: bool) -> Preferred:
-    saved = (results.images * 255).round() / 255
+    saved = to_eight_bits(results.images).float() / 255
     which = [i % len(readers.names) for i in range(len(saved))]
     clean = readers.own(saved, which)
     changed = {name: readers.own(change(saved), which) for name, change in CHANGES.items()}

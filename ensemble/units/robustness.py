@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ensemble.engine import image_operators
-from ensemble.image.pictures import to_bytes
+from ensemble.image.pictures import to_eight_bits
 from ensemble.image.recompression import recompressed
 
 JPEG_QUALITY = 75
@@ -19,7 +19,7 @@ RESCALE = 0.9
 
 def jpeg(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W), RGB in [0, 1], through JPEG files of quality 75, colour at half resolution."""
-    return recompressed(to_bytes(images).permute(0, 3, 1, 2), JPEG_QUALITY).float() / 255
+    return recompressed(to_eight_bits(images), JPEG_QUALITY).float() / 255
 
 
 def blur(images: torch.Tensor) -> torch.Tensor:

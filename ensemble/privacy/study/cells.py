@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble.image.pictures import to_eight_bits
 from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import Candidate
 from ensemble.privacy.inversions import Networks, bn_inversions, class_inversions
@@ -249,7 +250,7 @@ class Cells:
     def _synthetic(self, net: nn.Module, teacher: Teacher) -> dict[str, float]:
         """Probes on the inversions of another network, the plain one of the next seed: no data is needed."""
         found = self.folder.tensors(f"images_{self._next_plain(teacher.seed).name}_class")
-        images = (found["images"] * 255).round().byte()
+        images = to_eight_bits(found["images"])
         return probe_scores(net, self.bank.card, images, found["targets"], self.bank.recipe.seed)
 
     def _tracing(self, net: nn.Module, teacher: Teacher, own: Moments) -> dict[str, list[float]]:

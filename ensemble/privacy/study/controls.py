@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ensemble.image.pictures import to_eight_bits
 from ensemble.image.recompression import recompressed
 from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import cut_and_mixed
@@ -45,7 +46,7 @@ def controls(cells: Cells, scores: Scores) -> list[Control]:
     rng = generator(recipe.seed, "controls")
     mixed = [torch.cat([_mixed(part, rng) for part in group.split(_MIX_BATCH)]) for group in real[::2]]
     plain = real[1::2]
-    jpeg = [recompressed((group * 255).round().byte(), 50).float() / 255 for group in real[::2]]
+    jpeg = [recompressed(to_eight_bits(group), 50).float() / 255 for group in real[::2]]
     made = [cells.folder.tensors(f"images_{t.name}_stored")["images"] for t in scores.teachers(recipe.mixed)]
     base = [cells.folder.tensors(f"images_{t.name}_stored")["images"] for t in scores.teachers(recipe.plain)]
     phased = [[phase_randomised(images, i) for i, images in enumerate(part)] for part in (made, base)]

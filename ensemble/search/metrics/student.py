@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.image.pictures import to_bytes
+from ensemble.image.pictures import to_eight_bits
 from ensemble.machine.hardware import computes_in_bf16, set_up
 from ensemble.search.metric import Kit, Measure, Metric
 from ensemble.training.augment import Augmentation
@@ -65,7 +65,7 @@ class Student(Metric, kind="student"):
         net = train(
             net,
             card,
-            LabelledImages(to_bytes(images).permute(0, 3, 1, 2).contiguous(), targets, held_out.class_names),
+            LabelledImages(to_eight_bits(images), targets, held_out.class_names),
             held_out.subset(slice(1)),
             schedule=Schedule(
                 epochs=max(1, round(self.steps / (len(images) // batch))),
