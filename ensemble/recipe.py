@@ -327,7 +327,7 @@ def default_recipe(models: list[str], input_size: int) -> dict[str, Any]:
     teachers = [{"model": model} for model in models]
     if input_size <= 64:
         views = {"flip": 0.5, "flip_per_image": True, "jitter_per_image": True}
-        return {  # as recipes/quickstart.yaml
+        return {  # as recipes/quickstart.yaml, but for turns and steps
             "teachers": teachers,
             "image": {"start": {"kind": "noise", "amplitude_spread": 0.5, "colour_spread": 0.5}},
             "stages": [{"iterations": 150, "jitter": max(2, input_size // 8), **views}],

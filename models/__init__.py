@@ -9,7 +9,7 @@ from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import batch_bound, check_kind, check_reads, evaluating, reason_of
+from models._trial import batch_bound, check_reads, evaluating, reason_of, usable
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "as_many_in_order",
     "batch_bound",
     "card_logits",
-    "check_kind",
     "check_reads",
     "class_indices",
     "create_model",
@@ -42,5 +41,6 @@ __all__ = [
     "register_model",
     "sha256",
     "untrained_model",
+    "usable",
     "wordnet_numbers",
 ]

@@ -41,7 +41,7 @@ from models._said import (
 )
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
-from models._trial import check_kind, is_out_of_memory, reason_of, settle_lazy
+from models._trial import is_out_of_memory, reason_of, settle_lazy, usable
 from models.edge_popup import METADATA, PAPER, SubnetRule, as_subnet, frozen, load_subnet, subnet_layers
 from models.pruned import METADATA as PRUNED
 from models.pruned import narrow
@@ -238,7 +238,7 @@ def _built(entry: Entry, options: Mapping[str, Any], card: ModelCard) -> nn.Modu
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{card.name}: the network cannot be made: {reason_of(error)}") from error
-    check_kind(card.name, net)
+    net = usable(card.name, net)
     settle_lazy(net, card)
     return net
 

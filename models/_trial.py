@@ -40,8 +40,12 @@ def evaluating(net: nn.Module, *, gradients: bool = False) -> Iterator[None]:
             module.training = training
 
 
-def check_kind(name: str, net: nn.Module) -> None:
-    """ValueError for a module whose layers cannot be observed, or through which no gradient reaches an image."""
+def usable(name: str, net: nn.Module) -> nn.Module:
+    """The network, or of a compiled one what was compiled: a run compiles what it makes of it.
+
+    ValueError for a module whose layers cannot be observed, or through which no gradient reaches an image.
+    """
+    net = getattr(net, "_orig_mod", net)
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError(f"{name} is a TorchScript module, whose layers cannot be observed; give the nn.Module itself")
     for layer, module in net.named_modules():
@@ -53,6 +57,7 @@ def check_kind(name: str, net: nn.Module) -> None:
             )
     if any(part.device.type == "meta" for part in (*net.parameters(), *net.buffers())):
         raise ValueError(f"{name} is on the device meta, where weights have no values; load them first")
+    return net
 
 
 def settle_lazy(net: nn.Module, card: ModelCard) -> None:

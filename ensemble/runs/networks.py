@@ -12,7 +12,7 @@ from torch import nn
 
 from ensemble.machine.checkpoint import checksum
 from ensemble.teachers.copying import copied
-from models import Assumed, ModelCard, check_kind, create_model, model_card, network_logits, parse_spec, sha256
+from models import Assumed, ModelCard, create_model, model_card, network_logits, parse_spec, sha256, usable
 
 OWN = "own"
 """The family of modules that come without a card."""
@@ -99,7 +99,7 @@ def named_networks(
             )
         name = _free_name(card.name if card is not None else type(module).__name__, modules)
         shown = name.strip("<>")
-        check_kind(shown, module)
+        module = usable(shown, module)
         if card is None:
             if input_size is None:
                 raise ValueError(f"teachers: {shown} comes without a ModelCard; say input_size=, in pixels")

@@ -326,6 +326,15 @@ def test_lazy_layers_take_their_shapes_and_then_a_file(tmp_path: Path) -> None:
     assert torch.equal(net(x), again(x))
 
 
+def test_of_a_compiled_network_what_was_compiled_is_taken() -> None:
+    with undone_on_error():
+        register_model(ModelCard("compiled_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(
+            lambda num_classes=10: torch.compile(plain(num_classes))
+        )
+    net, _ = create_model("compiled_net@random")
+    assert type(net) is nn.Sequential
+
+
 def fails(num_classes: int = 10) -> nn.Module:
     raise RuntimeError("no licence")
 

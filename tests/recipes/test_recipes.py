@@ -190,6 +190,17 @@ def test_large_networks_take_the_settings_of_the_recipe_imagenet() -> None:
     assert plain.ensemble.acting == "all"
 
 
+def test_small_networks_take_the_settings_of_the_quickstart() -> None:
+    """But for the turns, since ranks work side by side, and the steps, which all teachers take together."""
+    recipe = read("quickstart")
+    plain = parse_recipe(default_recipe([entry.model for entry in recipe.teachers], 32))
+    for name in ("image", "objectives", "optimizer", "prior_space"):
+        assert getattr(plain, name) == getattr(recipe, name), name
+    (stage,), (expected,) = plain.stages, recipe.stages
+    assert dataclasses.replace(stage, iterations=expected.iterations) == expected
+    assert (plain.ensemble.acting, recipe.ensemble.acting, stage.iterations) == ("all", "turn", 150)
+
+
 def test_fewer_steps_shorten_what_the_optimiser_waits_for() -> None:
     """The source's share of the steps: 5 and 12 %."""
     optimizer = read("rafi_cohen_resnet50").with_iterations(600).optimizer
