@@ -155,6 +155,15 @@ def test_verifiers_read_what_is_stored(run, tmp_path):
     assert other.code == 0 and list(manifest(tmp_path)["verifiers"]) == ["tiny_plain"] and shards(tmp_path) == before
 
 
+@pytest.mark.parametrize("field", ["agreement=true", "record_every=2", "checkpoint.every=5", "runtime.micro_batch=3"])
+def test_what_does_not_decide_the_images_may_change(field, run, tmp_path):
+    command = [*COMMAND, "--output", tmp_path, "--images"]
+    assert run(*command, "8").code == 0
+    before = shards(tmp_path)
+    assert run(*command, "16", "--resume", "--set", field).code == 0
+    assert {name: data for name, data in shards(tmp_path).items() if name in before} == before
+
+
 def test_networks_by_name_get_batches_that_have_statistics(run, tmp_path):
     """However few classes there are, and however many images; unless a batch's size is said."""
     few = ["dataset", *ONE, "--iterations", "3", "--balance", "star=3,circle=1", "--dry-run", "--output", tmp_path]

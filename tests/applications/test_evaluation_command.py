@@ -298,12 +298,24 @@ def test_recipes_without_teachers(evaluate, results, text):
         (noise(2, 0)[:0], torch.zeros(0, dtype=torch.long)),
         (noise(2, 0).byte(), torch.zeros(2, dtype=torch.long)),
         (noise(2, 0) * 2, torch.zeros(2, dtype=torch.long)),
+        (noise(2, 0) - 0.5, torch.zeros(2, dtype=torch.long)),
         (noise(2, 0) * float("nan"), torch.zeros(2, dtype=torch.long)),
         (noise(2, 0), torch.zeros(3, dtype=torch.long)),
         (noise(2, 0), torch.zeros(2)),
         (noise(2, 0), torch.tensor([0, -1])),
     ],
-    ids=["grey", "3-D", "none", "bytes", "too bright", "NaN", "other number", "float targets", "negative target"],
+    ids=[
+        "grey",
+        "3-D",
+        "none",
+        "bytes",
+        "too bright",
+        "too dark",
+        "NaN",
+        "other number",
+        "float targets",
+        "negative target",
+    ],
 )
 def test_damaged_images(evaluate, results, monkeypatch, images, targets):
     monkeypatch.setattr(ResultsFolder, "read_images", lambda _: (images, targets))
