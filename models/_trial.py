@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -95,5 +96,8 @@ def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = Fa
         raise ValueError(
             f"{name}: its card says {card.num_classes} classes, its output for 2 images has shape {tuple(logits.shape)}"
         )
+    if not learns and (layer := batch_bound(net)) is not None:
+        text = f"{name}: BatchNorm {layer} keeps no statistics, so what it reads in an image depends on those beside it"
+        warnings.warn_explicit(text, UserWarning, f"<{card.name}>", 1)
     if learns and not logits.requires_grad:
         raise ValueError(f"{name}: no gradient reaches its weights (no_grad, detach or numpy in its forward?)")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ensemble.training.weights import save_weights
-from models import ModelCard, create_model, model_card, register_model
+from models import ModelCard, check_reads, create_model, model_card, register_model
 from models._card import IMAGENET_MEAN, IMAGENET_STD
 from models._table import undone_on_error
 
@@ -358,3 +358,15 @@ def test_networks_that_cannot_be_used_are_told_in_one_line(
         register_model(ModelCard(name, "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(factory)
     with pytest.raises(ValueError, match=told):
         create_model(f"{name}@random")
+
+
+def test_a_judge_that_takes_each_batchs_statistics_is_told() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 10)
+    )
+    card = ModelCard("net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3)
+    with pytest.warns(UserWarning, match="judge net: BatchNorm 1 keeps no statistics"):
+        check_reads("judge net", net, card)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_reads("judge net", net, card, learns=True)
