@@ -9,7 +9,7 @@ from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import batch_bound, check_reads, evaluating, reason_of, usable
+from models._trial import batch_bound, check_reads, evaluating, has_lazy_layers, reason_of, usable
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "evaluating",
     "first_tensor",
     "fit",
+    "has_lazy_layers",
     "list_models",
     "load_entry_points",
     "load_plugin",

@@ -232,6 +232,9 @@ def _numbers(tensor: torch.Tensor) -> tuple[float, ...]:
 
 def check_values(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Raises ValueError that names the first key whose tensor is not plain, or holds NaN or infinite values in fp32."""
+    variances = [value for key, value in tensors.items() if key.endswith("running_var") and _unusual(value) is None]
+    if variances and not any(bool(value.any()) for value in variances):
+        raise ValueError(f"{source}: every running_var is 0, as of a network that saw nothing; take another checkpoint")
     for key, value in tensors.items():
         if (kind := _unusual(value)) is not None:
             raise ValueError(f"{source}: {key} is {kind}; save the network in fp32, as dense tensors")
@@ -242,8 +245,6 @@ def check_values(tensors: Mapping[str, torch.Tensor], source: str) -> None:
                 f"{source}: {key} holds {kind} values ({bad.numel()} of {value.numel()});"
                 " no image can be made with such a network; take another checkpoint"
             )
-        if key.endswith("running_var") and value.numel() and not bool(value.any()):
-            raise ValueError(f"{source}: {key} is 0 throughout, as no trained layer's is; take another checkpoint")
         if key.endswith("running_var") and bool((value < 0).any()):
             raise ValueError(
                 f"{source}: {key} holds {int((value < 0).sum())} variances below 0; the file is damaged or not of this"

@@ -77,10 +77,16 @@ def card_logits(output: Any, images: int, card: ModelCard) -> torch.Tensor:
 
 
 def are_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Whether every row is not negative and sums to 1 within rounding: bool, on the logits' device."""
-    rounding = logits.shape[1] * torch.finfo(logits.dtype).eps
-    sums = logits.detach().sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return (logits.detach() >= 0).all() & ((sums - 1).abs() <= rounding).all()
+    """Whether every row is not negative and sums to 1 within rounding: bool, on the logits' device.
+
+    Of probabilities that are stored in fewer bits each errs by its own share, so their sum does, whatever their number.
+    A first column of zeros is that of one logit.
+    """
+    values = logits.detach()
+    rounding = 4 * torch.finfo(logits.dtype).eps + logits.shape[1] * torch.finfo(torch.float32).eps
+    sums = values.sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    are = (values >= 0).all() & ((sums - 1).abs() <= rounding).all()
+    return are & (values[:, 0] != 0).any() if logits.shape[1] == 2 else are
 
 
 def log_of(probabilities: torch.Tensor) -> torch.Tensor:

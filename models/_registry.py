@@ -231,15 +231,14 @@ def _resolved(spec: str | ModelSpec) -> _Resolved:
 def _built(entry: Entry, options: Mapping[str, Any], card: ModelCard) -> nn.Module:
     """What the factory makes; ValueError where it fails, or makes what no image can be inverted from."""
     try:
-        net = entry.factory(**options)
+        net = usable(card.name, entry.factory(**options))
+        settle_lazy(net, card)
     except ValueError:
         raise
     except Exception as error:  # a network may be anybody's
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{card.name}: the network cannot be made: {reason_of(error)}") from error
-    net = usable(card.name, net)
-    settle_lazy(net, card)
     return net
 
 
@@ -306,7 +305,7 @@ def _subnet_of(entry: Entry) -> Entry:
         rule = {key: options.pop(key) for key in _RULE}
         if math.isnan(rule["k"]):
             raise ValueError(f"{card.name}: give the percentage of weights that are kept, as {card.name}:k=30")
-        return as_subnet(entry.factory(**options), SubnetRule(**rule))
+        return as_subnet(_built(entry, options, entry.card), SubnetRule(**rule))
 
     card = replace(
         entry.card, name=POPUP + entry.card.name, family="edge_popup", weights={}, default_weights=None, citation=PAPER

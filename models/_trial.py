@@ -41,31 +41,44 @@ def evaluating(net: nn.Module, *, gradients: bool = False) -> Iterator[None]:
             module.training = training
 
 
+_QUANTISED = ("torch.ao.nn.quantized.modules", "torch.ao.nn.quantized.dynamic", "torch.ao.nn.intrinsic.quantized")
+"""Where modules are whose weights are integers, but for `FloatFunctional`."""
+
+
 def usable(name: str, net: nn.Module) -> nn.Module:
     """The network, or of a compiled one what was compiled: a run compiles what it makes of it.
 
     ValueError for a module whose layers cannot be observed, or through which no gradient reaches an image.
     """
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{name}: expected a torch.nn.Module, got {type(net).__name__}")
     net = getattr(net, "_orig_mod", net)
-    if isinstance(net, torch.jit.ScriptModule):
-        raise ValueError(f"{name} is a TorchScript module, whose layers cannot be observed; give the nn.Module itself")
     for layer, module in net.named_modules():
-        kind = type(module)
-        if kind.__module__.startswith("torch.") and ".quantized" in kind.__module__:
+        kind, what = type(module), f"its layer {layer}" if layer else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name}: {what} is TorchScript, which cannot be observed; give the nn.Module itself")
+        if kind.__module__.startswith(_QUANTISED) and "Float" not in kind.__name__:
             raise ValueError(
-                f"{name}: {layer or 'it'} is quantised ({kind.__name__}), so no gradient reaches an image; give the "
-                "network as it was before"
+                f"{name}: {what} is quantised ({kind.__name__}), so no gradient reaches an image; give the network as "
+                "it was before"
             )
     if any(part.device.type == "meta" for part in (*net.parameters(), *net.buffers())):
         raise ValueError(f"{name} is on the device meta, where weights have no values; load them first")
     return net
 
 
+def has_lazy_layers(net: nn.Module) -> bool:
+    """Whether a layer waits for an image to have its shape."""
+    return any(is_lazy(part) for part in (*net.parameters(), *net.buffers()))
+
+
 def settle_lazy(net: nn.Module, card: ModelCard) -> None:
     """Gives lazy layers their shapes, which they take from the first image that they see."""
-    if any(is_lazy(part) for part in (*net.parameters(), *net.buffers())):
-        with evaluating(net):
-            net(network_input(torch.full((2, 3, card.input_size, card.input_size), 0.5), card))
+    if not has_lazy_layers(net):
+        return
+    weight = next((part for part in net.parameters() if part.is_floating_point()), torch.empty(0))
+    with evaluating(net):
+        net(network_input(torch.full((2, 3, card.input_size, card.input_size), 0.5), card).to(weight.dtype))
 
 
 def batch_bound(net: nn.Module) -> str | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ensemble.machine.environment import launched_ranks
 from ensemble.machine.files import why_unwritable
-
-_SELECTION = re.compile("-[^-=]*:")
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,11 +31,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's own; of options that are none, the message names the nearest that are."""
-        # a selection of units may begin with a minus, which argparse takes for an option's
-        options, unknown = self.parse_known_args([f" {text}" if _SELECTION.match(text) else text for text in args])
+        options, unknown = self.parse_known_args(self._shielded(args))
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown)}")
         return options
+
+    def _shielded(self, args: Sequence[str]) -> list[str]:
+        """A selection of units may begin with a minus, which argparse takes for an option's: with a space before it."""
+        found, option = [], ""
+        for text in args:
+            option = text if text.startswith("--") else option
+            is_value = option == "--units" and text not in (option, "-h")
+            found.append(f" {text}" if is_value and text.startswith("-") else text)
+        return found
 
     def _nearest(self, unknown: Sequence[str]) -> str:
         known = {option.lstrip("-"): option for option in self._option_string_actions}

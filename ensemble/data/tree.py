@@ -71,8 +71,10 @@ def find(
             if not child.is_folder:
                 loose.append(child)
                 continue
-            rest = others.setdefault(child.name, [])
             above = (tree.same(tree.top()), tree.same(top))
+            if tree.same(child.place) in above:  # a link to a folder that holds it
+                continue
+            rest = others.setdefault(child.name, [])
             for name, file in _below(tree, child.place, f"{inside}{child.name}", path, above=above):
                 if is_picture(file.name):
                     found.append((child.name, name, file.place))
@@ -93,7 +95,9 @@ def find(
             f"data: {len(empty)} of {len(others)} classes of {path} hold no images: {told}; {expected}, "
             "or remove the folder from every split"
         )
-    if strangers := [name for names in others.values() for name in names if not (is_clutter(name) or _is_text(name))]:
+    no_pictures = [child.name for child in loose if not is_picture(child.name)]
+    no_pictures += [name for names in others.values() for name in names]
+    if strangers := [name for name in no_pictures if not (is_clutter(name) or _is_text(name))]:
         warnings.warn(f"data: {path}: {left_out(strangers)}, beside {plural(len(found), 'picture')}", stacklevel=2)
     return split, found
 

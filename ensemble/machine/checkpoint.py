@@ -96,10 +96,10 @@ def _newest_first(folder: Path, prefix: str) -> list[Path]:
     return sorted((f for f in folder.glob(f"{prefix}-*.json") if pattern.fullmatch(f.name)), reverse=True)
 
 
-def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of all tensors' names and bytes."""
+def checksum(tensors: Mapping[str, Any]) -> str:
+    """A hash of all tensors' names and bytes; what else a module keeps in its state is left out."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
+    for name in sorted(name for name, value in tensors.items() if isinstance(value, torch.Tensor)):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

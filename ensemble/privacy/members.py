@@ -173,7 +173,8 @@ def _tracing(
     fired = control.low > 0.5
     ceiling = ""
     if trained_on:
-        ceiling = f"; theory allows {expected_auc(d, trained_on):.3f} of the mean of {trained_on} images, those given"
+        most = expected_auc(d, trained_on, len(known))
+        ceiling = f"; theory allows {most:.3f} of the mean of {trained_on} images, those given"
     reading = f"A leak above AUC {value.high:.2f} would have been seen." + (
         "" if fired else " The positive control did not fire: the test is blind here."
     )
@@ -200,7 +201,7 @@ def closer_to_members(inversions: torch.Tensor, members: torch.Tensor, others: t
     low, high = clopper_pearson(hits, len(inversions))
     return Finding(
         "Are inversions nearer to members than to non-members?",
-        "indicated" if low > 0.5 else "not distinguishable here",
+        lower_bound_word(low, 0.5, silent=False, fired=False),
         f"share of {len(inversions)} inversions, by correlation at 16 x 16 pixels with {n} of each",
         hits / len(inversions),
         (low, high),

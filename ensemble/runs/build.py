@@ -114,7 +114,8 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         _tap(teacher, plan.formulation, entry.student)
         teachers.append(teacher)
         costs.append(count_cost(teacher))
-        digests.append((card.loaded and card.loaded.sha256) or checksum(net.state_dict()))
+        known = plan.networks.digests.get(entry.model) or (card.loaded and card.loaded.sha256)
+        digests.append(known or checksum(net.state_dict()))
     profiles = [
         replace(teacher.profile(entry.layers), student=entry.student, columns=own_columns(entry, plan.cards[0]))
         for teacher, entry in zip(teachers, recipe.teachers, strict=True)

@@ -44,7 +44,7 @@ class Checkpoints:
     context: ProcessContext
     trial: int
     weights: Mapping[str, str]
-    """SHA-256 of the teachers' weights files, by name."""
+    """Digests of the teachers' weights and statistics, by name."""
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -142,7 +142,8 @@ class Restored:
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
         for checkpoint in self.trials.values():
-            if changed := [name for name, digest in weights.items() if checkpoint.meta["weights"].get(name) != digest]:
+            begun = checkpoint.meta["weights"]
+            if changed := [name for name, digest in weights.items() if begun.get(name) not in (None, digest)]:
                 names = ", ".join(changed)
                 raise ValueError(f"resume: weights or statistics of {names} are not those that the run began with")
 

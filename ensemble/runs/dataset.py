@@ -117,7 +117,7 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
     """How the dataset began, and its batches that are whole; ValueError where it began with other weights."""
     begun, rows, tell = folder.begun(), folder.rows(), here.progress.message
     assert begun is not None
-    if changed := [name for name, digest in now.weights.items() if begun.weights.get(name) != digest]:
+    if changed := [name for name, digest in now.weights.items() if begun.weights.get(name) not in (None, digest)]:
         names = ", ".join(changed)
         raise ValueError(f"resume: weights or statistics of {names} are not those that the dataset began with")
     if rows:

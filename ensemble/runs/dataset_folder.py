@@ -60,7 +60,7 @@ class Begun:
     images: int
     """That were asked for last."""
     weights: dict[str, str]
-    """SHA-256 of the teachers' weights, where it is known."""
+    """Digests of the teachers' weights and statistics, by name."""
     versions: dict[str, str]
     ranks: int
     """That worked on one batch."""

@@ -91,8 +91,8 @@ class ResultsFolder:
             raise ValueError(f"output: {self.path} holds a dataset, which a run does not replace; give another folder")
         if names and overwrite and self._is_anothers():
             raise ValueError(
-                f"output: {self.path} holds what another command made, and a run would remove its recipe or summary; "
-                "give another folder"
+                f"output: {self.path} holds no run's recipe, so what is in it may be another command's, whose records "
+                "a run would remove; give another folder"
             )
         if names and not overwrite:
             raise not_empty(
@@ -135,7 +135,7 @@ class ResultsFolder:
         """Whether the records in the folder are no run's, which always has a recipe that names teachers."""
         recipe = self.path / RECIPE
         if not recipe.is_file():
-            return any((self.path / name).is_file() for name in (SUMMARY, METRICS))
+            return (self.path / SUMMARY).is_file()  # which comes last
         try:
             return "teachers" not in load_yaml(recipe)
         except ConfigError:

@@ -12,7 +12,17 @@ from torch import nn
 
 from ensemble.machine.checkpoint import checksum
 from ensemble.teachers.copying import copied
-from models import Assumed, ModelCard, create_model, model_card, network_logits, parse_spec, sha256, usable
+from models import (
+    Assumed,
+    ModelCard,
+    create_model,
+    has_lazy_layers,
+    model_card,
+    network_logits,
+    parse_spec,
+    sha256,
+    usable,
+)
 
 OWN = "own"
 """The family of modules that come without a card."""
@@ -97,9 +107,12 @@ def named_networks(
             raise ValueError(
                 f"teachers: expected a name, a module, or a pair (module, ModelCard), got {type(network).__name__}"
             )
-        name = _free_name(card.name if card is not None else type(module).__name__, modules)
+        own = card.name if card is not None else type(getattr(module, "_orig_mod", module)).__name__
+        name = _free_name(own, modules)
         shown = name.strip("<>")
         module = usable(shown, module)
+        if has_lazy_layers(module):
+            raise ValueError(f"{shown} has lazy layers without a shape; call it once with a batch of images")
         if card is None:
             if input_size is None:
                 raise ValueError(f"teachers: {shown} comes without a ModelCard; say input_size=, in pixels")

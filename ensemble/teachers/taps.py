@@ -192,8 +192,9 @@ def _prefix(net: nn.Module, tokens: int) -> tuple[int | None, bool]:
     """
     named = {name.rpartition(".")[2] for name, _ in net.named_parameters()}
     has_class = bool(named & {"cls_token", "class_token"})
-    declared = getattr(net, "num_prefix_tokens", 1 if "class_token" in named else None)
     alone = _is_square(tokens)
+    said = (getattr(module, "num_prefix_tokens", None) for module in net.modules())
+    declared = next((n for n in said if isinstance(n, int)), 1 if has_class and _is_square(tokens - 1) else None)
     if declared is None:
         return (0 if alone else None), False
     if declared >= tokens or (alone and not _is_square(tokens - declared)):

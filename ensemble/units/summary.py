@@ -34,6 +34,8 @@ def print_units(made: Preferred, output: str) -> None:
     for row in made.rows[:_SHOWN]:
         for name in networks:
             values = [row.get(f"{name}/{key}" if name else key) for key in columns]
+            if values[0] is None:  # the unit has no part in this network
+                continue
             shown = ["" if value is None else f"{value:.3g}" for value in values]
             table.add_row(row["unit"], *([name] if name else []), *shown)
     console.print(table)

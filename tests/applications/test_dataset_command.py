@@ -455,16 +455,18 @@ def test_a_plugins_network_that_was_changed_is_refused(run, tmp_path):
 from models import ModelCard, register_model
 @register_model(ModelCard("own_net", "own", 8, 3, (0.5,) * 3, (0.5,) * 3))
 def own(num_classes: int = 3):
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes, bias=BIAS))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes)).apply(
+        lambda part: nn.init.constant_(part.bias, BIAS) if isinstance(part, nn.Linear) else None
+    )
 """
-    plugin.write_text(text.replace("BIAS", "True"))
+    plugin.write_text(text.replace("BIAS", "0.0"))
     single = ["--plugin", plugin, "--models", "own_net@random", "--iterations", "3", "--device", "cpu"]
     assert run("dataset", *single, "--images", "8", "--output", tmp_path / "set").code == 0
     assert run(*single, "--output", tmp_path / "run").code == 0
     from models._table import TABLE
 
     del TABLE["own_net"]
-    plugin.write_text(text.replace("BIAS", "False"))
+    plugin.write_text(text.replace("BIAS", "0.5"))
     refused = run("dataset", "--plugin", plugin, "--output", tmp_path / "set", "--resume", "--images", "16")
     assert "weights or statistics of own_net are not those that the dataset began with" in one_line(refused)
     refused = run("--plugin", plugin, "--output", tmp_path / "run", "--resume", "--iterations", "6")

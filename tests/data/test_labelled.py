@@ -428,8 +428,15 @@ def test_files_of_other_endings_beside_pictures_are_told(kind: str, tmp_path: Pa
         load_images(path, "test")
 
 
+def test_loose_files_of_other_endings_are_told(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {"a.png": png(1), "b.heic": b"-", "c.txt": b"-"})
+    with pytest.warns(UserWarning, match=r"1 file left out: 1 \.heic, beside 1 picture"):
+        any_images(path, None, 4)
+
+
 def test_a_link_to_a_folder_above_its_class_ends_there(tmp_path: Path) -> None:
     path, name = make(tmp_path, "folder", files()), CLASSES[0]
+    (path / "test" / "whole").symlink_to(".")
     (path / "test" / name / "up").symlink_to("..")
     (path / "test" / name / "top").symlink_to("../..")
     assert_clean(path)

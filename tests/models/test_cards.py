@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ensemble.training.weights import save_weights
-from models import ModelCard, check_reads, create_model, model_card, register_model
+from models import ModelCard, are_probabilities, check_reads, create_model, model_card, register_model, usable
 from models._card import IMAGENET_MEAN, IMAGENET_STD
 from models._table import undone_on_error
 
@@ -316,9 +316,9 @@ def lazy(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
 
 
+@pytest.mark.usefixtures("table")
 def test_lazy_layers_take_their_shapes_and_then_a_file(tmp_path: Path) -> None:
-    with undone_on_error():
-        register_model(ModelCard("lazy_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(lazy)
+    register_model(ModelCard("lazy_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(lazy)
     net, _ = create_model("lazy_net@random")
     torch.save(net.state_dict(), tmp_path / "net.pth")
     again, _ = create_model(f"lazy_net@{tmp_path / 'net.pth'}")
@@ -326,13 +326,33 @@ def test_lazy_layers_take_their_shapes_and_then_a_file(tmp_path: Path) -> None:
     assert torch.equal(net(x), again(x))
 
 
+@pytest.mark.usefixtures("table")
 def test_of_a_compiled_network_what_was_compiled_is_taken() -> None:
-    with undone_on_error():
-        register_model(ModelCard("compiled_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(
-            lambda num_classes=10: torch.compile(plain(num_classes))
-        )
+    card = ModelCard("compiled_net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3)
+    register_model(card)(lambda num_classes=10: torch.compile(plain(num_classes)))
     net, _ = create_model("compiled_net@random")
     assert type(net) is nn.Sequential
+
+
+def quantised(num_classes: int = 10) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(plain(num_classes), {nn.Linear}, dtype=torch.qint8)
+
+
+def test_a_network_that_could_be_quantised_and_is_not_is_taken() -> None:
+    net = nn.Sequential(plain())
+    net.add = torch.ao.nn.quantized.FloatFunctional()
+    assert usable("net", net) is net
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_probabilities_are_told_from_logits(classes: int, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(64, classes, generator=rng)
+    assert are_probabilities(logits.softmax(1).to(dtype))
+    zeros, rectified = torch.zeros(64, classes), logits.relu() / classes
+    for values in (logits, zeros, rectified, logits.softmax(1) * 1.05, torch.tensor([[0.0, 1.0]]).expand(4, 2)):
+        assert not are_probabilities(values.to(dtype))
 
 
 def fails(num_classes: int = 10) -> nn.Module:
@@ -343,19 +363,27 @@ def plain(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
 
 
+@pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("name", "factory", "told"),
     [
         ("failing_net", fails, "failing_net: the network cannot be made: no licence"),
-        ("scripted_net", lambda num_classes=10: torch.jit.script(plain(num_classes)), "is a TorchScript module"),
+        ("scripted_net", lambda num_classes=10: torch.jit.script(plain(num_classes)), "it is TorchScript"),
+        (
+            "half_scripted_net",
+            lambda num_classes=10: nn.Sequential(torch.jit.script(plain(num_classes))),
+            "its layer 0 is TorchS",
+        ),
+        ("quantised_net", quantised, "its layer 1 is quantised"),
+        ("no_net", lambda num_classes=10: None, "expected a torch.nn.Module, got NoneType"),
+        ("unsettled_net", lambda num_classes=10: nn.Sequential(nn.LazyConv2d(4, 9)), "the network cannot be made"),
         ("meta_net", lambda num_classes=10: plain(num_classes).to("meta"), "on the device meta"),
     ],
 )
 def test_networks_that_cannot_be_used_are_told_in_one_line(
     name: str, factory: Callable[..., nn.Module], told: str
 ) -> None:
-    with undone_on_error():
-        register_model(ModelCard(name, "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(factory)
+    register_model(ModelCard(name, "test", 8, 10, (0.5,) * 3, (0.5,) * 3))(factory)
     with pytest.raises(ValueError, match=told):
         create_model(f"{name}@random")
 
@@ -370,3 +398,9 @@ def test_a_judge_that_takes_each_batchs_statistics_is_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_reads("judge net", net, card, learns=True)
+
+
+def test_of_a_network_of_grey_images_it_is_said_what_its_card_lacks() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(ValueError, match="one mean and one std on its card"):
+        check_reads("net", net, ModelCard("net", "test", 8, 10, (0.5,) * 3, (0.5,) * 3))

@@ -14,7 +14,7 @@ from torch import nn
 from ensemble import invert
 from ensemble.config.mistakes import ConfigError
 from ensemble.objectives.activation import SCALE, Activation
-from ensemble.objectives.selection import expand, parse_selection
+from ensemble.objectives.selection import Unit, expand, parse_selection
 from ensemble.objectives.terms import Slice, Totals
 from ensemble.teachers.directions import read_direction
 from ensemble.teachers.taps import Tap, Tapped
@@ -183,6 +183,13 @@ def test_what_selections_stand_for() -> None:
 def test_what_is_not_there_is_told(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Activation(text).check([profile()])
+
+
+def test_tokens_that_nobody_knows_are_told() -> None:
+    unknown = Tapped(4, (7,), None)
+    for position in ("cls", "patches"):
+        with pytest.raises(ValueError, match="which of 7 tokens are patches' is not known of this network"):
+            Unit(Tap("tokens"), position=position).places(unknown)
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,13 @@ def test_total_variation_is_its_twin(order: int) -> None:
     assert float(over_image) == pytest.approx(np.mean(images), rel=1e-12)
 
 
+def test_a_side_of_one_pixel_has_no_neighbours() -> None:
+    view = draw(2, 3, 1, 6)
+    expected = (view[..., 1:] - view[..., :-1]).abs().mean()
+    assert float(TotalVariation(order=1)(view)) == pytest.approx(float(expected))
+    assert float(TotalVariation(order=1)(draw(2, 3, 1, 1))) == 0
+
+
 def test_l2_is_its_twin() -> None:
     view = draw(2, 3, 4, 4)
     assert float(L2Prior()(view)) == pytest.approx(np.linalg.norm(view.numpy()), rel=1e-12)

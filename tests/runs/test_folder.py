@@ -76,7 +76,7 @@ def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
 def test_overwrite_refuses_what_another_command_made(tmp_path, made):
     for name, text in made.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match="another command made"):
+    with pytest.raises(ValueError, match="may be another command's"):
         ResultsFolder(tmp_path).begin(overwrite=True)
     assert files(tmp_path) == set(made)
 

@@ -184,6 +184,11 @@ def test_tokens_before_those_of_patches(declared: int | None, token: str, late: 
     assert layouts[taps[0]] == Tapped(5, (16,), 0) and layouts[taps[1]] == Tapped(5, (17,), *late)
 
 
+def test_a_network_within_another_says_its_tokens() -> None:
+    wrapped = nn.Sequential(nn.Identity(), Joins(1, "cls_token")).double().eval()
+    assert teacher_of(wrapped, Tap("1.late")).profile().taps[Tap("1.late")] == Tapped(5, (17,), 1, True)
+
+
 def test_channels_come_first_however_they_lie() -> None:
     net = Channels().double().eval()
     taps = Tap("conv"), Tap("last"), Tap("norm"), Tap("tokens"), Tap("head")

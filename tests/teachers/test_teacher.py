@@ -57,3 +57,14 @@ def test_the_network_passed_in_stays_as_it_was():
     _teacher(net)
     assert type(net.bn) is nn.BatchNorm2d and net.conv.weight.dtype == torch.float32
     assert net.conv.weight.requires_grad
+
+
+def test_a_network_that_takes_each_batchs_statistics_is_told():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 5)
+    )
+    teacher = Teacher("t", net, ModelCard("t", "test", 8, 5, (0.5,) * 3, (0.5,) * 3))
+    assert teacher.notes == [
+        "t: BatchNorm 1 keeps no statistics and takes those of each batch, so what it says of an image depends on the "
+        "others, and micro-batches or more ranks give other images"
+    ]

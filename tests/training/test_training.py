@@ -58,6 +58,20 @@ def toy_net() -> nn.Module:
     )
 
 
+def test_a_head_of_zeros_learns_in_bf16() -> None:
+    """Its first logits are all 0, which are no probabilities, however few bits there are."""
+    head = nn.Linear(192, 200)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    names = tuple(map(str, range(200)))
+    data = LabelledImages(toy_set().images, torch.arange(96), names)
+    schedule = Schedule(epochs=1, batch_size=24, lr=0.1, precision="bf16")
+    given = dict(augmentation=Augmentation(crop_padding=0), seed=1, device=CPU, compile_net=False)
+    card = ModelCard("wide", "toy", 8, 200, mean=MEAN, std=STD)
+    train(nn.Sequential(nn.Flatten(), head), card, data, data.subset(slice(4)), schedule=schedule, **given)
+    assert bool(head.weight.detach().abs().max() > 1e-3)
+
+
 def test_a_softmax_at_the_end_changes_nothing_of_what_is_learned() -> None:
     plain, ended = toy_net(), nn.Sequential(toy_net(), nn.Softmax(1))
     schedule = Schedule(epochs=2, batch_size=24, lr=0.1, precision="fp32")

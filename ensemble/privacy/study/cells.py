@@ -87,7 +87,7 @@ class Cells:
             save_weights(net, self.folder.weights(teacher.name), card)
             outside = bank.outside(teacher.seed).subset(slice(_BATCHES * BATCH))
             size = min(BATCH, len(outside) // 4)
-            tensors = {**answers(net, card, bank.pool.images, bank.pool.labels)._asdict()}
+            tensors = answers(net, card, bank.pool.images, bank.pool.labels)._asdict()
             for name, candidate in CANDIDATES.items():
                 found = moments_of(net, candidate.batches(outside.images, card, size, bank.recipe.seed))
                 tensors |= {f"{name}/mean": found.mean, f"{name}/var": found.var}

@@ -164,9 +164,10 @@ def _targets(
         chosen = {n: order[:n] for n in references if n < count}
         scores = {} if right is None else {"gap": right[k].double()}
         scores |= _scores(margins[k], margins[others], inside[others], canaries)
-        for n, index in chosen.items() if bool((~inside[judged] & ~canaries).any()) else ():
-            population = ~inside[judged] & ~canaries
-            scores[f"rmia_{n}"] = rmia(margins[k], margins[index], inside[index], population)
+        population = ~inside[judged] & ~canaries
+        if population.any():  # RMIA takes images that the target did not learn
+            for n, index in chosen.items():
+                scores[f"rmia_{n}"] = rmia(margins[k], margins[index], inside[index], population)
         found.append(_Target(k, inside[judged], scores))
     return found
 

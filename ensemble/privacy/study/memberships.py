@@ -34,6 +34,8 @@ def arms_with_shadows(cells: Cells) -> dict[str, Shadowed]:
         teachers = scores.teachers(arm.name)
         if len(teachers) >= _LEAST:
             said = [cells.folder.tensors(f"bank_{t.name}") for t in teachers]
+            if not all("right" in each for each in said):
+                raise ValueError(f"{cells.folder.path} holds a bank of an earlier version; pass --overwrite instead")
             margins, right = (torch.stack([each[key] for each in said]) for key in ("margins", "right"))
             found[arm.name] = Shadowed(margins, torch.stack([cells.bank.inside(t.seed) for t in teachers]), right)
     return found
