@@ -3,13 +3,20 @@
 from models import cifar_models  # noqa: F401  (registers the CIFAR networks)
 from models._card import Assumed, ModelCard, Weights
 from models._classes import as_many_in_order, class_indices
-from models._convention import are_probabilities, card_logits, first_tensor, log_of, network_input, network_logits
+from models._convention import (
+    are_probabilities,
+    card_logits,
+    first_tensor,
+    log_of,
+    network_input,
+    network_logits,
+)
 from models._loading import WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import batch_bound, check_reads, evaluating, has_lazy_layers, reason_of, usable
+from models._trial import cautions, check_reads, evaluating, has_lazy_layers, reason_of, usable
 from models._wordnet import wordnet_numbers
 
 __all__ = [
@@ -21,8 +28,8 @@ __all__ = [
     "add_plugin_table",
     "are_probabilities",
     "as_many_in_order",
-    "batch_bound",
     "card_logits",
+    "cautions",
     "check_reads",
     "class_indices",
     "create_model",

@@ -89,6 +89,12 @@ def are_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return are & (values[:, 0] != 0).any() if logits.shape[1] == 2 else are
 
 
+def are_of_sigmoid(logits: torch.Tensor) -> bool:
+    """Whether these may be one probability each, which `network_logits` took for a logit."""
+    one = logits.shape[1] == 2 and not bool(logits[:, 0].any())
+    return one and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all())
+
+
 def log_of(probabilities: torch.Tensor) -> torch.Tensor:
     """The logarithm, of 0 that of the smallest normal number."""
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

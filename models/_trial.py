@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from models._card import ModelCard
-from models._convention import network_input, network_logits
+from models._convention import are_of_sigmoid, network_input, network_logits
 
 
 def reason_of(error: BaseException) -> str:
@@ -81,10 +81,21 @@ def settle_lazy(net: nn.Module, card: ModelCard) -> None:
         net(network_input(torch.full((2, 3, card.input_size, card.input_size), 0.5), card).to(weight.dtype))
 
 
-def batch_bound(net: nn.Module) -> str | None:
-    """A BatchNorm that keeps no statistics and always takes the batch's: what is said of an image depends on others."""
-    layers = ((name, module) for name, module in net.named_modules() if isinstance(module, _BatchNorm))
-    return next((name or "it" for name, module in layers if module.running_mean is None), None)
+def cautions(net: nn.Module, logits: torch.Tensor) -> list[str]:
+    """What to know of a network that said these logits of some images, in a line each that follows its name."""
+    found = []
+    if are_of_sigmoid(logits):
+        found.append(
+            "it returns one number, between 0 and 1 for all that was tried; if it ends in a sigmoid, let it return the "
+            "logit"
+        )
+    norms = ((name, module) for name, module in net.named_modules() if isinstance(module, _BatchNorm))
+    if (layer := next((name or "itself" for name, module in norms if module.running_mean is None), None)) is not None:
+        found.append(
+            f"BatchNorm {layer} keeps no statistics and takes those of each batch, so what it says of an image depends "
+            "on those beside it: on batches, micro-batches and ranks"
+        )
+    return found
 
 
 def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = False) -> None:
@@ -109,8 +120,7 @@ def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = Fa
         raise ValueError(
             f"{name}: its card says {card.num_classes} classes, its output for 2 images has shape {tuple(logits.shape)}"
         )
-    if not learns and (layer := batch_bound(net)) is not None:
-        text = f"{name}: BatchNorm {layer} keeps no statistics, so what it reads in an image depends on those beside it"
-        warnings.warn_explicit(text, UserWarning, f"<{card.name}>", 1)
+    for text in () if learns else cautions(net, logits):
+        warnings.warn_explicit(f"{name}: {text}", UserWarning, f"<{card.name}>", 1)
     if learns and not logits.requires_grad:
         raise ValueError(f"{name}: no gradient reaches its weights (no_grad, detach or numpy in its forward?)")

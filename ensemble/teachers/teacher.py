@@ -22,7 +22,7 @@ from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restore
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
-from models import ModelCard, are_probabilities, batch_bound, log_of, network_input, network_logits, reason_of
+from models import ModelCard, are_probabilities, cautions, log_of, network_input, network_logits, reason_of
 
 
 class Observation(NamedTuple):
@@ -198,11 +198,7 @@ class Teacher:
         self._probabilities = bool(are_probabilities(logits))
         if self._probabilities:
             self.notes.append(f"{self.name} ends in probabilities; their logarithms are taken as its logits")
-        if (layer := batch_bound(self.net)) is not None:
-            self.notes.append(
-                f"{self.name}: BatchNorm {layer} keeps no statistics and takes those of each batch, so what it says of "
-                "an image depends on the others, and micro-batches or more ranks give other images"
-            )
+        self.notes += [f"{self.name}: {text}" for text in cautions(self.net, logits)]
 
     def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
         size = f"an image of {view.shape[2]} x {view.shape[3]}"

@@ -64,7 +64,17 @@ def test_a_network_that_takes_each_batchs_statistics_is_told():
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 5)
     )
     teacher = Teacher("t", net, ModelCard("t", "test", 8, 5, (0.5,) * 3, (0.5,) * 3))
-    assert teacher.notes == [
-        "t: BatchNorm 1 keeps no statistics and takes those of each batch, so what it says of an image depends on the "
-        "others, and micro-batches or more ranks give other images"
+    assert [note.partition(",")[0] for note in teacher.notes] == [
+        "t: BatchNorm 1 keeps no statistics and takes those of each batch"
     ]
+
+
+def test_one_number_that_may_be_of_a_sigmoid_is_told():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 1, bias=False))
+    nn.init.constant_(net[1].weight, -0.02)
+    card = ModelCard("t", "test", 8, 1, (0.0,) * 3, (1.0,) * 3)
+    assert not Teacher("t", net, card).notes  # a logit, below 0
+    assert (
+        "if it ends in a sigmoid, let it return the logit"
+        in Teacher("t", nn.Sequential(net, nn.Sigmoid()), card).notes[0]
+    )
