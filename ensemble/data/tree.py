@@ -63,6 +63,7 @@ def find(
         tops, split = [top], ""
     inside = f"{split}/" if split else ""
     for top in tops:
+        above = (tree.same(tree.top()), tree.same(top))
         for child in tree.children(top):
             if is_clutter(child.name):
                 continue
@@ -71,7 +72,6 @@ def find(
             if not child.is_folder:
                 loose.append(child)
                 continue
-            above = (tree.same(tree.top()), tree.same(top))
             if tree.same(child.place) in above:  # a link to a folder that holds it
                 continue
             rest = others.setdefault(child.name, [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 from ensemble.evaluation.intervals import clopper_pearson
 
 ENOUGH = 2000
@@ -21,14 +23,21 @@ def images_for_score(classes: int) -> int:
     return max(2, 50 * (classes - 1))
 
 
+def score_bias(n: int, classes: int) -> float:
+    """By which share of it an Inception Score of `n` images is too small, to first order of its logarithm.
+
+    1 - exp(-(classes - 1) / 2n): see `images_for_score`.
+    """
+    return 1 - exp(-(classes - 1) / (2 * n))
+
+
 def of_score(n: int, classes: int) -> str | None:
     """About the Inception Score of `n` images."""
     least = images_for_score(classes)
     if n < least:
         return f"no Inception Score: of {classes} classes it takes {least} images, and here are {n}"
     if n < ENOUGH_FOR_SCORE:
-        bias = (classes - 1) / (2 * n)
-        return f"with {n} images the Inception Score is biased downwards, by up to {bias:.1%}"
+        return f"with {n} images the Inception Score is biased downwards, by up to {score_bias(n, classes):.1%}"
     return None
 
 

@@ -94,6 +94,11 @@ def compare_ranks(context: ProcessContext, tensors: Mapping[str, torch.Tensor], 
         )
 
 
+def changed(begun: Mapping[str, str | None], now: Mapping[str, str]) -> str:
+    """The teachers whose digests are others now; of one whose digest was not recorded nothing is known."""
+    return ", ".join(name for name, digest in now.items() if begun.get(name) not in (None, digest))
+
+
 def versions(device: torch.device) -> dict[str, str]:
     """Versions of what decides the images, down to the compiled kernel where the device is a CPU."""
     found = {"python": platform.python_version()}
@@ -142,9 +147,7 @@ class Restored:
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
         for checkpoint in self.trials.values():
-            begun = checkpoint.meta["weights"]
-            if changed := [name for name, digest in weights.items() if begun.get(name) not in (None, digest)]:
-                names = ", ".join(changed)
+            if names := changed(checkpoint.meta["weights"], weights):
                 raise ValueError(f"resume: weights or statistics of {names} are not those that the run began with")
 
     def restore(self, trial: int, inversion: Inversion, device: torch.device) -> None:

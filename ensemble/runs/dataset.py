@@ -21,7 +21,7 @@ from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.words import plural
 from ensemble.runs.build import Earlier, PlacedEnsemble, build_ensemble, build_inversion, looks_back
-from ensemble.runs.checkpoints import Restored, compare_ranks, saved_runtime, versions
+from ensemble.runs.checkpoints import Restored, changed, compare_ranks, saved_runtime, versions
 from ensemble.runs.dataset_end import Finished, finish
 from ensemble.runs.dataset_folder import Begun, DatasetFolder, Row, Wanted
 from ensemble.runs.plan import Plan, own_targets
@@ -117,8 +117,7 @@ def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> t
     """How the dataset began, and its batches that are whole; ValueError where it began with other weights."""
     begun, rows, tell = folder.begun(), folder.rows(), here.progress.message
     assert begun is not None
-    if changed := [name for name, digest in now.weights.items() if begun.weights.get(name) not in (None, digest)]:
-        names = ", ".join(changed)
+    if names := changed(begun.weights, now.weights):
         raise ValueError(f"resume: weights or statistics of {names} are not those that the dataset began with")
     if rows:
         tell(f"checking {plural(len(rows), 'shard')}")

@@ -74,7 +74,9 @@ class Value:
                     raise ValueError(f"{name} lacks the held-out images that the study has; {_COPY}")
                 self._folder.write_held_out(make_held_out(kit))
             held_out = self._folder.read_held_out()
-        digest = hashlib.blake2b(held_out.images.numpy().tobytes() + held_out.labels.numpy().tobytes()).hexdigest()
+        found = hashlib.blake2b()
+        held_out.hash_into(found)
+        digest = found.hexdigest()
         if study.user_attrs.get("held_out", digest) != digest:
             raise ValueError(f"{name} holds other held-out images than the study has; {_COPY}")
         study.set_user_attr("held_out", digest)

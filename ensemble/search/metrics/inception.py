@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from math import exp
 
 import torch
 
-from ensemble.evaluation.cautions import images_for_score
+from ensemble.evaluation.cautions import images_for_score, score_bias
 from ensemble.evaluation.classification import logits_of
 from ensemble.evaluation.inception_score import inception_score
 from ensemble.search.metric import Kit, Measure, Metric
@@ -28,9 +27,8 @@ class Inception(Metric, kind="inception"):
             n, classes = len(images), card.num_classes
             if n < images_for_score(classes):
                 warnings.warn(
-                    f"inception: with {n} images a point the score is too small by about "
-                    f"{1 - exp(-(classes - 1) / (2 * n)):.0%}, and differences below that may be chance; make more by "
-                    "images_per_class or trials",
+                    f"inception: with {n} images a point the score is too small by about {score_bias(n, classes):.0%}, "
+                    "and differences below that may be chance; make more by images_per_class or trials",
                     stacklevel=2,
                 )
             return inception_score(logits_of(net, card, images).double().softmax(1))[0]
