@@ -10,6 +10,11 @@ from ensemble.objectives.activation import Activation
 LARGE = 128
 """Pixels from which a `fourier` image is seen at half its size."""
 
+_SMALLER = 13 / 16
+_VARIED = {"zoom": 0.75, "noise": 0.1}
+"""Small images are seen at 13/16 of their size, in parts of 3/4 of the side and more, with noise: so what is in them
+counts at 0.8 to 1.1 of its size, and without what JPEG takes away."""
+
 
 def fields_of(
     method: str,
@@ -20,10 +25,11 @@ def fields_of(
     images: int,
     generator: str | None = None,
     bn_matching: float = 0.0,
+    placed: bool = False,
 ) -> dict[str, Any]:
     """The recipe's fields of a method for images of `size` pixels; what its source gives in pixels goes with the size.
 
-    `bn_matching` is the weight of BN matching for each of the images, whose activations are summed.
+    `placed` keeps the size of views, where units are at places that only maps of that size have. `bn_matching` is the weight of BN matching for each of the images, whose activations are summed.
 
     ValueError for a generator with a method that has an image of its own, or a weight below 0.
     """
@@ -37,7 +43,7 @@ def fields_of(
         "ensemble": {"aggregation": "equal"} if networks > 1 and method != "lbfgs" else {},
         "best_every": 0,
     }
-    image, stage, optimizer = _OF[method](size) if generator is None else _OF_CODES[method](generator)
+    image, stage, optimizer = _OF[method](size, placed) if generator is None else _OF_CODES[method](generator)
     return fields | {"image": image | {"size": size}, "stages": [stage], "optimizer": optimizer}
 
 
@@ -45,20 +51,26 @@ Made = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 """Image, stage and optimizer."""
 
 
-def _fourier(size: int) -> Made:
+def _smaller(size: int, placed: bool) -> dict[str, Any]:
+    return _VARIED | ({} if placed else {"size": max(1, round(_SMALLER * size))})
+
+
+def _fourier(size: int, placed: bool) -> Made:
     """As Olah, Mordvintsev & Schubert (2017): decorrelated Fourier coefficients, Adam, small shifts and crops.
 
     Large images are seen at half their size: at the whole, what excites a unit most is grain that a blur of two pixels
     takes away.
     """
     image = {"start": {"kind": "noise"}}
-    stage: dict[str, Any] = {"iterations": 256, "jitter": max(1, size // 16), "jitter_per_image": True, "zoom": 0.9}
-    if size >= LARGE:
+    stage: dict[str, Any] = {"iterations": 256, "jitter": max(1, size // 16), "jitter_per_image": True}
+    if size < LARGE or placed:
+        stage |= _smaller(size, placed)
+    else:
         stage |= {"size": size // 2, "jitter": size // 32, "zoom": 0.6}
     return image, stage, {"kind": "adam", "lr": 0.05, "betas": [0.9, 0.999], "schedule": "constant"}
 
 
-def _descent(size: int) -> Made:
+def _descent(size: int, _: bool) -> Made:
     """cnnpref's demonstration of higher layers, in the correct form; its pixels are of 227."""
     image = {"parameterization": {"kind": "pixels", "space": "caffe", "clip": False}, "start": {"kind": "uniform"}}
     stage = {"iterations": 200, "jitter": max(1, round(32 * size / 227)), "jitter_mode": "wrap"}
@@ -69,16 +81,16 @@ def _descent(size: int) -> Made:
     return image, stage, optimizer
 
 
-def _bounded(size: int) -> Made:
+def _bounded(size: int, _: bool) -> Made:
     """cnnpref's: pixels within their bounds, nothing else. From noise: at black rectified units have no gradient."""
     image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "noise", "scale": 0.1}}
     return image, {"iterations": 200}, {"kind": "lbfgsb"}
 
 
-def _phases(size: int) -> Made:
-    """As Fel et al. (2023, MACO): phases alone, small parts of the image, noise."""
+def _phases(size: int, placed: bool) -> Made:
+    """As Fel et al. (2023, MACO): phases alone, small parts of the image, noise; of small images larger parts."""
     image = {"parameterization": {"kind": "maco", "deviation": 2.0}, "start": {"kind": "noise", "scale": 1.0}}
-    stage = {"iterations": 256, "zoom": 0.25, "noise": 0.08}
+    stage = {"iterations": 256} | ({"zoom": 0.25, "noise": 0.08} if size >= LARGE else _smaller(size, placed))
     return image, stage, {"kind": "nadam", "lr": 1.0, "schedule": "constant"}
 
 

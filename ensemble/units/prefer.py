@@ -50,8 +50,8 @@ class Preferred:
     rows: list[dict[str, Any]]
     """A row an image: its unit, and where that is at one place, the box of pixels that it sees (top, left, bottom,
     right); `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur and a rescaling; and
-    with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, and `of_largest` =
-    activation / largest."""
+    with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, `of_largest` =
+    activation / largest, None where that is not above 0, and `above`: whether the activation is the larger."""
     top: torch.Tensor | None = None
     """(units, T, 3, H, W), uint8: the real images that excite each unit most."""
 
@@ -157,6 +157,7 @@ def prefer(
         images=images,
         generator=generator,
         bn_matching=bn_matching,
+        placed=_placed(readers),
     )
     idle = [profile.name for profile in readers.profiles if not any(readers.term.units_of(profile))]
     if idle and not bn_matching and "terms" not in fields and not any("objectives" in text for text in overrides):
@@ -228,6 +229,12 @@ def _classes(readers: Readers) -> list[int]:
     return classes if len(classes) == len(units) else []
 
 
+def _placed(readers: Readers) -> bool:
+    """Whether units are at places that a view of another size has not, or elsewhere."""
+    units = [u for profile in readers.profiles for several in readers.term.units_of(profile) for u in several]
+    return any(unit.whole or unit.position.startswith("t=") or "," in unit.position for unit in units)
+
+
 def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
     """Of units at one place; those of other channels at the same place are taken to see the same."""
     known: dict[object, list[int]] = {}
@@ -271,6 +278,7 @@ def _read(results: Results, readers: Readers, real: torch.Tensor | None, *, of_c
                 row |= {f"{prefix}mean": mean, f"{prefix}std": std, f"{prefix}largest": largest}
                 row[f"{prefix}z"] = (a - mean) / std if std else None
                 row[f"{prefix}of_largest"] = a / largest if largest > 0 else None
+                row[f"{prefix}above"] = a > largest
         rows.append(row)
     top = None
     if real is not None:

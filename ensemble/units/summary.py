@@ -41,10 +41,9 @@ def print_units(made: Preferred, output: str) -> None:
     console.print(table)
     if len(made.rows) > _SHOWN:
         console.print(f"and {len(made.rows) - _SHOWN} more, in units.jsonl")
-    ratios = [row[key] for row in made.rows for key in row if key.endswith("of_largest") and row[key] is not None]
-    if ratios:
-        share = sum(ratio > 1 for ratio in ratios)
-        console.print(f"{share} of {len(ratios)} are above the largest of the real images")
+    above = [row[key] for row in made.rows for key in row if key.rpartition("/")[2] == "above"]
+    if above:
+        console.print(f"{sum(above)} of {len(above)} are above the largest of the real images")
     if made.rows[0]["of_class"]:
         for name, read in made.results.summary.get("verifiers", {}).items():
             console.print(f"{name} reads {read['accuracy']:.1%} of {read['images']} images as their class")

@@ -59,7 +59,9 @@ def test_a_sheet_of_a_layer(run, tmp_path: Path, real: Path) -> None:
     assert (
         (folder / "units.png").is_file() and (folder / "top_real.png").is_file() and (folder / "summary.json").is_file()
     )
-    assert f"{sum(row['of_largest'] > 1 for row in found if row['of_largest'] is not None)} of" in ended.output
+    above = [row["activation"] > row["largest"] for row in found]
+    assert [row["above"] for row in found] == above
+    assert f"{sum(above)} of {len(found)} are above" in ended.output
     assert run(*COMMAND, "--units", "conv:0", "--output", folder).code == 2  # nothing on disk is lost
     assert run(*COMMAND, "--units", "conv:0", "--output", folder, "--overwrite").code == 0
     assert len(rows(folder)) == 1 and not (folder / "top_real.png").exists()

@@ -151,9 +151,10 @@ def main() -> None:
             found = made(arm, options.model, units, partners, options.output / f"{layer}_{arm}", options)
             key = f"{name}/" if arm == "joint" else ""
             ratio = np.array([row[f"{key}of_largest"] or 0.0 for row in found.rows])
+            above = float(np.mean([row[f"{key}above"] for row in found.rows]))
             kept = {c: np.array([row[f"{key}{c}"] or 0.0 for row in found.rows]) for c in CHANGES}
             r, z, shuffled = judge.transfer(own, (found.images * 255).round() / 255)
-            row: dict[str, Any] = {"layer": layer, "arm": arm, "units": len(units), "above": float((ratio > 1).mean())}
+            row: dict[str, Any] = {"layer": layer, "arm": arm, "units": len(units), "above": above}
             row |= {"median_ratio": float(np.median(ratio))}
             row |= {f"kept_{c}": float((values >= 0.8).mean()) for c, values in kept.items()}
             row |= {

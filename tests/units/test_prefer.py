@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_unit_readings import CARD, Net
 
 from ensemble import prefer
@@ -84,3 +85,26 @@ def test_mistakes_are_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         prefer(given.pop("models"), given.pop("units"), **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["fourier", "maco"])
+def test_units_at_places_are_seen_at_the_whole_size(method: str, tmp_path: Path) -> None:
+    """A smaller view has another map: the place would be elsewhere, and a mask would fit nothing."""
+    np.save(tmp_path / "mask.npy", np.eye(36, dtype=np.float32)[:6].reshape(6, 6, 6))
+    for units, smaller in (("conv:0", True), ("conv:0@centre", True), ("conv:0@5,5", False)):
+        made = prefer([(Net(), CARD)], units, method=method, **SHORT)  # type: ignore[arg-type]
+        assert made is not None and (made.results.recipe.stages[0].size is not None) == smaller
+    made = prefer([(Net(), CARD)], f"conv:mask={tmp_path / 'mask.npy'}", method=method, **SHORT)  # type: ignore[arg-type]
+    assert made is not None and made.results.recipe.stages[0].size is None
+
+
+def test_above_counts_where_all_real_activations_are_negative(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for k in range(4):
+        pixels = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{k}.png")
+    made = prefer([(Net(), CARD)], "-relu:0", real=tmp_path / "real", **SHORT | {"iterations": 60})  # type: ignore[arg-type]
+    assert made is not None
+    (row,) = made.rows
+    assert row["largest"] < 0 and row["of_largest"] is None
+    assert row["above"] is (row["activation"] > row["largest"]) is True
