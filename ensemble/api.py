@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble.config.mistakes import did_you_mean
 from ensemble.config.parsing import to_plain
 from ensemble.machine.environment import is_launched, launched_rank, launched_ranks
 from ensemble.machine.hardware import settings_kept
@@ -148,8 +148,7 @@ def _check_names(fields: Mapping[str, Any]) -> None:
     known += [name for name in inspect.signature(invert).parameters if name not in ("overrides", "fields")]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else 'deeper fields are overrides, as "optimizer.lr=0.2"'
+            hint = did_you_mean(name, known, 'deeper fields are overrides, as "optimizer.lr=0.2"')
             if name in ("plugin", "plugins"):
                 hint = "call ensemble.load_plugin(FILE) first, or import what it registers"
             raise ValueError(f"{name}: unknown keyword; {hint}")

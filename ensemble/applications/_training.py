@@ -62,7 +62,7 @@ def distilled(
     from ensemble.machine.hardware import choose_device
     from ensemble.machine.progress import progress_reporter
     from ensemble.plugins import load_entry_points
-    from ensemble.runs.rounds import RoundsRun
+    from ensemble.runs.rounds import RoundsFolder, RoundsRun
     from ensemble.runs.trial import Interrupted
     from ensemble.training.distill import distill
     from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
@@ -78,7 +78,7 @@ def distilled(
     def act() -> dict[str, Any]:
         if asked is None:
             return distill(recipe, folder, device, progress=progress_reporter(), **how)
-        return RoundsRun(recipe, asked, folder.path, device).run(progress=progress_reporter(), **how)
+        return RoundsRun(recipe, asked, RoundsFolder(folder.path), device).run(progress=progress_reporter(), **how)
 
     try:
         summary = ended(act, options)

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.applications._options import Parser, check_alone
-from ensemble.machine.files import why_unwritable
 
 if TYPE_CHECKING:
     from ensemble.data.labelled import LabelledImages
@@ -125,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
 def _folder(options: argparse.Namespace) -> Path:
     """Where the audit goes; ValueError where something is in its way."""
     from ensemble.machine.lock import contents
+    from ensemble.machine.output_folder import check_writable
     from ensemble.privacy.page import DATA, PAGE, REFERENCES, SCORES
 
     folder = Path(options.output).expanduser()
@@ -132,8 +132,7 @@ def _folder(options: argparse.Namespace) -> Path:
     there = [name for name in (PAGE, DATA, SCORES) if name in names]
     if there and not options.overwrite:
         raise ValueError(f"output: {folder / there[0]} exists; pass --overwrite to replace it, or give another folder")
-    if why := why_unwritable(folder.absolute()):
-        raise ValueError(f"output: {folder} cannot be written, {why}; give another folder")
+    check_writable(folder)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ensemble.config.hints import NULL, describe, hint_of, is_class, keys, members, options, shape, shape_of_data, words
-from ensemble.config.mistakes import ConfigError, at, join, nearest, show
+from ensemble.config.mistakes import ConfigError, at, did_you_mean, join, nearest, show
 
 _Loc = tuple[int | str, ...]
 
@@ -201,9 +200,8 @@ def _bound(mistake: _Mistake) -> str:
 def _expected(hint: Any, value: object) -> str:
     """What may stand there, with the nearest word or a remedy if there is one."""
     message = f"expected {describe(hint)}, got {show(value)}"
-    close = difflib.get_close_matches(value, words(hint), n=1) if isinstance(value, str) else []
-    if close:
-        return f"{message}; did you mean '{close[0]}'?"
+    if close := did_you_mean(value, words(hint)):
+        return f"{message}; {close}"
     if (words(hint) or str in members(hint)) and not isinstance(value, str | dict | tuple | None):
         # YAML 1.1 reads off, no and 2026-01-31 as something else than strings
         message += "; put it in quotes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _WORD = re.compile(r"[\w-]+")
@@ -31,10 +31,20 @@ def show(data: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def did_you_mean(
+    text: object, known: Iterable[str], otherwise: str = "", written: Mapping[str, str] | None = None, most: int = 1
+) -> str:
+    """`did you mean 'cat'?`, with up to `most` of the `known` that are near, or `otherwise` where none is.
+
+    `written` says how a known one is written in the message.
+    """
+    near = difflib.get_close_matches(text, [*known], n=most) if isinstance(text, str) else []
+    return f"did you mean {' or '.join(repr((written or {}).get(one, one)) for one in near)}?" if near else otherwise
+
+
 def nearest(name: object, valid: Iterable[Any], noun: str) -> str:
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
-    return f"did you mean '{close[0]}'?" if close else f"valid {noun}: {', '.join(names) or 'none'}"
+    return did_you_mean(name, names, f"valid {noun}: {', '.join(names) or 'none'}")
 
 
 def join(path: str, key: str) -> str:

@@ -11,13 +11,13 @@ POSITION   = centre | Y,X | cls | patches | t=T                 by default all
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ensemble.teachers.class_names import ClassNames
 from ensemble.teachers.taps import LOGITS, Tap, Tapped
 
 _POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
@@ -163,10 +163,8 @@ def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Uni
 
 
 def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[tuple[int, ...]]:
-    names: dict[str, list[int]] = {}
-    for k, name in enumerate(class_names if len(class_names) == at.channels else ()):
-        names.setdefault(name.lower(), []).append(k)
-    if re.search(r"[^\s\d,{}-]", summand.channels) and summand.channels.lower() in names:  # it may have commas
+    names = ClassNames(class_names if len(class_names) == at.channels else ())
+    if re.search(r"[^\s\d,{}-]", summand.channels) and summand.channels in names:  # it may have commas
         return [(_class(summand.channels, names, summand),)]
     if summand.channels == "*":
         return [(k,) for k in range(at.channels)]
@@ -181,7 +179,7 @@ def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[
     return found
 
 
-def _range(text: str, at: Tapped, names: dict[str, list[int]], summand: Summand) -> Sequence[int]:
+def _range(text: str, at: Tapped, names: ClassNames, summand: Summand) -> Sequence[int]:
     if (match := re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)) is not None:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
@@ -192,15 +190,10 @@ def _range(text: str, at: Tapped, names: dict[str, list[int]], summand: Summand)
     return [_class(text, names, summand)]
 
 
-def _class(text: str, names: dict[str, list[int]], summand: Summand) -> int:
-    found = names.get(text.lower(), [])
-    if len(found) > 1:
-        several = " and ".join(map(str, found))
-        raise ValueError(f"units: {summand.tap}: classes {several} are all called {text!r}; give the index")
-    if found:
-        return found[0]
-    if (place := re.search(r"@(.*)", text)) is not None:
+def _class(text: str, names: ClassNames, summand: Summand) -> int:
+    if text not in names and (place := re.search(r"@(.*)", text)) is not None:
         raise ValueError(f"units: {summand.tap}: @{place[1]} is no place; write @centre, @Y,X, @cls, @patches or @t=T")
-    near = difflib.get_close_matches(text.lower(), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; give channels by their numbers, 7, 0-63, 7,9 or *"
-    raise ValueError(f"units: {summand.tap}: {text!r} names no channel{hint}")
+    try:
+        return names.index(text, f"{text!r} names no channel", "give channels by their numbers, 7, 0-63, 7,9 or *")
+    except ValueError as error:
+        raise ValueError(f"units: {summand.tap}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ensemble.config.mistakes import did_you_mean
 from ensemble.privacy.findings import words_of
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -55,8 +55,7 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
         )
     name, sign, written = form.groups()
     if name not in figures:
-        near = difflib.get_close_matches(name, figures, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(figures)}"
+        hint = did_you_mean(name, figures, f"there are {', '.join(figures)}")
         raise ValueError(f"--fail-if {text!r}: {name} is no figure; {hint}")
     if known := words_of(name):
         if sign not in ("==", "!="):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import contents, held, not_empty
+from ensemble.machine.lock import contents
+from ensemble.machine.output_folder import OutputFolder
 from ensemble.recipe import Recipe, parse_recipe
 
 BEGUN, RECIPE, BATCHES, COST, GRID = "begun.json", "recipe.yaml", "batches.jsonl", "cost.json", "grid.png"
@@ -83,10 +84,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DatasetFolder:
+class DatasetFolder(OutputFolder):
     """What `invert.py dataset` writes and reads below `path`."""
 
-    path: Path
+    what = "dataset"
 
     @property
     def shards(self) -> Path:
@@ -121,10 +122,7 @@ class DatasetFolder:
         try:
             return parse_recipe(load_yaml(self.path / RECIPE))
         except ConfigError as error:
-            raise ValueError(
-                f"resume: {self.path} holds a dataset that cannot be gone on with ({error.problems[0]}); pass "
-                "--overwrite instead to replace it, or give another folder"
-            ) from None
+            raise self.holds_damaged(error.problems[0]) from None
 
     def read_manifest(self) -> dict[str, Any]:
         """Empty where the dataset is not finished, or its manifest is damaged."""
@@ -150,26 +148,18 @@ class DatasetFolder:
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 
-    def held(self) -> AbstractContextManager[None]:
-        """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
-        return held(self.path)
-
     def check(self, recipe: Recipe, wanted: Wanted, *, resume: bool, overwrite: bool) -> None:
         """Raises ValueError where the dataset may not be written here; changes nothing.
 
         An empty folder, or none, may be written to. Another only with `resume`, where it holds this dataset, or fewer
         images of it, or with `overwrite`, where no file with a name of ours is somebody else's.
         """
-        names = contents(self.path)
-        if not names:
+        if not self.is_taken(resume=resume, overwrite=overwrite):
             return
-        if resume and names != {f"{BEGUN}.tmp"}:
+        if resume and contents(self.path) != {f"{BEGUN}.tmp"}:
             self._check_same(recipe, wanted)
         elif overwrite:
             self._check_ours()
-        elif not resume:
-            instead = "pass --overwrite to replace a dataset there, --resume to go on with it, or another folder"
-            raise not_empty(self.path, instead)
 
     def goes_on(self) -> bool:
         """Whether there is a recipe to go on with: one that was killed before begins again."""
@@ -182,8 +172,7 @@ class DatasetFolder:
                 self.remove_left_over({})
                 with suppress(OSError):  # absent, or holds files that are not ours
                     self.shards.rmdir()
-            for file in (self.path / name, self.path / f"{name}.tmp"):
-                file.unlink(missing_ok=True)
+            self.remove([name])
         self._write(begun, recipe)
 
     def go_on(self, begun: Begun, recipe: str, rows: Mapping[int, Row]) -> None:
@@ -210,7 +199,7 @@ class DatasetFolder:
     def _check_same(self, recipe: Recipe, wanted: Wanted) -> None:
         self._check_no_link()
         if self.begun() is None:
-            raise ValueError(f"resume: {self.path} holds other files and no dataset; give another folder")
+            raise self.holds_none("resume")
         rows = self.rows()
         if not rows and any(map(self.is_there, range(wanted.batches))):
             raise ValueError(
@@ -224,10 +213,7 @@ class DatasetFolder:
             for one in (self.read_recipe(), recipe)
         ]
         if changed := differences(*kept):
-            raise ValueError(
-                f"resume: {self.path} holds a dataset of another recipe, which differs in {', '.join(changed)}; pass "
-                "--overwrite instead to replace it, or give another folder"
-            )
+            raise self.holds_another(changed)
         if any(row.images > wanted.of(batch) for batch, row in rows.items()):
             most = max(batch * wanted.size + row.images for batch, row in rows.items())
             raise ValueError(f"images: {self.path} holds {most} images already; ask for at least as many")
@@ -237,9 +223,7 @@ class DatasetFolder:
         self._check_no_link()
         foreign = [name for name in (*_FILES, SHARDS) if (self.path / name).exists()]
         if foreign and self.begun() is None:
-            raise ValueError(
-                f"output: {self.path / foreign[0]} is no dataset's, and is not replaced; give another folder"
-            )
+            raise self.has_foreign(foreign[0])
 
     def _check_no_link(self) -> None:
         if self.shards.is_symlink():

@@ -20,7 +20,7 @@ from ensemble.runs.build import looks_back
 from ensemble.runs.dataset import POOL, make_dataset
 from ensemble.runs.dataset_end import Finished
 from ensemble.runs.dataset_folder import DatasetFolder, Wanted
-from ensemble.runs.job import check_writable, held_for_all
+from ensemble.runs.job import held_for_all
 from ensemble.runs.plan import Plan, check_placement, make_plan
 from ensemble.runs.recipes import assembled, recipe_file
 
@@ -58,7 +58,6 @@ class DatasetJob:
     def check(self, ranks: int) -> None:
         """ValueError where the dataset may not be written, or cannot be computed so on so many ranks."""
         self.folder.check(self.plan.recipe, self.wanted, resume=self.resume, overwrite=self.overwrite)
-        check_writable(self.folder.path)
         check_placement(self.plan, ranks)
 
     def run(self, began: float, progress: ProgressReporter) -> Finished | None:

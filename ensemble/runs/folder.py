@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import LOCK, OWNER, contents, held, not_empty
+from ensemble.machine.lock import LOCK, OWNER
+from ensemble.machine.output_folder import OutputFolder
 
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
@@ -50,10 +51,8 @@ _BEGUN = {RECIPE, METRICS, CHECKPOINTS, *_LOCKS}
 
 
 @dataclass(frozen=True)
-class ResultsFolder:
+class ResultsFolder(OutputFolder):
     """What a run writes and reads below `path`."""
-
-    path: Path
 
     @property
     def checkpoints(self) -> Path:
@@ -76,29 +75,19 @@ class ResultsFolder:
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 
-    def held(self) -> AbstractContextManager[None]:
-        """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
-        return held(self.path)
-
-    def check(self, overwrite: bool) -> None:
-        """Raises ValueError where this is no folder, holds another command's results, or is not empty without
-        `overwrite`.
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raises ValueError where this is no folder, is not empty without either, or holds another command's results.
 
         It changes nothing.
         """
-        names = contents(self.path)
-        if is_dataset(self.path) and overwrite:
+        if not self.is_taken(resume=resume, overwrite=overwrite):
+            return
+        if is_dataset(self.path):
             raise ValueError(f"output: {self.path} holds a dataset, which a run does not replace; give another folder")
-        if names and overwrite and self._is_anothers():
+        if self._is_anothers():
             raise ValueError(
                 f"output: {self.path} holds no run's recipe, so what is in it may be another command's, whose records "
                 "a run would remove; give another folder"
-            )
-        if names and not overwrite:
-            raise not_empty(
-                self.path,
-                "pass overwrite (--overwrite) to replace its results, resume (--resume) to continue the run, or "
-                "another folder",
             )
 
     def begin(self, overwrite: bool = False) -> None:
@@ -110,7 +99,7 @@ class ResultsFolder:
 
         Raises ValueError as `check` does, and where images/ or checkpoints/ is a link, which could lead anywhere.
         """
-        self.check(overwrite)
+        self.check(overwrite=overwrite)
         if self.path.is_dir():
             self._remove_results()
         self.path.mkdir(parents=True, exist_ok=True)

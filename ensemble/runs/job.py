@@ -12,8 +12,8 @@ import torch
 
 from ensemble.config.yaml_files import load_yaml
 from ensemble.machine.environment import is_restarted
-from ensemble.machine.files import why_unwritable
 from ensemble.machine.hardware import choose_devices
+from ensemble.machine.output_folder import check_writable
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext, process_context
 from ensemble.objectives.terms import Objective
@@ -52,8 +52,7 @@ class Job:
     def check(self, ranks: int) -> None:
         """ValueError where results may not be written, or teachers cannot be placed on so many ranks."""
         if self.folder is not None:
-            self.folder.check(self.overwrite or self.resume)
-            check_writable(self.folder.path)
+            self.folder.check(resume=self.resume, overwrite=self.overwrite)
         if self.tensorboard is not None:
             check_board(self.tensorboard, goes_on=self.resume)
             check_writable(self.tensorboard, "tensorboard")
@@ -153,9 +152,3 @@ def _saved(output: str | Path | None) -> dict[str, Any] | None:
         return None
     folder = ResultsFolder(Path(output).expanduser())
     return folder.read_recipe() if folder.has_recipe else None
-
-
-def check_writable(output: Path, what: str = "output") -> None:
-    """ValueError where the folder cannot be made, or written."""
-    if why := why_unwritable(output):
-        raise ValueError(f"{what}: {output} cannot be made, {why}; give another folder")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ensemble.config.mistakes import ConfigError
+from ensemble.config.mistakes import ConfigError, did_you_mean
 from ensemble.config.overrides import apply_override
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
@@ -40,8 +39,7 @@ def recipe_file(name: str | Path) -> Path:
         return shipped[str(name)]
     if is_known_model(str(name)):
         raise ValueError(f"{str(name)!r} is a network, no recipe; name teachers as a list, or with --models")
-    near = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(sorted(shipped))}"
+    hint = did_you_mean(str(name), shipped, f"shipped recipes: {', '.join(sorted(shipped))}")
     raise ValueError(f"recipe {str(name)!r} is neither a file nor a shipped recipe; {hint}")
 
 

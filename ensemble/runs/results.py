@@ -60,7 +60,7 @@ class Results:
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write all of it, as the command line does; ValueError where the folder is not empty or in use."""
         target = ResultsFolder(Path(folder).expanduser())
-        target.check(overwrite)  # before this holds it, and would find itself there
+        target.check(overwrite=overwrite)  # before this holds it, and would find itself there
         with target.held():
             target.begin(overwrite)
             target.write_recipe(recipe_text(self.recipe, self.notes))

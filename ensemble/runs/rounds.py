@@ -18,7 +18,7 @@ from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.machine.files import write_json, write_text
-from ensemble.machine.lock import contents, held, not_empty
+from ensemble.machine.output_folder import OutputFolder
 from ensemble.machine.progress import ProgressReporter
 from ensemble.runs.dataset_folder import DatasetFolder
 from ensemble.runs.dataset_job import DatasetJob, dataset_job
@@ -47,63 +47,79 @@ class Rounds(Checked):
 
 
 @dataclass(frozen=True)
-class RoundsRun:
+class RoundsFolder(OutputFolder):
     """The parts of it: `student_0`, `images_1`, `student_1`, and so on, each a folder of its own below `path`."""
+
+    what = "distillation in rounds"
+
+    def student(self, number: int) -> TrainingFolder:
+        return TrainingFolder(self.path / f"student_{number}", DistillationRecipe)
+
+    def images(self, number: int) -> DatasetFolder:
+        return DatasetFolder(self.path / f"images_{number}")
+
+    def check(self, described: Mapping[str, Any], free: tuple[str, ...], *, resume: bool, overwrite: bool) -> None:
+        """Raises ValueError where these rounds may not be written here; changes nothing. `free` may be another now."""
+        if not self.is_taken(resume=resume, overwrite=overwrite):
+            return
+        if not (self.path / MARK).exists():
+            raise self.holds_none("output")
+        changed = differences(load_yaml(self.path / MARK), dict(described)) if resume else []
+        if changed := [path for path in changed if not path.startswith(free)]:
+            raise self.holds_another(changed)
+
+    def begin(self, described: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Writes what the rounds are; with `overwrite` what earlier ones made is removed before: it would be taken for
+        theirs."""
+        if overwrite:
+            self.remove((SUMMARY, WEIGHTS))
+            for part in self.path.iterdir():
+                if _PART.fullmatch(part.name) and part.is_dir() and not part.is_symlink():
+                    shutil.rmtree(part)
+        write_text(self.path / MARK, dump_yaml(dict(described)))
+
+    def end(self, weights: Path, summary: Mapping[str, Any]) -> None:
+        """The last student's, beside what the rounds were."""
+        shutil.copyfile(weights, self.path / WEIGHTS)
+        write_json(self.path / SUMMARY, summary)
+
+
+@dataclass(frozen=True)
+class RoundsRun:
+    """A student, its lessons and the images made between them."""
 
     recipe: DistillationRecipe
     rounds: Rounds
-    path: Path
+    folder: RoundsFolder
     device: torch.device
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """ValueError where the run may not write here, or its images cannot be made; changes nothing."""
-        there = contents(self.path)
-        if there and MARK not in there:
-            raise ValueError(f"output: {self.path} holds something else than rounds; give another folder")
-        if there and not resume and not overwrite:
-            instead = "pass --overwrite to replace its rounds, --resume to go on, or another folder"
-            raise not_empty(self.path, instead)
         free = tuple(f"distillation.{name}" for name in self.recipe.free)
-        changed = differences(load_yaml(self.path / MARK), self._described()) if there and resume else []
-        if changed := [path for path in changed if not path.startswith(free)]:
-            raise ValueError(
-                f"resume: {self.path} holds rounds that differ in {', '.join(changed)}; pass --overwrite instead to "
-                "replace them, or give another folder"
-            )
+        self.folder.check(self._described(), free, resume=resume, overwrite=overwrite)
         student = self.recipe.student
         self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
 
     def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:
         """The last student's summary, which is written beside its weights in the folder itself."""
         self.check(resume=resume, overwrite=overwrite)
-        with held(self.path):
-            if overwrite:  # parts of an earlier run would be taken for this one's
-                self._remove()
-            write_text(self.path / MARK, dump_yaml(self._described()))
+        with self.folder.held():
+            self.folder.begin(self._described(), overwrite=overwrite)
             summary: dict[str, Any] = {}
             for number in range(self.rounds.count + 1):
                 if number:
                     progress.message(f"round {number} of {self.rounds.count}")
                     self._make(number, resume, overwrite, progress)
-                folder = TrainingFolder(self.path / f"student_{number}", DistillationRecipe)
+                folder = self.folder.student(number)
                 go_on = {"resume": resume and folder.path.exists(), "overwrite": overwrite}
                 summary = distill(self._lesson(number), folder, self.device, progress=progress, **go_on)
-            shutil.copyfile(folder.weights, self.path / WEIGHTS)
             summary |= {"rounds": list(self._told())}
-            write_json(self.path / SUMMARY, summary)
+            self.folder.end(folder.weights, summary)
         return summary
-
-    def _remove(self) -> None:
-        """The parts of an earlier run, and what it ended with."""
-        for name in (SUMMARY, WEIGHTS):
-            (self.path / name).unlink(missing_ok=True)
-        for part in self.path.iterdir():
-            if _PART.fullmatch(part.name) and part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
 
     def _lesson(self, number: int) -> DistillationRecipe:
         """What the student does before round number + 1, or after the last."""
-        mine = tuple(str(self._images(i).path) for i in range(1, number + 1))
+        mine = tuple(str(self.folder.images(i).path) for i in range(1, number + 1))
         recipe = replace(self.recipe, student=self._student(number), dataset=(*self.recipe.dataset, *mine))
         if number:
             recipe = replace(recipe, prune=None)  # it has lost its channels
@@ -117,14 +133,11 @@ class RoundsRun:
         if not number:
             return self.recipe.student
         name = self.recipe.student.partition("@")[0]
-        return f"{name}@{self.path / f'student_{number - 1}' / WEIGHTS}"
-
-    def _images(self, number: int) -> DatasetFolder:
-        return DatasetFolder(self.path / f"images_{number}")
+        return f"{name}@{self.folder.student(number - 1).weights}"
 
     def _make(self, number: int, resume: bool, overwrite: bool, progress: ProgressReporter) -> None:
         """The images of a round."""
-        go_on = resume and self._images(number).path.exists()
+        go_on = resume and self.folder.images(number).path.exists()
         job = self._job(number, self._student(number), resume=go_on, overwrite=overwrite and not go_on)
         job.check(1)
         if not job.is_finished:
@@ -146,7 +159,7 @@ class RoundsRun:
         alone = [entry | {"ranks": None} for entry in plain["teachers"]]
         plain["teachers"] = [*alone, {"model": student, "student": True}]
         plain["objectives"] = [*plain["objectives"], {"kind": "competition", "weight": self.rounds.competition}]
-        output = self._images(number).path
+        output = self.folder.images(number).path
         return dataset_job(plain, {}, [], output, self.rounds.images, resume=resume, overwrite=overwrite)
 
     def _described(self) -> dict[str, Any]:
@@ -155,7 +168,7 @@ class RoundsRun:
     def _told(self) -> Iterator[Mapping[str, Any]]:
         """Of each round, how many new images there are and how many of them each teacher reads as their target."""
         for number in range(1, self.rounds.count + 1):
-            manifest = self._images(number).read_manifest()
+            manifest = self.folder.images(number).read_manifest()
             yield {
                 "images": manifest["images"],
                 "teachers": {k: v["accuracy"] for k, v in manifest["teachers"].items()},

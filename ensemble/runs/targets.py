@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import math
 import re
@@ -12,6 +11,7 @@ from fractions import Fraction
 import torch
 
 from ensemble.machine.rng import generator
+from ensemble.teachers.class_names import ClassNames
 
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)")
 
@@ -32,10 +32,9 @@ def parse_targets(
     if spec == "random":
         return None
     items = spec.split(",") if isinstance(spec, str) else list(spec)
-    names: dict[str, list[int]] = {}
-    for i, name in enumerate(class_names):
-        names.setdefault(name.lower(), []).append(i)
-    names |= {name: [i] for name, i in (numbers or {}).items()}
+    names = ClassNames(class_names, numbers)
+    unnamed = f"the first teacher names none, give indices 0..{num_classes - 1}, or its class names"
+    otherwise = "" if class_names or numbers else unnamed
     indices: list[int] = []
     problems: list[str] = []
     for item in items:
@@ -48,19 +47,12 @@ def parse_targets(
                 problems.append(f"range {text} runs backwards")
         elif re.fullmatch(r"-?\d+", text):
             found = [int(text)]
-        elif len(names.get(text.lower(), ())) > 1:
-            several = " and ".join(map(str, names[text.lower()]))
-            problems.append(f"classes {several} are all called {text!r}; give the index")
-            continue
-        elif text.lower() in names:
-            found = names[text.lower()]
         else:
-            near = difflib.get_close_matches(text.lower(), names, n=1)
-            hint = f"; did you mean {class_names[names[near[0]][0]]!r}?" if near else ""
-            if not names:
-                hint = f"; the first teacher names none, give indices 0..{num_classes - 1}, or its class names"
-            problems.append(f"no class is called {text!r}{hint}")
-            continue
+            try:
+                found = [names.index(text, f"no class is called {text!r}", otherwise)]
+            except ValueError as error:
+                problems.append(str(error))
+                continue
         ends = (found[0], found[-1]) if found else ()
         outside = [i for i in ends if not 0 <= i < num_classes]  # the ends only: a range can be very long
         if outside:

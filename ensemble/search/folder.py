@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.files import replacing, why_unwritable, write_json, write_json_lines, write_text
-from ensemble.machine.lock import contents, held, holder, in_use
+from ensemble.machine.files import replacing, write_json, write_json_lines, write_text
+from ensemble.machine.lock import held, holder, in_use
+from ensemble.machine.output_folder import OutputFolder
 from ensemble.search.settings import Settings
 
 SEARCH, STUDY, HELD_OUT = "search.yaml", "study.db", "held_out.safetensors"
@@ -32,10 +33,10 @@ _KEYS = {"metric", "judge", "seeds", "sampler", "pruner", "space", "recipe"}
 
 
 @dataclass(frozen=True)
-class SearchFolder:
+class SearchFolder(OutputFolder):
     """What a search writes and reads in `path`."""
 
-    path: Path
+    what = "search"
 
     @property
     def database(self) -> str:
@@ -74,24 +75,13 @@ class SearchFolder:
         An empty folder, or none, may be written to. Another only with `resume`, where it holds this search, or with
         `overwrite`, where it holds a search that nobody works on.
         """
-        names = contents(self.path)
-        if why := why_unwritable(self.path):
-            raise ValueError(f"output: {self.path} cannot be made, {why}; give another folder")
-        if not names:
+        if not self.is_taken(resume=resume, overwrite=overwrite):
             return
         stored = self._stored()
-        if not resume and not overwrite:
-            raise ValueError(
-                f"output: {self.path} is not empty; pass --resume to go on with the search or to work on it beside "
-                "another process, --overwrite to replace its results, or another folder"
-            )
         if stored is None:
-            raise ValueError(f"output: {self.path} holds other files and no search; give another folder")
+            raise self.holds_none("output")
         if resume and (changed := settings.changed(stored)):
-            raise ValueError(
-                f"resume: {self.path} holds a search that differs in {', '.join(changed)}; pass --overwrite instead "
-                "to replace it, or give another folder"
-            )
+            raise self.holds_another(changed)
         if overwrite and (other := self._living()):
             raise in_use(self.path, other)
 
@@ -99,9 +89,7 @@ class SearchFolder:
         """Checks again, now that the folder is held, and writes the settings; `overwrite` removes an earlier search."""
         self.check(settings, resume=resume, overwrite=overwrite)
         if overwrite:
-            for name in _FILES:
-                for file in (self.path / name, self.path / f"{name}.tmp"):
-                    file.unlink(missing_ok=True)
+            self.remove(_FILES)
         if self._stored() is None:
             write_text(self.path / SEARCH, dump_yaml(settings.plain()))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from ensemble.config.mistakes import did_you_mean
 from ensemble.teachers.channels import channel_dim, channels_of
 from ensemble.teachers.layers import Layer, Watching, called, list_layers
 from ensemble.teachers.observing import has_statistics
@@ -147,8 +147,7 @@ def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int
         own = _named(tap, layers)
         layer = layers.get(own.layer)
         if layer is None and own.layer != LOGITS:
-            near = difflib.get_close_matches(tap.layer, layers, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"invert.py --list-layers {name} shows them"
+            hint = did_you_mean(tap.layer, layers, f"invert.py --list-layers {name} shows them", most=3)
             raise ValueError(f"{name} has no layer {tap.layer!r}; {hint}")
         if layer is not None and own.call > layer.calls:
             often = f"is called {layer.calls} time(s)" if layer.calls else "does not run in eval mode"

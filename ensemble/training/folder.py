@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import contents, held, not_empty
+from ensemble.machine.output_folder import OutputFolder
 from ensemble.training.loop import State
 from ensemble.training.recipe import RunRecipe, TrainingRecipe
 
@@ -35,12 +34,15 @@ _FILES = (SUMMARY, WEIGHTS, CHECKPOINT, METRICS, RECIPE)
 
 
 @dataclass(frozen=True)
-class TrainingFolder:
+class TrainingFolder(OutputFolder):
     """What a training run writes and reads in `path`."""
 
-    path: Path
     reads: type[RunRecipe] = TrainingRecipe
     """Whose runs it holds."""
+
+    @property
+    def what(self) -> str:
+        return self.reads.what
 
     @property
     def weights(self) -> Path:
@@ -53,10 +55,6 @@ class TrainingFolder:
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 
-    def held(self) -> AbstractContextManager[None]:
-        """Makes the folder and holds it; ValueError where another run does (see `ensemble.machine.lock`)."""
-        return held(self.path)
-
     def check(self, recipe: RunRecipe, *, resume: bool = False, overwrite: bool = False) -> None:
         """Raises ValueError where the run may not write here; changes nothing.
 
@@ -64,15 +62,12 @@ class TrainingFolder:
         what the recipe calls `free` may be another now), or with `overwrite`, where no file with a name of ours is
         somebody else's.
         """
-        if not contents(self.path):
+        if not self.is_taken(resume=resume, overwrite=overwrite):
             return
         if resume:
             self._check_same(recipe)
-        elif overwrite:
-            self._check_ours()
         else:
-            instead = "pass --overwrite to replace its results, --resume to continue the run, or another folder"
-            raise not_empty(self.path, instead)
+            self._check_ours()
 
     def begin(self, recipe: RunRecipe, *, overwrite: bool = False) -> None:
         """Makes the folder, with the recipe in it; what an earlier training run wrote is removed, nothing else.
@@ -80,9 +75,7 @@ class TrainingFolder:
         Raises ValueError as `check` does.
         """
         self.check(recipe, overwrite=overwrite)
-        for name in _FILES:
-            for file in (self.path / name, self.path / f"{name}.tmp"):
-                file.unlink(missing_ok=True)
+        self.remove(_FILES)
         self._write_recipe(recipe)
 
     def go_on(self, recipe: RunRecipe, epochs: int) -> None:
@@ -100,23 +93,17 @@ class TrainingFolder:
         """The fields in which the run in this folder differs; ValueError where there is none to go on with."""
         stored = self._stored()
         if stored is None:
-            raise ValueError(f"resume: {self.path} holds other files and no {self.reads.what}; give another folder")
+            raise self.holds_none("resume")
         try:
             begun = parse(self.reads, stored)
         except ConfigError as error:
-            raise ValueError(
-                f"resume: {self.path} holds a run that cannot be gone on with ({error.problems[0]}); pass --overwrite "
-                "instead to replace it, or give another folder"
-            ) from None
+            raise self.holds_damaged(error.problems[0]) from None
         return differences(to_plain(begun), to_plain(recipe))
 
     def _check_same(self, recipe: RunRecipe) -> None:
         changed = [path for path in self.changes(recipe) if not path.startswith(recipe.free)]
         if changed:
-            raise ValueError(
-                f"resume: {self.path} holds a run that differs in {', '.join(changed)}; pass --overwrite instead to "
-                "replace it, or give another folder"
-            )
+            raise self.holds_another(changed)
 
     def _check_ours(self) -> None:
         """ValueError where a file has a name of ours and is no training run's."""
@@ -124,9 +111,7 @@ class TrainingFolder:
         if self._stored() is not None:
             foreign = [name for name in foreign if not (self.path / name).is_file()]
         if foreign:
-            raise ValueError(
-                f"output: {self.path / foreign[0]} is no {self.reads.what}'s, and is not replaced; give another folder"
-            )
+            raise self.has_foreign(foreign[0])
 
     def _stored(self) -> dict[str, Any] | None:
         """The recipe that a run wrote here, if one did: it writes all keys out, other than people."""

@@ -17,7 +17,7 @@ from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
 from ensemble.training.schedule import Schedule
 from ensemble.training.soft_labels import kl_divergence, scales, squared_distance
-from ensemble.training.teachers import Teacher, made_teacher
+from ensemble.training.teachers import LabelTeacher, made_teacher
 from models import ModelCard, create_model
 
 _ToldOf = Callable[[torch.Tensor, MixedLabels], torch.Tensor]
@@ -147,12 +147,12 @@ class Live(Soft, kind="live"):
         return self.teachers or tuple(pool.teachers)
 
 
-def _reach(teacher: Teacher, pool: Pool) -> float:
+def _reach(teacher: LabelTeacher, pool: Pool) -> float:
     stored = pool.stored.get(teacher.name)
     return deviation(teacher.read_all(pool.data) if stored is None else stored)
 
 
-def _network(name: str, pool: Pool, device: torch.device) -> Teacher:
+def _network(name: str, pool: Pool, device: torch.device) -> LabelTeacher:
     """The dataset's teacher of this name, or the network that it names itself."""
     source = pool.teachers.get(name)
     net, card = create_model(name if source is None else source.model)

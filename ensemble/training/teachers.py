@@ -17,7 +17,7 @@ from models import ModelCard, check_reads, network_input
 
 
 @dataclass(frozen=True)
-class Teacher:
+class LabelTeacher:
     """A frozen network in eval mode."""
 
     name: str
@@ -50,7 +50,7 @@ def made_teacher(
     order: Sequence[str],
     device: torch.device,
     classes: Mapping[str, int] | None = None,
-) -> Teacher:
+) -> LabelTeacher:
     """The teacher whose logits are to be those of `class_names`; of a card without names, they are of `order`.
 
     `classes` says where they are among its own, whatever the card says. Raises ValueError where it does not know all of
@@ -72,6 +72,6 @@ def made_teacher(
     return _made(name, net, card, [known.index(label) for label in class_names], device)
 
 
-def _made(name: str, net: nn.Module, card: ModelCard, columns: Sequence[int], device: torch.device) -> Teacher:
+def _made(name: str, net: nn.Module, card: ModelCard, columns: Sequence[int], device: torch.device) -> LabelTeacher:
     check_reads(f"teacher: {name}", net, card)
-    return Teacher(name, channels_last(net.to(device)).eval(), card, torch.tensor(columns, device=device))
+    return LabelTeacher(name, channels_last(net.to(device)).eval(), card, torch.tensor(columns, device=device))

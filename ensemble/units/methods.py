@@ -29,7 +29,8 @@ def fields_of(
 ) -> dict[str, Any]:
     """The recipe's fields of a method for images of `size` pixels; what its source gives in pixels goes with the size.
 
-    `placed` keeps the size of views, where units are at places that only maps of that size have. `bn_matching` is the weight of BN matching for each of the images, whose activations are summed.
+    `placed` keeps the size of views, where units are at places that only maps of that size have. `bn_matching` is the
+    weight of BN matching for each of the images, whose activations are summed.
 
     ValueError for a generator with a method that has an image of its own, or a weight below 0.
     """

@@ -165,7 +165,7 @@ def prefer(
     classes = _classes(readers)
     recipe |= {"targets": classes or [0], "images_per_class": int(images_per_unit) if classes else images}
     if output is not None and not resume:
-        ResultsFolder(Path(output).expanduser()).check(overwrite)
+        ResultsFolder(Path(output).expanduser()).check(overwrite=overwrite)
     scale = None if real is None else any_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES).images
     results = invert(
         listed,

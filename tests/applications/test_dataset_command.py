@@ -438,7 +438,7 @@ def test_another_recipe_or_other_weights_are_refused(run, tmp_path):
     assert run(*command).code == 0
     before = tree(tmp_path)
     other = run(*command, "--resume", "--images", "16", "--seed", "1", "--set", "optimizer.lr=0.01")
-    assert "another recipe, which differs in seed, optimizer.lr; pass --overwrite" in one_line(other)
+    assert "dataset that differs in seed, optimizer.lr; pass overwrite (--overwrite)" in one_line(other)
     balance = run(*command, "--resume", "--images", "16", "--balance", "star=1,circle=2")
     assert "differs in targets" in one_line(balance)
     assert tree(tmp_path) == before

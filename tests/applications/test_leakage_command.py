@@ -141,5 +141,5 @@ def test_another_folder_is_left_alone(run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for how in ("--resume", "--overwrite"):
         ended = run("leakage", "--recipe", data / "recipe.yaml", "--data", data, "--output", tmp_path, how)
-        assert ended.code == 2 and "holds no leakage study" in ended.errors[0]
+        assert ended.code == 2 and "holds other files and no leakage study" in ended.errors[0]
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]

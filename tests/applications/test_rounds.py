@@ -95,7 +95,7 @@ def test_what_is_no_rounds_is_not_replaced(run, pool: Path, tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").touch()
     ended = run(*line(pool, tmp_path / "out", *ROUNDS, "--overwrite"))
-    assert ended.code == 2 and "holds something else than rounds" in ended.errors[0]
+    assert ended.code == 2 and "holds other files and no distillation in rounds" in ended.errors[0]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"mine.txt"}
 
 

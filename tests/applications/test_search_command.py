@@ -328,7 +328,7 @@ def test_nothing_is_overwritten(run: Run, line: Any, tmp_path: Path) -> None:
     assert run(*line("out", trials=2)).code == 0
     before = tree(folder)
     ended = run(*line("out", trials=2))
-    assert ended.code == 2 and "pass --resume" in ended.errors[0]
+    assert ended.code == 2 and "resume (--resume)" in ended.errors[0]
     ended = run(*line("out", "--resume", "--set", "optimizer.lr=0.3", "--seeds", 1))
     assert ended.code == 2 and "differs in seeds, recipe.optimizer.lr" in ended.errors[0]
     assert tree(folder) == before

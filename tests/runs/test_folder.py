@@ -35,7 +35,7 @@ def test_new_and_empty_folders_are_taken(tmp_path):
 
 def test_a_used_folder_needs_consent(tmp_path):
     write_json(tmp_path / "summary.json", {})
-    with pytest.raises(ValueError, match=r"pass overwrite \(--overwrite\) .*, resume \(--resume\) to continue"):
+    with pytest.raises(ValueError, match=r"pass resume \(--resume\) to go on .*, overwrite \(--overwrite\) to replace"):
         ResultsFolder(tmp_path).begin()
     assert files(tmp_path) == {"summary.json"}
 

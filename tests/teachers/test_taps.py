@@ -211,7 +211,7 @@ def test_channels_come_first_however_they_lie() -> None:
 @pytest.mark.parametrize(
     ("tap", "message"),
     [
-        (Tap("block.bm"), r"t has no layer 'block.bm'; did you mean block.bn"),
+        (Tap("block.bm"), r"t has no layer 'block.bm'; did you mean 'block.bn'"),
         (Tap("nowhere_at_all"), r"t has no layer 'nowhere_at_all'; invert.py --list-layers t shows them"),
         (Tap("block.conv", 3), r"t: block.conv#3: the layer is called 2 time\(s\)"),
         (Tap("idle"), r"t: idle: the layer does not run in eval mode"),

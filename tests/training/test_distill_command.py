@@ -254,7 +254,7 @@ def test_interrupted_and_gone_on_with(
         assert cli.main(words) == 130
     assert "the same command with --resume goes on from the last whole epoch" in capsys.readouterr().err
     assert not (tmp_path / "out/weights.safetensors").exists()
-    refused(words, "is not empty; pass --overwrite to replace its results, --resume", capsys)
+    refused(words, "is not empty; pass resume (--resume)", capsys)
     assert cli.main([*words, "--resume"]) == 0
     assert "resumed at step 1 of 2" in capsys.readouterr().out
     whole, resumed = (folder / "out/weights.safetensors" for folder in (tmp_path / "whole", tmp_path))
@@ -297,7 +297,11 @@ def test_a_finished_run(tmp_path: Path, dataset: Path, real: Path, capsys: pytes
     assert cli.main([*words, "--resume", "--test", str(real)]) == 0
     summary = summary_of(tmp_path)
     assert summary["test_accuracy"] is not None and summary["sha256"] == json.loads(before["summary.json"])["sha256"]
-    refused([*words, "--resume", "--seed", "1"], "holds a run that differs in seed; pass --overwrite instead", capsys)
+    refused(
+        [*words, "--resume", "--seed", "1"],
+        "holds a distillation that differs in seed; pass overwrite (--overwrite)",
+        capsys,
+    )
     refused([*words, "--resume", "--labels", "stored"], "differs in lesson.kind", capsys)
     other = a_dataset(tmp_path / "other", seed=1)
     words[words.index("--dataset") + 1] = str(other)

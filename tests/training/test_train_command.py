@@ -111,7 +111,7 @@ def test_interrupted_and_gone_on_with(
     assert capsys.readouterr().err == expected
     assert epochs(output) == [1] and not (output / "weights.safetensors").exists()
     assert cli.main(options) == 2
-    assert "is not empty; pass --overwrite to replace its results, --resume" in capsys.readouterr().err
+    assert "is not empty; pass resume (--resume)" in capsys.readouterr().err
     assert cli.main([*options, "--resume"]) == 0
     assert epochs(output) == [1, 2] and "resumed at step 1 of 2" in capsys.readouterr().out
     whole, resumed = (
@@ -154,7 +154,10 @@ def test_a_finished_run(tmp_path: Path, cifar_like: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert said == f"{output}: this run is finished: accuracy {accuracy:.2%} on 20 test images\n"
     assert cli.main([*options, "--resume", "--set", "seed=1", "--set", "schedule.lr=0.1"]) == 2
-    assert "holds a run that differs in schedule.lr, seed; pass --overwrite instead" in capsys.readouterr().err
+    assert (
+        "holds a training run that differs in schedule.lr, seed; pass overwrite (--overwrite) instead"
+        in capsys.readouterr().err
+    )
     moved = tmp_path / "moved"
     moved.symlink_to(cifar_like)
     assert cli.main([*options, "--resume", "--set", f"data.path={moved}"]) == 0

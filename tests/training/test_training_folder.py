@@ -66,7 +66,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_what_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="is not empty; pass --overwrite to replace its results, --resume to continue"):
+    with pytest.raises(ValueError, match="is not empty; pass resume"):
         TrainingFolder(tmp_path).check(RECIPE)
     with pytest.raises(ValueError, match="is not empty"):
         TrainingFolder(tmp_path).begin(RECIPE)
@@ -81,7 +81,9 @@ def test_going_on_needs_the_same_run(tmp_path: Path) -> None:
     folder.check(RECIPE, resume=True)
     folder.check(replace(RECIPE, data=DataSpec("elsewhere/images.tar")), resume=True)
     other = replace(RECIPE, seed=1, schedule=Schedule(lr=0.1), data=DataSpec("images.tar", train="all"))
-    with pytest.raises(ValueError, match=r"holds a run that differs in data\.train, schedule\.lr, seed; pass") as error:
+    with pytest.raises(
+        ValueError, match=r"holds a training run that differs in data\.train, schedule\.lr, seed; pass"
+    ) as error:
         folder.check(other, resume=True)
     assert str(error.value).startswith(f"resume: {tmp_path}") and "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"differs in data\.train, schedule\.lr, seed; pass"):

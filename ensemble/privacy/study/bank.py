@@ -27,7 +27,7 @@ _TESTED = 5000
 
 
 @dataclass(frozen=True)
-class Teacher:
+class BankTeacher:
     """A network of the bank, by its arm and its seed."""
 
     arm: str
@@ -44,12 +44,12 @@ class Bank:
 
     recipe: LeakageRecipe
 
-    def teachers(self) -> Iterator[Teacher]:
+    def teachers(self) -> Iterator[BankTeacher]:
         """Seed by seed, so that what is there is paired."""
         for seed in range(max(arm.teachers for arm in self.recipe.arms)):
             for arm in self.recipe.arms:
                 if seed < arm.teachers:
-                    yield Teacher(arm.name, seed)
+                    yield BankTeacher(arm.name, seed)
 
     @cached_property
     def card(self) -> ModelCard:
@@ -120,7 +120,7 @@ class Bank:
         """What the networks of this seed did not learn, canaries left out."""
         return self.pool.subset(~self.inside(seed) & ~self.canaries)
 
-    def trained(self, teacher: Teacher) -> nn.Module:
+    def trained(self, teacher: BankTeacher) -> nn.Module:
         """The network, with its running statistics as training leaves them."""
         arm = self.recipe.arm(teacher.arm)
         schedule = replace(self.recipe.schedule, label_smoothing=arm.label_smoothing)

@@ -19,7 +19,7 @@ from ensemble.privacy.moments import Moments, bn_layers, moments_of, stored, wit
 from ensemble.privacy.rates import auc
 from ensemble.privacy.reestimation import explain, share
 from ensemble.privacy.seams import seam_scores, turned_control
-from ensemble.privacy.study.bank import CPU, Bank, Teacher
+from ensemble.privacy.study.bank import CPU, Bank, BankTeacher
 from ensemble.privacy.study.features import statistics_features, weight_features
 from ensemble.privacy.study.folder import LeakageFolder
 from ensemble.privacy.study.mixes import KINDS, MixClassifier, train_mix_classifier
@@ -81,7 +81,7 @@ class Cells:
 
     # --- networks ---------------------------------------------------------------------------------------------
 
-    def _trained(self, teacher: Teacher) -> Cell:
+    def _trained(self, teacher: BankTeacher) -> Cell:
         def make() -> None:
             net, card, bank = self.bank.trained(teacher), self.bank.card, self.bank
             save_weights(net, self.folder.weights(teacher.name), card)
@@ -105,15 +105,15 @@ class Cells:
 
         return Cell(f"stress_{number}", f"a network that learns by heart, {number}", make)
 
-    def network(self, teacher: Teacher) -> nn.Module:
+    def network(self, teacher: BankTeacher) -> nn.Module:
         return create_model(f"{self.bank.recipe.model.partition('@')[0]}@{self.folder.weights(teacher.name)}")[0]
 
-    def _next_plain(self, seed: int) -> Teacher:
+    def _next_plain(self, seed: int) -> BankTeacher:
         """The plain arm's network of the next seed: another than any of this seed."""
         plain = self.bank.recipe.plain
-        return Teacher(plain, (seed + 1) % self.bank.recipe.arm(plain).teachers)
+        return BankTeacher(plain, (seed + 1) % self.bank.recipe.arm(plain).teachers)
 
-    def moments(self, teacher: Teacher, net: nn.Module) -> dict[str, Moments]:
+    def moments(self, teacher: BankTeacher, net: nn.Module) -> dict[str, Moments]:
         """Of re-estimated statistics, by candidate."""
         tensors = self.folder.tensors(f"bank_{teacher.name}")
         layers = stored(net, bn_layers(net)).layers
@@ -121,7 +121,7 @@ class Cells:
 
     # --- inversions -------------------------------------------------------------------------------------------
 
-    def _inversions(self, teachers: Sequence[Teacher]) -> Iterator[Cell]:
+    def _inversions(self, teachers: Sequence[BankTeacher]) -> Iterator[Cell]:
         recipe = self.bank.recipe
         for teacher in teachers:
             yield self._inverted(teacher, "stored")
@@ -130,7 +130,7 @@ class Cells:
                 yield self._inverted(teacher, "cutmix")
                 yield self._inverted(teacher, "stored", with_class=True)
 
-    def _inverted(self, teacher: Teacher, statistics: str, with_class: bool = False) -> Cell:
+    def _inverted(self, teacher: BankTeacher, statistics: str, with_class: bool = False) -> Cell:
         """From the statistics as trained (`stored`), or from re-estimated ones (`plain`, `cutmix`)."""
         name = f"images_{teacher.name}_{'class' if with_class else statistics}"
 
@@ -157,7 +157,9 @@ class Cells:
         pairs = min(recipe.arm(arm).teachers for arm in (recipe.mixed, recipe.plain))
 
         def make() -> None:
-            chosen = [Teacher(recipe.mixed if j < mixed else recipe.plain, (i * size + j) % pairs) for j in range(size)]
+            chosen = [
+                BankTeacher(recipe.mixed if j < mixed else recipe.plain, (i * size + j) % pairs) for j in range(size)
+            ]
             networks = [(self.network(teacher), self.bank.card) for teacher in chosen]
             self._write(name, networks, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
 
@@ -204,7 +206,7 @@ class Cells:
             "mixes": float(said[:, KINDS.index("cutmix")].mean()),
         }
 
-    def _read(self, teacher: Teacher) -> Cell:
+    def _read(self, teacher: BankTeacher) -> Cell:
         def make() -> None:
             net, card, bank = self.network(teacher), self.bank.card, self.bank
             found, own = self.moments(teacher, net), stored(net, bn_layers(net))
@@ -232,7 +234,7 @@ class Cells:
 
         return Cell(f"read_{teacher.name}", f"reading {teacher.name}", make)
 
-    def _planted(self, teacher: Teacher) -> Cell:
+    def _planted(self, teacher: BankTeacher) -> Cell:
         """Whether statistics of exactly so many images tell them, as theory says."""
 
         def make() -> None:
@@ -247,13 +249,13 @@ class Cells:
 
         return Cell("planted", "planting statistics of few images", make)
 
-    def _synthetic(self, net: nn.Module, teacher: Teacher) -> dict[str, float]:
+    def _synthetic(self, net: nn.Module, teacher: BankTeacher) -> dict[str, float]:
         """Probes on the inversions of another network, the plain one of the next seed: no data is needed."""
         found = self.folder.tensors(f"images_{self._next_plain(teacher.seed).name}_class")
         images = to_eight_bits(found["images"])
         return probe_scores(net, self.bank.card, images, found["targets"], self.bank.recipe.seed)
 
-    def _tracing(self, net: nn.Module, teacher: Teacher, own: Moments) -> dict[str, list[float]]:
+    def _tracing(self, net: nn.Module, teacher: BankTeacher, own: Moments) -> dict[str, list[float]]:
         """AUC of members against others by the released means, and its interval; and of the next seed's members."""
         bank = self.bank
         usable = ~bank.canaries
@@ -271,7 +273,7 @@ class Cells:
     def _reference(self) -> torch.Tensor:
         return self.bank.test.images[:_WHITENED_BY]
 
-    def _recency(self, net: nn.Module, teacher: Teacher, own: Moments) -> dict[str, list[float]]:
+    def _recency(self, net: nn.Module, teacher: BankTeacher, own: Moments) -> dict[str, list[float]]:
         """AUC of the last batches' images against earlier ones of the last epoch, of the statistics as trained, and of
         ones that are taken anew from all that the network learned."""
         schedule = self.bank.recipe.schedule

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ensemble.privacy.rates import Auc, auc
-from ensemble.privacy.study.bank import Teacher
+from ensemble.privacy.study.bank import BankTeacher
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.inference import permutation_p, sign_flip_p
 from ensemble.privacy.study.ridge import leave_pair_out_auroc
@@ -22,7 +22,7 @@ class Detector:
 
     name: str
     access: str
-    score: Callable[[Teacher], float]
+    score: Callable[[BankTeacher], float]
     arms: frozenset[str] | None = None
     """Those that it is computed for; None: all."""
 
@@ -42,13 +42,13 @@ class Scores:
 
     cells: Cells
 
-    def teachers(self, arm: str) -> list[Teacher]:
+    def teachers(self, arm: str) -> list[BankTeacher]:
         return [each for each in self.cells.bank.teachers() if each.arm == arm]
 
-    def read(self, teacher: Teacher) -> dict[str, Any]:
+    def read(self, teacher: BankTeacher) -> dict[str, Any]:
         return self.cells.folder.figures(f"read_{teacher.name}")
 
-    def seen(self, teacher: Teacher, statistics: str, what: str = "seam") -> float:
+    def seen(self, teacher: BankTeacher, statistics: str, what: str = "seam") -> float:
         return float(self.cells.folder.figures(f"seen_{teacher.name}_{statistics}")[what])
 
     @property
@@ -71,7 +71,7 @@ class Scores:
         recipe = self.cells.bank.recipe
         with_class = frozenset((recipe.plain, recipe.mixed))
 
-        def probe(kind: str) -> Callable[[Teacher], float]:
+        def probe(kind: str) -> Callable[[BankTeacher], float]:
             return lambda t: float(self.read(t)[kind]["composite"])
 
         statistics = "weights and statistics"
@@ -131,7 +131,7 @@ class Scores:
         positive = torch.tensor([each.arm == arm for each in teachers])
         return torch.stack(rows), positive, torch.tensor([each.seed for each in teachers])
 
-    def pairs(self, arm: str) -> list[tuple[Teacher, Teacher]]:
+    def pairs(self, arm: str) -> list[tuple[BankTeacher, BankTeacher]]:
         """(arm's, plain one's) of the seeds that both have."""
         plain = {t.seed: t for t in self.teachers(self.cells.bank.recipe.plain)}
         return [(t, plain[t.seed]) for t in self.teachers(arm) if t.seed in plain]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.machine.files import read_json, write_bytes, write_json, write_text
-from ensemble.machine.lock import contents, held, not_empty
+from ensemble.machine.output_folder import OutputFolder
 from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
-from ensemble.runs.job import check_writable
 
 RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
 ROC, IMAGES = "membership.png", "images.json"
@@ -27,32 +25,20 @@ _CELLS, _BANK = "cells", "bank"
 
 
 @dataclass(frozen=True)
-class LeakageFolder:
+class LeakageFolder(OutputFolder):
     """What a study writes and reads in `path`: a cell for each thing that is computed, which is never made twice."""
 
-    path: Path
-
-    def held(self) -> AbstractContextManager[None]:
-        """Makes the folder and holds it; ValueError where another run does."""
-        return held(self.path)
+    what = "leakage study"
 
     def check(self, recipe: LeakageRecipe, *, resume: bool, overwrite: bool) -> None:
         """Raises ValueError where the study may not write here; changes nothing."""
-        names = contents(self.path)
-        check_writable(self.path)
-        if not names:
+        if not self.is_taken(resume=resume, overwrite=overwrite):
             return
-        if not resume and not overwrite:
-            instead = "pass --resume to go on with its study, --overwrite to begin it anew, or give another folder"
-            raise not_empty(self.path, instead)
         stored = self._stored()
         if stored is None:
-            raise ValueError(f"output: {self.path} holds no leakage study; give another folder")
+            raise self.holds_none("output")
         if resume and (changed := self._changed(stored, recipe)):
-            raise ValueError(
-                f"resume: {self.path} holds another study; these fields differ: {', '.join(changed[:5])}; give the "
-                "same recipe, or another folder"
-            )
+            raise self.holds_another(changed)
 
     def begin(self, recipe: LeakageRecipe, digest: str, *, resume: bool) -> None:
         """Makes the folder; without `resume`, what an earlier study wrote is removed, nothing else.
@@ -67,8 +53,7 @@ class LeakageFolder:
                 for end in ("json", "safetensors"):
                     for file in sorted((self.path / folder).glob(f"*.{end}")):
                         file.unlink()
-            for name in (ROC, TABLE, DATA, PAGE):
-                (self.path / name).unlink(missing_ok=True)
+            self.remove((ROC, TABLE, DATA, PAGE))
         write_json(images, {"sha256": digest})
         write_text(self.path / RECIPE, dump_yaml(to_plain(recipe)))
         for folder in (_CELLS, _BANK):

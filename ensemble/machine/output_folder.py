@@ -1,0 +1,77 @@
+"""A folder that one command writes its results to: what may be there before, and who holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble.machine.files import why_unwritable
+from ensemble.machine.lock import contents, held, not_empty
+
+_ANOTHER = "or give another folder"
+_INSTEAD = f"pass overwrite (--overwrite) instead to replace it, {_ANOTHER}"
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """What a command writes and reads below `path`. A class of this one knows the names there."""
+
+    path: Path
+
+    @property
+    def what(self) -> str:
+        """What is made there, in words."""
+        return "run"
+
+    def held(self) -> AbstractContextManager[None]:
+        """Makes the folder and holds it; ValueError where another process does (see `ensemble.machine.lock`)."""
+        return held(self.path)
+
+    def is_taken(self, *, resume: bool, overwrite: bool) -> bool:
+        """Whether something is there, which the caller asked to go on with or to replace.
+
+        Raises ValueError where something is there and neither was asked for, for a file, and where nothing may be
+        written. Changes nothing.
+        """
+        names = contents(self.path)
+        check_writable(self.path)
+        if names and not resume and not overwrite:
+            raise not_empty(
+                self.path,
+                f"pass resume (--resume) to go on with a {self.what} there, overwrite (--overwrite) to replace it, "
+                f"{_ANOTHER}",
+            )
+        return bool(names)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Files of these names, also half-written ones, in this order."""
+        for name in names:
+            for file in (self.path / name, self.path / f"{name}.tmp"):
+                file.unlink(missing_ok=True)
+
+    # --- mistakes ---------------------------------------------------------------------------------------------
+
+    def holds_none(self, option: str) -> ValueError:
+        """Of going on with, or replacing, what is somebody else's."""
+        return ValueError(f"{option}: {self.path} holds other files and no {self.what}; give another folder")
+
+    def holds_another(self, changed: Sequence[str]) -> ValueError:
+        """Of going on with something else than what began there; `changed` are fields."""
+        fields = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        return ValueError(f"resume: {self.path} holds a {self.what} that differs in {fields}; {_INSTEAD}")
+
+    def holds_damaged(self, why: str) -> ValueError:
+        """Of going on with what cannot be read."""
+        return ValueError(f"resume: {self.path} holds a {self.what} that cannot be gone on with ({why}); {_INSTEAD}")
+
+    def has_foreign(self, name: str) -> ValueError:
+        """Of replacing a file that has a name of ours."""
+        return ValueError(f"output: {self.path / name} is no {self.what}'s, and is not replaced; give another folder")
+
+
+def check_writable(output: Path, what: str = "output") -> None:
+    """ValueError where the folder cannot be made or written; `what` is the option that names it."""
+    if why := why_unwritable(output):
+        raise ValueError(f"{what}: {output} cannot be made, {why}; give another folder")
