@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from ensemble.runs.results import Results
     from ensemble.teachers.taps import Tap
     from ensemble.teachers.teacher import Observation, Profile
-    from ensemble.units.prefer import Preferred, prefer
+    from ensemble.units.prefer import prefer
+    from ensemble.units.preferred import Preferred
     from models import ModelCard, create_model, list_models, register_model
 
 _HOME = {
     "ensemble.api": ("invert",),
-    "ensemble.units.prefer": ("prefer", "Preferred"),
+    "ensemble.units.prefer": ("prefer",),
+    "ensemble.units.preferred": ("Preferred",),
     "ensemble.runs.recipes": ("load_recipe",),
     "ensemble.runs.results": ("Results",),
     "ensemble.data.generated": ("GeneratedImages",),

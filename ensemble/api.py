@@ -20,7 +20,7 @@ from ensemble.machine.progress import progress_reporter
 from ensemble.objectives.terms import FunctionTerm, Objective
 from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, default_recipe
-from ensemble.runs.job import job, recipe_for
+from ensemble.runs.job import Job, job, recipe_for
 from ensemble.runs.networks import OWN, Named, Networks, named_networks
 from ensemble.runs.recipes import RUNTIME
 from ensemble.runs.results import Results
@@ -65,47 +65,79 @@ def invert(
     began = time.perf_counter()
     load_entry_points()
     with settings_kept():
-        own = _own(input_size, mean, std, class_names)
-        if source is None and "teachers" in fields:
-            source = fields.pop("teachers")
-        _check_names(fields)
-        base: Any = source
-        in_memory: dict[str, tuple[nn.Module, ModelCard]] = {}
-        if isinstance(source, Recipe):
-            base = to_plain(source)
-        elif source is not None and not isinstance(source, str | Path):
-            base, in_memory = _from_teachers(source, own)
-        if verifiers is not None:
-            listed = [verifiers] if isinstance(verifiers, str | nn.Module) else list(verifiers)
-            fields["verifiers"], judges = named_networks(listed, in_memory, **own)
-            in_memory |= judges
-        _check_own(own, in_memory)
-        named, live = _terms(terms)
-        if "targets" in fields:
-            fields["targets"] = _targets(fields["targets"])
-        recipe = recipe_for(base, fields, overrides, output, resume)
-        named = [term for term in named if term not in recipe.objectives]  # there already where a run goes on
-        if named:
-            recipe = recipe_for(
-                to_plain(recipe) | {"objectives": [*map(to_plain, recipe.objectives), *map(to_plain, named)]},
-                {}, (), None, False,
-            )  # fmt: skip
-        if not is_launched() and not isinstance(recipe.runtime.device, str) and len(recipe.runtime.device) > 1:
-            raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
-        prepared = job(
-            recipe,
-            output,
+        prepared = prepare(
+            source,
+            *overrides,
+            output=output,
             resume=resume,
             overwrite=overwrite,
-            networks=Networks(in_memory),
-            terms=live,
             tensorboard=tensorboard,
+            terms=terms,
+            verifiers=verifiers,
+            own=own_of(input_size, mean, std, class_names),
+            **fields,
         )
-        rank = launched_rank()
-        if prepared.is_finished and output is not None:
-            return Results.open(output) if rank == 0 else None
-        prepared.check(launched_ranks())
-        return prepared.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
+        return carry_out(prepared, began, progress)
+
+
+def prepare(
+    source: Source,
+    *overrides: str,
+    output: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    own: Mapping[str, Any],
+    tensorboard: str | Path | None = None,
+    terms: Sequence[Term] | Term = (),
+    verifiers: Sequence[Named] | str | nn.Module | None = None,
+    **fields: Any,
+) -> Job:
+    """What `invert` is to do, checked but for the folder and the ranks; `own` is what is said of bare modules."""
+    if source is None and "teachers" in fields:
+        source = fields.pop("teachers")
+    _check_names(fields)
+    base: Any = source
+    in_memory: dict[str, tuple[nn.Module, ModelCard]] = {}
+    if isinstance(source, Recipe):
+        base = to_plain(source)
+    elif source is not None and not isinstance(source, str | Path):
+        base, in_memory = _from_teachers(source, own)
+    if verifiers is not None:
+        listed = [verifiers] if isinstance(verifiers, str | nn.Module) else list(verifiers)
+        fields["verifiers"], judges = named_networks(listed, in_memory, **own)
+        in_memory |= judges
+    _check_own(own, in_memory)
+    named, live = _terms(terms)
+    if "targets" in fields:
+        fields["targets"] = _targets(fields["targets"])
+    recipe = recipe_for(base, fields, overrides, output, resume)
+    named = [term for term in named if term not in recipe.objectives]  # there already where a run goes on
+    if named:
+        recipe = recipe_for(
+            to_plain(recipe) | {"objectives": [*map(to_plain, recipe.objectives), *map(to_plain, named)]},
+            {}, (), None, False,
+        )  # fmt: skip
+    return job(
+        recipe,
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        networks=Networks(in_memory),
+        terms=live,
+        tensorboard=tensorboard,
+    )
+
+
+def carry_out(prepared: Job, began: float, progress: bool) -> Results | None:
+    """What `invert` returns: of a run that has ended before, what is there."""
+    device = prepared.plan.recipe.runtime.device
+    if not is_launched() and not isinstance(device, str) and len(device) > 1:
+        raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
+    rank = launched_rank()
+    if prepared.is_finished and prepared.folder is not None:
+        return Results.open(prepared.folder.path) if rank == 0 else None
+    prepared.check(launched_ranks())
+    return prepared.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
 
 
 def _from_teachers(
@@ -129,7 +161,7 @@ def _from_teachers(
     return recipe, modules
 
 
-def _own(input_size: Any, mean: Any, std: Any, class_names: Any) -> dict[str, Any]:
+def own_of(input_size: Any, mean: Any, std: Any, class_names: Any) -> dict[str, Any]:
     """What is said of bare modules, checked: one number for mean or std is that of all channels."""
     if input_size is not None and (isinstance(input_size, bool) or not isinstance(input_size, int) or input_size < 1):
         raise ValueError(f"input_size: expected a number of pixels, got {input_size!r}")

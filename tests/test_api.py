@@ -348,7 +348,7 @@ def test_a_term_taps_layers_by_their_names() -> None:
 
     results = invert([(net(0), CARD)], terms=[Tapping()], **OPTIONS)
     assert results is not None and len(results.images) == 4
-    with pytest.raises(ValueError, match="has no layer 'convv'; did you mean conv"):
+    with pytest.raises(ValueError, match="has no layer 'convv'; did you mean 'conv'"):
         invert([(net(0), CARD)], terms=[Mistaken()], **OPTIONS)
 
 

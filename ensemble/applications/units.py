@@ -18,6 +18,7 @@ POSITION is centre, Y,X, cls, patches or t=T, by default all, averaged.
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from ensemble.applications._inverting import add_computing, computing_of, launch, ranks_to_launch, tell_stopped
@@ -53,10 +54,11 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Makes the images and what is read of them."""
+    began = time.perf_counter()
     from ensemble.plugins import load_entry_points
     from ensemble.runs.trial import Interrupted
+    from ensemble.units.job import units_job
     from ensemble.units.matching import matched
-    from ensemble.units.prefer import prefer
     from ensemble.units.summary import print_matches, print_units
 
     load_entry_points()
@@ -64,31 +66,34 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--match compares units by real images; name them with --real DATA")
     device = options.devices or options.device or "auto"
     nproc = ranks_to_launch(options, device if isinstance(device, str) else tuple(device))
-    if nproc is not None:
-        return launch(nproc)
     units = list(options.units)
     if options.match:
         matches = matched(options.models, units, options.real, options.split)
         units = [match.selection for match in matches]
-        if is_main_process():
+        if is_main_process() and nproc is None:
             print_matches(matches)
+    job = units_job(
+        options.models,
+        units,
+        method=options.method,
+        images_per_unit=options.images_per_unit,
+        size=options.size,
+        generator=options.generator,
+        bn_matching=options.bn_matching,
+        real=options.real,
+        split=options.split,
+        output=options.output,
+        resume=options.resume or is_restarted(),
+        overwrite=options.overwrite,
+        iterations=options.iterations,
+        overrides=options.set,
+        **_fields(options),
+    )
+    if nproc is not None:
+        job.check(nproc)
+        return launch(nproc)
     try:
-        made = prefer(
-            options.models,
-            units,
-            method=options.method,
-            images_per_unit=options.images_per_unit,
-            size=options.size,
-            generator=options.generator,
-            bn_matching=options.bn_matching,
-            real=options.real,
-            split=options.split,
-            output=options.output,
-            resume=options.resume or is_restarted(),
-            overwrite=options.overwrite,
-            overrides=options.set,
-            **_fields(options),
-        )
+        made = job.run(began, progress=True)
     except Interrupted as stop:
         return tell_stopped(stop, options)
     if made is not None:
@@ -98,7 +103,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
     named = {
-        "iterations": options.iterations,
         "seed": options.seed,
         "attribution": options.alpha or None,
         "verifiers": options.verifier,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.units.matching import Match
-from ensemble.units.prefer import Preferred
+from ensemble.units.preferred import Preferred
 from ensemble.units.robustness import CHANGES
 
 _SHOWN = 40

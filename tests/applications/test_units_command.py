@@ -105,7 +105,7 @@ def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--units", "convv:0"], "tiny_a has no layer 'convv'; did you mean conv?"),
+        (["--units", "convv:0"], "tiny_a has no layer 'convv'; did you mean 'conv'?"),
         (["--units", "conv:99"], "units: conv: there is no channel 99; it has 0 to"),
         (["--units", "conv"], "say which channels of conv"),
         (["--units", "conv:0", "--match"], "--match compares units by real images; name them with --real DATA"),
@@ -137,3 +137,18 @@ def test_matches_are_printed_and_made(run, tmp_path: Path, real: Path) -> None:
     assert ended.code == 0, ended.errors
     (row,) = rows(tmp_path / "out")
     assert row["unit"].startswith("tiny_a/conv:0 + tiny_b/") and "matches" in ended.output
+
+
+def test_mistakes_are_told_before_ranks_start(run, tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("ensemble.machine.launch.launch_ranks", lambda words, ranks: started.append(ranks) or 0)
+    many = (*COMMAND, "--nproc", "2", "--output", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    for words in (
+        ("--units", "convv:0"),
+        ("--units", "conv:0", "--real", tmp_path / "nowhere"),
+        ("--units", "conv:0", "--set", "optimizer.lrr=1"),
+    ):
+        ended = run(*many, *words)
+        assert ended.code == 2 and len(ended.errors) == 1 and not started
+    assert run(*many, "--units", "conv:0-1", "--real", real).code == 0 and started == [2]

@@ -37,7 +37,8 @@ from ensemble.runs.results import Results
 from ensemble.teachers.layers import layers_of
 from ensemble.units.excitation import Readers
 from ensemble.units.matching import channel_means, correlation
-from ensemble.units.prefer import Preferred, prefer
+from ensemble.units.prefer import prefer
+from ensemble.units.preferred import Preferred
 from ensemble.units.robustness import CHANGES
 from models import create_model, network_input
 

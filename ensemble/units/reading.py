@@ -1,0 +1,67 @@
+"""What is read of images that units prefer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ensemble.image.pictures import to_eight_bits
+from ensemble.runs.results import Results
+from ensemble.units.excitation import Readers
+from ensemble.units.preferred import Preferred
+from ensemble.units.real import RealExcitations
+from ensemble.units.receptive_field import receptive_field
+from ensemble.units.robustness import CHANGES
+
+
+def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None, *, of_class: bool) -> Preferred:
+    """What is said of images from their saved 8 bits, beside `real` ones (N, 3, H, W), uint8, where there are any."""
+    saved = to_eight_bits(results.images).float() / 255
+    which = [i % len(readers.names) for i in range(len(saved))]
+    clean = readers.own(saved, which)
+    changed = {name: readers.own(change(saved), which) for name, change in CHANGES.items()}
+    of_real = {} if real is None else readers.each(real)
+    scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
+    fields = _receptive_fields(readers, saved.shape[-1])
+    rows = []
+    for i, k in enumerate(which):
+        row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
+        if fields[k] is not None:
+            row["receptive_field"] = fields[k]
+        for name, excited in clean.items():
+            prefix = f"{name}/" if len(clean) > 1 else ""
+            if not readers.is_named(name, k):
+                continue
+            a = float(excited[i])
+            row[f"{prefix}activation"] = a
+            row |= {
+                f"{prefix}{change}": float(found[name][i]) / a if a > 0 else None for change, found in changed.items()
+            }
+            if name in scales:
+                scale = scales[name]
+                mean, std, largest = (float(v[k]) for v in (scale.mean, scale.std, scale.largest))
+                row |= {f"{prefix}mean": mean, f"{prefix}std": std, f"{prefix}largest": largest}
+                row[f"{prefix}z"] = (a - mean) / std if std else None
+                row[f"{prefix}of_largest"] = a / largest if largest > 0 else None
+                row[f"{prefix}above"] = a > largest
+        rows.append(row)
+    top = None
+    if real is not None:
+        top = real[RealExcitations.of(torch.stack([*of_real.values()]).mean(0)).top]
+    return Preferred(results, tuple(readers.names), rows, top)
+
+
+def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
+    """Of units at one place; those of other channels at the same place are taken to see the same."""
+    known: dict[object, list[int]] = {}
+    found: list[list[int] | None] = []
+    for k, units in enumerate(readers.term.units_of(readers.profiles[0])):
+        places = tuple((unit.tap, unit.position) for unit in units)
+        if not units or not all(unit.position for unit in units):
+            found.append(None)
+            continue
+        if places not in known:
+            known[places] = list(receptive_field(readers, k, size))
+        found.append(known[places])
+    return found
