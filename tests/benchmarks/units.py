@@ -4,7 +4,7 @@
         --output DIR [--units 50] [--arms fourier gd lbfgs maco fourier+bn joint ...] [--classes] [--iterations N]
 
 For each layer of A so many units, drawn by seed 0. An arm is a method of `invert.py units`; `METHOD+bn` adds BN
-matching (weight BN), `joint` makes one image (fourier) for the unit and its best match in B. All is judged on the saved
+matching (weight BN), `METHOD+views` sees the image as `fourier` does, `joint` makes one image (fourier) for the unit and its best match in B. All is judged on the saved
 8 bits, against 2,000 real images of the split `train`:
 
 - how many units are excited more than by any of these images;
@@ -43,6 +43,8 @@ from ensemble.units.robustness import CHANGES
 from models import create_model, network_input
 
 REAL, BN = 2000, 1.0
+VIEWS = ("stages[0].size=26", "stages[0].zoom=0.75", "stages[0].noise=0.1")
+"""Of images of 32 pixels."""
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
@@ -84,7 +86,7 @@ class Judge:
 
 
 def made(arm: str, model: str, units: list[str], partners: list[str], folder: Path, options: Any) -> Preferred:
-    method, _, bn = arm.partition("+")
+    method, _, more = arm.partition("+")
     joint = arm == "joint"
     selections = [f"{a} + {b}" for a, b in zip(units, partners, strict=True)] if joint else units
     finished = (folder / "summary.json").exists() and (folder / "units.jsonl").exists()
@@ -95,7 +97,8 @@ def made(arm: str, model: str, units: list[str], partners: list[str], folder: Pa
         [model, options.partner] if joint else model,
         selections,
         method="fourier" if joint else method,
-        bn_matching=BN if bn else 0.0,
+        bn_matching=BN if more == "bn" else 0.0,
+        overrides=VIEWS if more == "views" else (),
         real=options.real,
         output=folder,
         overwrite=folder.exists(),
