@@ -96,6 +96,8 @@ class ImageRule(Checked):
     """Pixels; by default the largest input size among the teachers."""
     batch_size: PositiveInt | None = None
     """Default: number of targets x images_per_class. Otherwise the targets are repeated in turn to fill it."""
+    alike: PositiveInt = 1
+    """So many images, one after the other, begin alike; 1: each by itself."""
 
     def rules(self) -> Iterator[str]:
         if self.start.needs_pixels and not self.parameterization.takes_images:

@@ -75,6 +75,13 @@ class ImageParameterization(nn.Module, ABC):
         """
         raise ValueError(f"start: {type(self).__name__} has no coarse structure and colour to vary; leave spreads at 0")
 
+    @torch.no_grad()
+    def repeat(self, fewer: ImageParameterization, times: int) -> None:
+        """Image i becomes image i // `times` of `fewer`; what all images share becomes what they share there."""
+        rows = torch.arange(self.n) // times
+        for own, other in zip(self.parameters(), fewer.parameters(), strict=True):
+            own.copy_(other if own.shape == other.shape else other[rows.to(other.device)])
+
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """The lowest and highest values of the parameters, which broadcast to them; None where there are none."""
         return None

@@ -228,12 +228,20 @@ def _image(
 ) -> ImageParameterization:
     rule = plan.recipe.image
     dtype = torch.promote_types(PRECISIONS[plan.recipe.runtime.precision], torch.float32)
-    image = rule.parameterization.make(len(targets), plan.size, card=plan.cards[0], dtype=dtype, device=device)
+
+    def made(count: int) -> ImageParameterization:
+        return rule.parameterization.make(count, plan.size, card=plan.cards[0], dtype=dtype, device=device)
+
+    image = made(len(targets))
     rng = generator(seed, "start")
     if isinstance(rule.start, Warm) and earlier is not None:
         rule.start.go_on(image, targets, *earlier, rng)
-    else:
+    elif rule.alike == 1:
         rule.start.set(image, rng)
+    else:  # as many are drawn as a batch of one of the alike would draw
+        fewer = made(-(-len(targets) // rule.alike))
+        rule.start.set(fewer, rng)
+        image.repeat(fewer, rule.alike)
     return image
 
 

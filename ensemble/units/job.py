@@ -110,6 +110,7 @@ def units_job(
         bn_matching=bn_matching,
         placed=_placed(readers),
     )
+    recipe["image"]["alike"] = len(readers.names)  # so an image is the same whichever other units are asked for
     recipe |= {"targets": classes or [0], "images_per_class": int(images_per_unit) if classes else images}
     steps = {} if iterations is None else {"iterations": iterations}
     job = prepare(

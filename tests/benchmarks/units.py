@@ -4,8 +4,8 @@
         --output DIR [--units 50] [--arms fourier gd lbfgs maco fourier+bn joint ...] [--classes] [--iterations N]
 
 For each layer of A so many units, drawn by seed 0. An arm is a method of `invert.py units`; `METHOD+bn` adds BN
-matching (weight BN), `METHOD+views` sees the image as `fourier` does, `joint` makes one image (fourier) for the unit and its best match in B. All is judged on the saved
-8 bits, against 2,000 real images of the split `train`:
+matching (weight BN), `METHOD+views` sees the image as `fourier` does, `joint` makes one image (fourier) for the unit
+and its best match in B. All is judged on the saved 8 bits, against 2,000 real images of the split `train`:
 
 - how many units are excited more than by any of these images;
 - how many keep 0.8 of it under JPEG, a blur, and rescaling;

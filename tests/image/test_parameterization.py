@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from ensemble.image.fourier import Fourier, FourierImage
+from ensemble.image.generator import Generator
+from ensemble.image.maco import Maco
 from ensemble.image.parameterization import ImageParameterization, Parameterization
 from ensemble.image.pixels import PixelImage, Pixels
 from ensemble.machine.rng import generator
@@ -262,3 +264,16 @@ def test_what_a_recipe_names_is_made(rule: Parameterization, name: str) -> None:
     for images in (made, expected):
         images.randomize(0.5, generator(9))
     assert torch.equal(made(), expected())
+
+
+@pytest.mark.parametrize("rule", [Fourier(), Pixels(), Generator(), Maco()])
+def test_images_that_begin_alike(rule: Parameterization) -> None:
+    """Image i is image i // 3 of the fewer, the last of which may be repeated less often."""
+    card = ModelCard("net", "test", 16, 4, mean=MEAN, std=STD)
+    fewer, images = (rule.make(n, 16, card=card, dtype=torch.float64, device="cpu") for n in (2, 5))
+    fewer.randomize(1.0, generator(8))
+    images.repeat(fewer, 3)
+    for own, other in zip(images.parameters(), fewer.parameters(), strict=True):
+        expected = other if own.shape == other.shape else torch.stack([other[k] for k in (0, 0, 0, 1, 1)])
+        assert torch.equal(own, expected)
+    assert len(images()) == 5 and (isinstance(rule, Generator) or torch.equal(images()[1], images()[2]))

@@ -108,3 +108,15 @@ def test_above_counts_where_all_real_activations_are_negative(tmp_path: Path) ->
     (row,) = made.rows
     assert row["largest"] < 0 and row["of_largest"] is None
     assert row["above"] is (row["activation"] > row["largest"]) is True
+
+
+@pytest.mark.parametrize("method", ["gd", "lbfgs"])
+def test_a_unit_has_the_same_images_whichever_others_are_asked_for(method: str) -> None:
+    settings = {"method": method, "images_per_unit": 2, **SHORT, "iterations": 8}
+    several = prefer([(Net(), CARD)], "bn:0-3", **settings)  # type: ignore[arg-type]
+    assert several is not None
+    for unit in (0, 2):
+        alone = prefer([(Net(), CARD)], f"bn:{unit}", **settings)  # type: ignore[arg-type]
+        assert alone is not None
+        torch.testing.assert_close(alone.images, several.images[[unit, unit + 4]], rtol=0, atol=1e-4)
+        assert (alone.images[0] - alone.images[1]).abs().max() > 0.05
