@@ -126,7 +126,7 @@ def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> 
         (["--members", "DATA"], "give both"),
         (["--references", 4], "give both"),
         (["--references", 1, "--training", "RECIPE"], "at least two"),
-        (["--fail-if", "los_auc>0.5"], "did you mean loss_auc"),
+        (["--fail-if", "los_auc>0.5"], "did you mean 'loss_auc'"),
         (["--members", "DATA:test", "--non-members", "DATA:test"], "give others"),
         (["--reference", "DATA:nothing"], "nothing"),
     ],

@@ -195,7 +195,8 @@ def test_bad_points_are_broken_off(run: Run, line: Any, tmp_path: Path) -> None:
         earlier = [one["seeds"][0] for one in found[: row["point"]] if one["state"] == "complete"]
         assert len(row["seeds"]) == 1 and row["seeds"][0] < median(earlier)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["best"]["state"] == "complete"
-    assert run(*line("hyper", "--pruner", "hyperband", "--seeds", 3, trials=8)).code == 0
+    # Optuna draws a trial's bracket by the study's name, which follows the recipe; of few trials none may be broken off
+    assert run(*line("hyper", "--pruner", "hyperband", "--seeds", 3, trials=20)).code == 0
     assert any(1 <= len(row["seeds"]) < 3 for row in rows(tmp_path / "hyper"))
 
 

@@ -34,7 +34,7 @@ def test_what_was_not_measured_fails_and_says_so() -> None:
     ("text", "message"),
     [
         ("loss_auc", "expected FIGURE OPERATOR VALUE"),
-        ("los_auc>0.5", "did you mean loss_auc"),
+        ("los_auc>0.5", "did you mean 'loss_auc'"),
         ("nothing_like_it>0.5", "there are augmentation"),
         ("claim>consistent", "== and != alone"),
         ("claim==consistnt", "claim is one of consistent; not consistent; undecided"),
