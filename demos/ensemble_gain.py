@@ -19,8 +19,8 @@ from typing import Any
 
 from ensemble import BNMatching, Recipe, Results, create_model, invert, load_recipe
 from ensemble.data.labelled import load_images
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.evaluation.judge import Judge
-from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.files import read_json, write_json, write_text
 
 Judged = dict[str, dict[str, Any]]

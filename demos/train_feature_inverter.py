@@ -77,8 +77,9 @@ def new_network(channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(channels, 3, 3, padding=1), nn.Sigmoid())
 
 
-def folded(net: nn.Sequential) -> dict[str, Tensor]:
+def folded(net: nn.Module) -> dict[str, Tensor]:
     """The weights as `read_inverter` takes them, in half precision, BatchNorms in the convolutions."""
+    assert isinstance(net, nn.Sequential)
     net = net.eval()
     convolutions = []
     for layer, following in zip(net, [*net[1:], None], strict=True):
@@ -86,7 +87,9 @@ def folded(net: nn.Sequential) -> dict[str, Tensor]:
             normed = isinstance(following, nn.BatchNorm2d)
             convolutions.append(fuse_conv_bn_eval(layer, following) if normed else layer)
     tensors = {f"weight{i}": layer.weight for i, layer in enumerate(convolutions)}
-    tensors |= {f"bias{i}": layer.bias for i, layer in enumerate(convolutions)}
+    for i, layer in enumerate(convolutions):
+        assert layer.bias is not None
+        tensors[f"bias{i}"] = layer.bias
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 

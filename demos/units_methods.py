@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from ensemble import prefer
 from ensemble.image.pictures import draw_grid
 
 UNITS = ("layer2.2:0-3", "logits:1,3,4,5,7,8")
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "fourier": {"method": "fourier"},
     "gd": {"method": "gd"},
     "lbfgs": {"method": "lbfgs"},

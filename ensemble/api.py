@@ -197,8 +197,8 @@ def _targets(targets: Any) -> Any:
     """Tensors, arrays and single indices as a recipe has them."""
     if hasattr(targets, "tolist"):
         targets = targets.tolist()
-    if isinstance(targets, range | set | frozenset):
-        targets = list(targets)
+    if isinstance(targets, list | tuple | range | set | frozenset):
+        targets = [target.tolist() if hasattr(target, "tolist") else target for target in targets]
     return [targets] if isinstance(targets, int) and not isinstance(targets, bool) else targets
 
 
@@ -206,7 +206,7 @@ def _terms(terms: Sequence[Term] | Term) -> tuple[list[Objective], list[Objectiv
     """Those that a recipe can name, and those that it cannot."""
     named: list[Objective] = []
     live: list[Objective] = []
-    for term in [terms] if isinstance(terms, Objective) or callable(terms) else terms:
+    for term in [terms] if isinstance(terms, Objective) or callable(terms) else terms or ():
         if isinstance(term, type):
             raise ValueError(f"terms: {term.__name__} is a class; give an instance, {term.__name__}()")
         if isinstance(term, Objective):

@@ -11,7 +11,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
-from ensemble.applications._options import Parser
+from ensemble.applications._options import Parser, check_alone
 from ensemble.machine.environment import is_launched, launched_rank
 from ensemble.machine.errors import (
     EVERYONE,
@@ -107,6 +107,8 @@ def _run(arguments: list[str]) -> int:
 
         for plugin in options.plugin:
             load_plugin(plugin)
+    if not getattr(application, "ON_RANKS", False):
+        check_alone(name)
     code: int = application.run(options)
     return code
 

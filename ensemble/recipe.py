@@ -15,13 +15,11 @@ import ensemble.image
 import ensemble.objectives
 from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
-from ensemble.engine.gradient_descent import GradientDescent
-from ensemble.engine.lbfgsb import LBFGSB
 from ensemble.engine.optimizers import Adam, Optimizer
 from ensemble.image.fourier import Fourier
 from ensemble.image.parameterization import Parameterization
+from ensemble.image.pixels import Pixels
 from ensemble.image.start import Noise, Start
-from ensemble.image.warm import Warm
 from ensemble.objectives.bn_matching import BNMatching
 from ensemble.objectives.classification import CrossEntropy
 from ensemble.objectives.image_priors import TotalVariation
@@ -100,12 +98,13 @@ class ImageRule(Checked):
     """So many images, one after the other, begin alike; 1: each by itself."""
 
     def rules(self) -> Iterator[str]:
-        if self.start.needs_pixels and not self.parameterization.takes_images:
-            what = "noise with spreads" if isinstance(self.start, Noise) else f"kind {self.start.kind!r}"
+        if (what := self.start.paints) and not self.parameterization.takes_images:
             yield (
                 f"start: {what} says what images look like, which kind {self.parameterization.kind!r} cannot be told; "
                 "use kind 'noise' without spreads: --set 'image.start={kind: noise}'"
             )
+        if self.alike > 1 and self.start.memory:
+            yield f"alike: kind {self.start.kind!r} begins each image from another one; leave alike out"
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,8 @@ class Recipe(Checked):
                 f"runtime.replicas: {self.runtime.replicas} replicas for {self.trials} trial(s); "
                 f"ask for trials={self.runtime.replicas} (--trials {self.runtime.replicas})"
             )
-        if isinstance(self.image.start, Warm):
-            yield from self.looking_back("a warm start")
+        if self.image.start.memory:
+            yield from self.looking_back(f"a {self.image.start.kind} start")
         if any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives):
             yield from self.looking_back("a term's memory")
         yield from self.student_rules()
@@ -212,37 +211,12 @@ class Recipe(Checked):
             yield "ensemble.aggregation: `agree` needs several teachers that act at a step, and one does; use `sum`"
         if self.agreement and teachers == 1:
             yield "agreement: it compares teachers, and there is one; name more, or leave it out"
-        yield from self.optimizer_rules()
+        one_loss = not self.alternates and self.ensemble.aggregation == "sum"
+        pixels = isinstance(self.image.parameterization, Pixels)
+        yield from self.optimizer.conflicts(self.stages, self.objectives, one_loss, pixels)
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"
-
-    def optimizer_rules(self) -> Iterator[str]:
-        """What the optimiser cannot do with the other fields."""
-        stages = [*enumerate(self.stages)]
-        if isinstance(self.optimizer, GradientDescent):
-            for i, stage in stages:
-                if stage.moving < 1:
-                    yield f"stages[{i}].moving: gradient_descent moves all images; leave it out"
-                if self.optimizer.faithful and (stage.size or stage.flip or stage.zoom < 1):
-                    yield f"stages[{i}]: `faithful` knows shifts alone; leave size, flip and zoom out"
-                if self.optimizer.faithful and stage.jitter and stage.jitter_mode != "wrap":
-                    yield f"stages[{i}].jitter_mode: `faithful` shifts around the edges; use `wrap`"
-        if not isinstance(self.optimizer, LBFGSB):
-            return
-        for i, stage in stages:
-            if stage.jitter or stage.flip or stage.zoom < 1 or stage.noise or stage.moving < 1:
-                yield f"stages[{i}]: lbfgsb needs views that do not change; leave jitter, flip, zoom, noise, moving out"
-        if len(stages) > 1:
-            yield "stages: lbfgsb has one stage"
-        if self.alternates or self.ensemble.aggregation != "sum":
-            yield "ensemble: lbfgsb needs the gradient of one loss; use `acting: all` and `aggregation: sum`"
-        for i, term in enumerate(self.objectives):
-            if not isinstance(term, TeacherTerm) or type(term).per_image is TeacherTerm.per_image:
-                yield (
-                    f"objectives[{i}]: lbfgsb takes each image as a problem of its own, and {term.name} ties images "
-                    "together; leave it out, or use another optimizer"
-                )
 
     def student_rules(self) -> Iterator[str]:
         """What is wrong about the student."""
@@ -254,6 +228,8 @@ class Recipe(Checked):
             yield f"teachers[{students[0]}].student: the student comes last, after the teachers"
         elif students == [0]:
             yield "teachers[0].student: there is no teacher; put one before it"
+        if students and self.ensemble.aggregation == "equal":
+            yield "ensemble.aggregation: `equal` scales each teacher's gradient, and a student is none; use `sum`"
         if students and not compared:
             yield (
                 f"teachers[{students[0]}].student: no term compares it with the teachers; add "
@@ -290,6 +266,8 @@ class Recipe(Checked):
 
     def with_iterations(self, total: int) -> Recipe:
         """The stages scaled to `total` steps, in their proportions, and the optimiser's waits with them."""
+        if total < 1:
+            raise ValueError(f"iterations: must be at least 1, got {total}")
         if total < len(self.stages):
             raise ValueError(f"iterations: {total} are fewer than the recipe's {len(self.stages)} stages")
         factor, stages, left = total / self.iterations, [], total

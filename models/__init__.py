@@ -11,15 +11,16 @@ from models._convention import (
     network_input,
     network_logits,
 )
-from models._loading import WeightsFile, fit, sha256
+from models._loading import NETWORK, WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
-from models._trial import cautions, check_reads, evaluating, has_lazy_layers, reason_of, usable
+from models._trial import cautions, check_reads, evaluating, has_lazy_layers, reason_of, retold, usable
 from models._wordnet import wordnet_numbers
 
 __all__ = [
+    "NETWORK",
     "Assumed",
     "ModelCard",
     "ModelSpec",
@@ -47,6 +48,7 @@ __all__ = [
     "parse_spec",
     "reason_of",
     "register_model",
+    "retold",
     "sha256",
     "untrained_model",
     "usable",

@@ -74,6 +74,9 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_classes", classes_of(self.num_classes))
+        for key in ("mean", "std", "class_names"):
+            if not isinstance(getattr(self, key), tuple):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
         if not isinstance(self.input_size, Integral) or self.input_size < 1:
             raise ValueError(f"{self.name}: input_size is the side of a square in pixels, not {self.input_size!r}")
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):

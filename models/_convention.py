@@ -46,19 +46,21 @@ def network_logits(output: Any, images: int) -> torch.Tensor:
     """The logits (`images`, classes) among what a network returns.
 
     The first tensor of a tuple or list; `logits` or `out` of a mapping, else its first tensor. One logit z, of a
-    network that ends in a sigmoid, is two classes: (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)). A vector of
-    several numbers for a single image is its logits, squeezed.
+    network that ends in a sigmoid, is two classes: (-z/2, z/2), whose softmax is (1 - sigmoid(z), sigmoid(z)). A vector
+    of several numbers for a single image is its logits, squeezed.
 
     Raises ValueError where there is no tensor of one or two dimensions.
     """
     found = first_tensor(output, _LOGITS_KEYS)
     if found is None:
         raise ValueError(f"the network returns {type(output).__name__}, in which there is no tensor; return logits")
+    if found.ndim == 0 and images == 1:
+        found = found[None]
     if found.ndim == 1:
         found = found[None] if images == 1 else found[:, None]
     if found.ndim != 2:
         raise ValueError(f"the network returns a tensor of shape {tuple(found.shape)}; return logits (N, classes)")
-    return torch.cat([torch.zeros_like(found), found], dim=1) if found.shape[1] == 1 else found
+    return torch.cat([-found / 2, found / 2], dim=1) if found.shape[1] == 1 else found
 
 
 def card_logits(output: Any, images: int, card: ModelCard) -> torch.Tensor:
@@ -91,8 +93,9 @@ def are_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 def are_of_sigmoid(logits: torch.Tensor) -> bool:
     """Whether these may be one probability each, which `network_logits` took for a logit."""
-    one = logits.shape[1] == 2 and not bool(logits[:, 0].any())
-    return one and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all())
+    if logits.shape[1] != 2 or not torch.equal(logits[:, 0], -logits[:, 1]):
+        return False
+    return bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 0.5)).all())
 
 
 def log_of(probabilities: torch.Tensor) -> torch.Tensor:

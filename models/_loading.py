@@ -22,6 +22,9 @@ from torch.serialization import safe_globals
 from models._card import ModelCard
 from models._checkpoint import COUNTER, check_values, tensors_of
 
+NETWORK = "network"
+"""Key of a safetensors file's metadata: the name of the network that the weights are of."""
+
 
 @dataclass(frozen=True)
 class WeightsFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     was loaded before and has not changed since is not run again.
     Raises ValueError where the file is missing or no .py, and where it fails: with its line and exception.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.expanduser(path)).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"plugin {path} {'is not a .py file' if path.is_file() else 'does not exist'}")
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]

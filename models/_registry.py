@@ -27,7 +27,7 @@ from models._card import Assumed, ModelCard, Weights, classes_of
 from models._checkpoint import COUNTER, check_values, choose, without_normalizers
 from models._installed import read_installed
 from models._layouts import Layout, recognised
-from models._loading import WeightsFile, fit, read_card, read_weights, sha256
+from models._loading import NETWORK, WeightsFile, fit, read_card, read_weights, sha256
 from models._lock import first_alone
 from models._plugins import load_entry_points
 from models._said import (
@@ -249,6 +249,8 @@ def _with_weights(
     if METADATA in weights.metadata:  # a compact subnet: its keys are not the network's
         return load_subnet(net, weights, card)
     where = str(weights.path)
+    if weights.metadata.get(NETWORK, card.name) != card.name:
+        where += f" (which says that it is of {weights.metadata[NETWORK]})"
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
     tensors, normalizer = without_normalizers(weights.tensors, wanted)
     chosen, said = choose(tensors, wanted, entry.adapt, card, where, part)

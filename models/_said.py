@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +89,7 @@ def by_options(card: ModelCard, options: Mapping[str, str]) -> ModelCard:
 def _parsed(name: str, key: str, text: str) -> Any:
     """The option's value, or its text where it is none."""
     if key == "class_names":
-        return _lines(Path(text).expanduser(), f"{name}: option class_names")
+        return _lines(Path(os.path.expanduser(text)), f"{name}: option class_names")
     try:
         if key == "input_size":
             return int(text)

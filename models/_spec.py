@@ -37,10 +37,10 @@ class ModelSpec:
         text, _, part = self.weights.rpartition("#")
         for name, chosen in ((self.weights, None), (text, part)):
             if name and chosen != "" and os.path.isfile(os.path.expanduser(name)):
-                return Path(name).expanduser(), chosen
+                return Path(os.path.expanduser(name)), chosen
         name, chosen = (text, part) if text and part else (self.weights, None)
         if name.endswith(WEIGHTS_SUFFIXES) or "/" in name:
-            return Path(name).expanduser(), chosen
+            return Path(os.path.expanduser(name)), chosen
         return None, None
 
 

@@ -24,8 +24,22 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is no fault of the network's; torch says so of the machine's memory in words alone."""
+    """Whether it is no fault of the network's; torch says so of the machine's memory in words alone.
+
+    `ensemble.machine.errors` has one of its own: this package stands alone, and that module loads without torch.
+    """
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def retold(text: str) -> Iterator[None]:
+    """What a network's own code raises inside is told as a ValueError, `text: reason`; a lack of memory stays one."""
+    try:
+        yield
+    except Exception as error:  # a network may be anybody's
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{text}: {reason_of(error)}") from error
 
 
 @contextmanager
@@ -108,14 +122,12 @@ def check_reads(name: str, net: nn.Module, card: ModelCard, *, learns: bool = Fa
     if weight.dtype == torch.float16 and weight.device.type == "cpu":
         return
     size = card.input_size
-    try:
-        with evaluating(net, gradients=learns):
-            blank = torch.full((2, 3, size, size), 0.5, device=weight.device)
-            logits = network_logits(net(network_input(blank, card).to(weight.dtype)), len(blank))
-    except Exception as error:  # a network may be anybody's
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(f"{name}: its forward pass fails on images of {size} x {size}: {reason_of(error)}") from error
+    with (
+        retold(f"{name}: its forward pass fails on images of {size} x {size}"),
+        evaluating(net, gradients=learns),
+    ):
+        blank = torch.full((2, 3, size, size), 0.5, device=weight.device)
+        logits = network_logits(net(network_input(blank, card).to(weight.dtype)), len(blank))
     if tuple(logits.shape) != (2, card.num_classes):
         raise ValueError(
             f"{name}: its card says {card.num_classes} classes, its output for 2 images has shape {tuple(logits.shape)}"

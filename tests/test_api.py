@@ -353,12 +353,31 @@ def test_a_term_taps_layers_by_their_names() -> None:
 
 
 def test_the_last_good_images_are_left_on_the_error() -> None:
+    calls = iter(range(100))
+
     def poison(view: torch.Tensor) -> torch.Tensor:
-        return view.sum() * float("nan")
+        return view.sum() * (1.0 if next(calls) < 3 else float("nan"))
 
     with pytest.raises(ensemble.NotFiniteError) as caught:
         invert([(net(0), CARD)], terms=[poison], **OPTIONS)
-    assert caught.value.images is not None and caught.value.images.shape == (4, 3, 8, 8)
+    images = caught.value.images
+    assert images is not None and images.shape == (4, 3, 8, 8) and torch.isfinite(images).all()
+
+
+def test_folders_of_something_else_are_told_apart(tmp_path: Path) -> None:
+    results = invert([(net(0), CARD)], **OPTIONS)
+    assert results is not None
+    results.save(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run is not empty; pass overwrite=True, or give another folder"):
+        results.save(tmp_path / "run")
+    for name, file, said in (
+        ("student", "weights.safetensors", "this is a trained network, which MODEL@"),
+        ("set", "manifest.json", "this is a dataset, which GeneratedImages opens"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+        with pytest.raises(ValueError, match=said):
+            Results.open(tmp_path / name)
 
 
 def test_partial_results_are_not_taken_for_a_finished_run(tmp_path: Path) -> None:
@@ -426,6 +445,8 @@ def test_runs_leave_nothing_in_memory() -> None:
         (lambda: invert([net(0)], input_size=(16, 16)), "input_size: expected a number of pixels"),
         (lambda: invert(["resnet20_cifar"], terms=lambda view: view), "lambda: it gives a tensor of shape"),
         (lambda: invert(["resnet20_cifar"], terms=[lambda view: view.nonsense]), "lambda: AttributeError"),
+        (lambda: invert(["resnet20_cifar"], terms=[lambda v: v.std((1, 2, 3))], targets=[3]), r"shape \(1,\); a term"),
+        (lambda: invert(["resnet20_cifar"], terms=[lambda v: v.sum() * float("nan")]), "lambda: it is nan for the"),
         (lambda: invert(["resnet20_cifar"], objectives=[{"kind": "bn_matching", "layers": {"*": -1}}]), "at least 0"),
         (lambda: invert(["resnet20_cifar"], mean=[0.5] * 3), "mean: it is for modules without a ModelCard"),
         (lambda: invert(["resnet20_cifar"], terms=[Margin]), "Margin is a class; give an instance"),
@@ -459,3 +480,10 @@ def test_the_package_is_imported_lazily() -> None:
     assert ImageTerm.kinds is TeacherTerm.kinds  # one table: a recipe's objectives are told apart by kind alone
     with pytest.raises(AttributeError, match="no attribute 'invent'"):
         _ = ensemble.invent  # type: ignore[attr-defined]
+
+
+def test_numbers_of_numpy_are_numbers_and_no_terms_are_none() -> None:
+    results = invert([(net(0), CARD)], targets=[np.int64(1), torch.tensor(0)], terms=None, **OPTIONS)
+    assert results is not None and results.targets.tolist()[:2] == [1, 0]
+    with pytest.raises(ValueError, match="takes 3 channels, and mean has 0 numbers"):
+        invert([net(0)], input_size=8, mean=[], std=0.25, **OPTIONS)

@@ -12,6 +12,9 @@ from ensemble.image.parameterization import Parameterization
 from ensemble.objectives.terms import Objective
 from ensemble.plugins import load_plugin
 from ensemble.recipe import parse_recipe
+from ensemble.runs.dataset_folder import DatasetFolder
+from ensemble.runs.job import recipe_for
+from ensemble.runs.recipes import assembled
 from models import list_models
 from models._table import undone_on_error as models_undone
 
@@ -100,3 +103,24 @@ def test_a_kind_that_is_not_finished_names_what_it_lacks(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"bare\.py.*Bare: .*@dataclass\(frozen=True\)"):
         load_plugin(file)
     assert "bare" not in Objective.kinds
+
+
+def test_a_term_is_added_to_those_that_are_there(tmp_path: Path) -> None:
+    file = tmp_path / "whiteness.py"
+    file.write_text(PLUGIN)
+    load_plugin(file)
+    found = assembled(recipe(), {}, ["objectives[3]={kind: whiteness, weight: 2}"])
+    assert [term.kind for term in found.objectives] == ["cross_entropy", "bn_matching", "tv", "whiteness"]
+
+
+def test_a_run_that_goes_on_without_its_plugin_says_so(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("teachers: [{model: resnet20_cifar}]\nobjectives: [{kind: whiteness}]\n")
+    with pytest.raises(
+        ValueError, match=r"unknown kind 'whiteness'.*if a plugin made the run, load it first"
+    ) as caught:
+        recipe_for(None, {}, [], tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError, match=r"holds a dataset.*unknown kind 'whiteness'.*plugin made the run, load it first"
+    ):
+        DatasetFolder(tmp_path).read_recipe()

@@ -23,8 +23,8 @@ from torch import nn
 
 from ensemble import Recipe, Results, create_model, invert, load_recipe, register_model
 from ensemble.data.labelled import load_images
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.evaluation.judge import Judge
-from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.files import read_json, write_json, write_text
 from ensemble.machine.rng import generator

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensemble.applications._options import Parser, add_overrides
-from ensemble.machine.environment import is_launched, is_main_process, launched_ranks
+from ensemble.machine.environment import is_launched, is_main_process, launched_ranks, local_rank, local_ranks
+
+if TYPE_CHECKING:
+    import torch
+
+    from ensemble.runs.plan import Plan
 
 
 def add_recipe(group: argparse._ArgumentGroup) -> None:
@@ -31,7 +35,7 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers"
     )
-    add_overrides(group)
+    add_overrides(group, "optimizer.lr=0.2")
 
 
 def add_computing(p: Parser) -> None:
@@ -58,15 +62,25 @@ def add_dry_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--timed", action="store_true", help="with --dry-run: time a step too")
 
 
+def is_dry(options: argparse.Namespace, plan: Plan, devices: Sequence[torch.device], ranks: int) -> bool:
+    """Whether it was only to be looked at, which rank 0 has then printed; ValueError for --timed alone."""
+    if options.timed and not options.dry_run:
+        raise ValueError("--timed goes with --dry-run")
+    if options.dry_run and is_main_process():
+        from ensemble.runs.reports import print_dry_run
+
+        print_dry_run(plan, devices, ranks, timed=options.timed)
+    return bool(options.dry_run)
+
+
 def source_of(options: argparse.Namespace) -> Any:
     """A recipe's name, plain data for --models, or None to go on with what the folder holds."""
     if options.recipe is not None:
         if not options.models:
             return options.recipe
-        from ensemble.config.yaml_files import load_yaml
-        from ensemble.runs.recipes import recipe_file
+        from ensemble.runs.recipes import read_recipe
 
-        return load_yaml(recipe_file(options.recipe)) | {"teachers": [{"model": name} for name in options.models]}
+        return read_recipe(options.recipe) | {"teachers": [{"model": name} for name in options.models]}
     if options.models:
         from ensemble.recipe import default_recipe
         from models import model_card
@@ -125,7 +139,8 @@ def command_of(words: Sequence[str]) -> str:
     """What was typed, for a summary."""
     text = shlex.join(words)
     if is_launched():
-        return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', launched_ranks())} invert.py {text}"
+        ranks = launched_ranks() if local_rank() is None else local_ranks()
+        return f"torchrun --nproc-per-node {ranks} invert.py {text}"
     return f"python invert.py {text}"
 
 
@@ -140,13 +155,3 @@ def without(words: Sequence[str], valued: Collection[str], flags: Collection[str
         elif word not in flags and word.partition("=")[0] not in valued:
             rest.append(word)
     return rest
-
-
-def tell_stopped(stop: Exception, options: argparse.Namespace) -> int:
-    """A line of a stop that was asked for, which ends with what to do; the exit code."""
-    if is_main_process():
-        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        note = "; nothing is lost by what torchrun reports now, its own way to end" if under_torchrun else ""
-        instead = " instead of --overwrite" if options.overwrite else ""
-        print(f"invert.py: {stop}{instead}{note}", file=sys.stderr)
-    return 0

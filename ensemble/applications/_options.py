@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ensemble.machine.environment import launched_ranks
-from ensemble.machine.files import why_unwritable
+from ensemble.machine.files import user_path, why_unwritable
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,7 +89,7 @@ def add_file(parser: argparse._ActionsContainer, what: str) -> None:
 
 def file_of(options: argparse.Namespace, *endings: str) -> Path:
     """The --output of `add_file`; ValueError where it may not be written. Nothing is touched."""
-    file = Path(options.output).expanduser()
+    file = user_path(options.output)
     if file.suffix.lower() not in endings:
         raise ValueError(f"output: {file} is not the name of such a file; let it end in {endings[0]}")
     check_file("output", file, options.overwrite)
@@ -106,14 +106,14 @@ def check_file(option: str, file: Path, overwrite: bool) -> None:
         raise ValueError(f"{option}: {file} cannot be written, {why}; give another name")
 
 
-def add_overrides(parser: argparse._ActionsContainer) -> None:
-    """--set."""
+def add_overrides(parser: argparse._ActionsContainer, example: str) -> None:
+    """--set, with an `example` that the command takes."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="any field, e.g. optimizer.lr=0.2",
+        help=f"any field, e.g. {example}",
     )
 
 

@@ -29,7 +29,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble.applications._options import Parser, check_alone
+from ensemble.applications._options import Parser
+from ensemble.machine.files import user_path
 
 if TYPE_CHECKING:
     from ensemble.data.labelled import LabelledImages
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ensemble.training.recipe import TrainingRecipe
 
 _AT_MOST = 20000
+_STRICTEST: tuple[Layout, ...] = ("splits", "classes", "pictures")
 
 
 def arguments(p: Parser) -> None:
@@ -62,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
     """What can be refused is refused before anything is computed."""
     from ensemble.privacy.conditions import parse_condition
     from ensemble.privacy.findings import FIGURES, NEEDED
+    from ensemble.privacy.folder import AuditFolder
 
-    check_alone("audit")
     conditions = [parse_condition(text, FIGURES) for text in options.fail_if]
     for condition in conditions:
         if lacking := [f"--{name}" for name in NEEDED[condition.figure] if not getattr(options, name)]:
@@ -78,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--references K trains networks by --training RECIPE; give both")
     if options.references and (options.members is None or options.references < 2):
         raise ValueError("--references: at least two, and --members and --non-members to ask about")
-    folder = _folder(options)
+    folder = AuditFolder(user_path(options.output))
+    folder.check(overwrite=options.overwrite)
 
     import torch
 
@@ -86,7 +89,6 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.privacy.audit import Given, audit
-    from ensemble.privacy.page import PAGE, REFERENCES, write
     from models import model_card
 
     load_entry_points()
@@ -94,86 +96,77 @@ def run(options: argparse.Namespace) -> int:
     claimed, training = (_recipe(name) for name in (options.claimed, options.training))
     set_up("fp32", torch.device("cpu"))
     display = FallingSilent(progress_reporter())
+    command = shlex.join(["python", "invert.py", "audit", *sys.argv[2:]]) if len(sys.argv) > 2 else "audit from Python"
+    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}, seed {options.seed}"
     try:
-        given = Given(
-            options.model,
-            claimed=claimed,
-            training=training,
-            references=options.references,
-            quick=options.quick,
-            seed=options.seed,
-            kept=folder / REFERENCES,
-            **_images(options, card.input_size),
-        )
-        made = audit(given, display.message)
+        with folder.held():
+            folder.check(overwrite=options.overwrite)  # again: another may have ended there before this held it
+            given = Given(
+                options.model,
+                claimed=claimed,
+                training=training,
+                references=options.references,
+                quick=options.quick,
+                seed=options.seed,
+                kept=folder.references,
+                **_images(options, card.input_size),
+            )
+            made = audit(given, display.message)
+            folder.write(made, command, versions)
     finally:
         display.close()
-    command = shlex.join(["python", "invert.py", "audit", *sys.argv[2:]]) if len(sys.argv) > 2 else "audit from Python"
-    write(made, folder, command, f"Python {sys.version.split()[0]}, torch {torch.__version__}, seed {options.seed}")
     for sentence in made.sentences:
         print(sentence)
     if not made.findings:
         print(f"Not asked: {'; '.join(made.untested)}")
-    print(f"{folder / PAGE}: {len(made.findings)} questions, {made.seconds:.0f} s")
+    print(f"{folder.page}: {len(made.findings)} questions, {made.seconds:.0f} s")
     reasons = [why for condition in conditions if (why := condition.met(made.figures))]
     if reasons:
         print(f"invert.py: --fail-if: {'; '.join(reasons)}", file=sys.stderr)
     return 1 if reasons else 0
 
 
-def _folder(options: argparse.Namespace) -> Path:
-    """Where the audit goes; ValueError where something is in its way."""
-    from ensemble.machine.lock import contents
-    from ensemble.machine.output_folder import check_writable
-    from ensemble.privacy.page import DATA, PAGE, REFERENCES, SCORES
-
-    folder = Path(options.output).expanduser()
-    names, _ = (contents(place) for place in (folder, folder / REFERENCES))
-    there = [name for name in (PAGE, DATA, SCORES) if name in names]
-    if there and not options.overwrite:
-        raise ValueError(f"output: {folder / there[0]} exists; pass --overwrite to replace it, or give another folder")
-    check_writable(folder)
-    return folder
-
-
 def _recipe(name: str | None) -> TrainingRecipe | None:
-    from ensemble.applications._training import recipe_path
-    from ensemble.config.yaml_files import load_yaml
+    from ensemble.runs.recipes import TRAINING, read_recipe
     from ensemble.training.recipe import parse_training_recipe
 
-    return None if name is None else parse_training_recipe(load_yaml(recipe_path(name)))
+    return None if name is None else parse_training_recipe(read_recipe(name, TRAINING, "training"))
 
 
-def _source(text: str, split: str, layout: Layout) -> tuple[str, str, Layout]:
+def _source(text: str, split: str, layout: Layout) -> tuple[Path, str, Layout]:
     """Path and split of DATA or DATA:SPLIT, and what may be left out, which is nothing where the split is named."""
     path, colon, named = text.rpartition(":")
-    is_named = colon and named and not Path(text).expanduser().exists()
-    return (path, named, "splits") if is_named else (text, split, layout)
+    is_named = colon and named and not user_path(text).exists()
+    text, split, layout = (path, named, "splits") if is_named else (text, split, layout)
+    return user_path(text).resolve(), split, layout
 
 
 def _same(a: LabelledImages | None, b: LabelledImages | None) -> bool:
+    """Whether two sets are one: what is named alike is loaded once, and a tree without splits is one set to all."""
     import torch
 
-    return a is not None and b is not None and torch.equal(a.images, b.images)
+    return a is not None and b is not None and (a is b or torch.equal(a.images, b.images))
 
 
 def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     """What `Given` takes of the images; of one split, reference and non-members are halves."""
     from ensemble.data.labelled import load_images
 
-    others = options.members, options.non_members  # whose classes matter
     named: dict[str, tuple[str | None, str, Layout]] = {
-        "reference": (options.reference, "test", "classes" if options.reference in others else "pictures"),
+        "reference": (options.reference, "test", "pictures"),
         "members": (options.members, "train", "classes"),
         "others": (options.non_members, "test", "classes"),
     }
     where = {key: _source(text, split, layout) for key, (text, split, layout) in named.items() if text is not None}
-    loaded: dict[tuple[str, str, Layout], LabelledImages] = {}
-    for source in where.values():
-        if source not in loaded:
-            path, split, layout = source
-            loaded[source] = load_images(path, split, size, at_most=_AT_MOST, layout=layout)
-    found = {key: loaded[source] for key, source in where.items()}
+    layouts: dict[Path, Layout] = {}  # what all who name the path ask of it: read in two ways, halves would overlap
+    for path, _, layout in where.values():
+        layouts[path] = min(layout, layouts.get(path, layout), key=_STRICTEST.index)
+    places = {key: (path, split) for key, (path, split, _) in where.items()}
+    loaded = {
+        place: load_images(*place, size, at_most=_AT_MOST, layout=layouts[place[0]])
+        for place in dict.fromkeys(places.values())
+    }
+    found = {key: loaded[place] for key, place in places.items()}
     if any(_same(found.get("members"), found.get(key)) for key in ("reference", "others")):
         raise ValueError("--members are the same images as --reference or --non-members; give others")
     if _same(found.get("others"), found.get("reference")):
@@ -182,7 +175,7 @@ def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
             found[key] = both.subset(half)
     words = {"reference": "reference images", "members": "members", "others": "non-members"}
     sources = [
-        (words[key], ", ".join(filter(None, (f"{len(found[key])} of {Path(path).name}", found[key].split))))
-        for key, (path, _, _) in where.items()
+        (words[key], ", ".join(filter(None, (f"{len(found[key])} of {path.name}", found[key].split))))
+        for key, (path, _) in places.items()
     ]
     return {**found, "sources": tuple(sources)}

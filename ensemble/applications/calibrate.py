@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ensemble.applications._options import Parser, add_device, add_file, check_alone, file_of
+from ensemble.applications._options import Parser, add_device, add_file, file_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,6 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """What can be refused is refused before the images are read."""
-    check_alone("calibrate")
     file = file_of(options, ".safetensors")
     if options.images < 2:
         raise ValueError(f"--images {options.images}: give at least two, a thousand are plenty")

@@ -18,20 +18,23 @@ import sys
 import time
 from typing import Any
 
+from ensemble.applications._endings import tell_stopped
 from ensemble.applications._inverting import (
     add_computing,
     add_dry_run,
     add_recipe,
     command_of,
     fields_of,
+    is_dry,
     launch,
     ranks_to_launch,
     source_of,
-    tell_stopped,
     without,
 )
 from ensemble.applications._options import Parser, add_output, check_alone
 from ensemble.machine.environment import is_main_process, is_restarted, launched_rank, launched_ranks
+
+ON_RANKS = True
 
 
 def arguments(p: Parser) -> None:
@@ -72,14 +75,8 @@ def run(options: argparse.Namespace) -> int:
     )
     nproc = ranks_to_launch(options, prepared.plan.recipe.runtime.device)
     ranks = nproc or launched_ranks()
-    if options.dry_run:
-        from ensemble.runs.reports import print_dry_run
-
-        if is_main_process():
-            print_dry_run(prepared.plan, prepared.devices, ranks, timed=options.timed)
+    if is_dry(options, prepared.plan, prepared.devices, ranks):
         return 0
-    if options.timed:
-        raise ValueError("--timed goes with --dry-run")
     prepared.check(ranks)
     if prepared.is_finished:
         prepared.folder.check_shards(prepared.folder.rows())
@@ -144,9 +141,16 @@ def _export(options: argparse.Namespace) -> int:
     from ensemble.machine.progress import FallingSilent, progress_reporter
 
     check_alone("dataset --export")
-    given = [name for name in ("images", "recipe", "models", "balance", "resume", "overwrite") if vars(options)[name]]
+    parser = Parser("", "")
+    arguments(parser)
+    nothing = vars(parser.parse_args([]))
+    kept = {"output", "export", "plugin"}
+    given = [
+        key for key, value in vars(options).items() if key not in kept and key in nothing and value != nothing[key]
+    ]
     if given:
-        raise ValueError(f"--export writes the finished dataset in --output, and makes none; leave --{given[0]} out")
+        option = f"--{given[0].replace('_', '-')}"
+        raise ValueError(f"--export writes the finished dataset in --output, and makes none; leave {option} out")
     made = GeneratedImages(options.output)
     display = FallingSilent(progress_reporter())
     try:

@@ -19,7 +19,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides
-from ensemble.applications._training import add_real_images, distilled, recipe_path, tested, with_parts
+from ensemble.applications._training import add_real_images, distilled, tested, with_parts
 
 if TYPE_CHECKING:
     from ensemble.runs.rounds import Rounds
@@ -37,14 +37,14 @@ def arguments(p: Parser) -> None:
     )
     what.add_argument("--epochs", type=int, metavar="N", help="passes over the images (default: 200)")
     what.add_argument("--seed", type=int, metavar="N", help="of weights, order and views (default: 0)")
-    add_overrides(what)
+    add_overrides(what, "schedule.lr=0.05")
     turns = p.add_argument_group("in rounds, each with new images on which the student differs from its teachers")
     turns.add_argument(
         "--rounds", type=int, metavar="R", help="how many; the new images are made as the dataset's were"
     )
     turns.add_argument("--round-images", type=int, metavar="N", help="new ones in each (default: 300)")
     turns.add_argument("--round-epochs", type=int, metavar="N", help="before each round (default: 20)")
-    turns.add_argument("--competition", type=float, metavar="W", help="weight of the difference (default: 1)")
+    turns.add_argument("--competition", type=float, metavar="W", help="weight of the difference (default: 1, 0: none)")
     add_real_images(p).add_argument(
         "--diagnose", action="store_true", help="also test with BatchNorm statistics of real images of the split train"
     )
@@ -54,7 +54,7 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """One student, or one in rounds."""
-    return distilled("distill", options, described, said, _rounds)
+    return distilled(options, described, said, _rounds)
 
 
 def _rounds(options: argparse.Namespace) -> Rounds | None:
@@ -75,9 +75,9 @@ def _rounds(options: argparse.Namespace) -> Rounds | None:
 def described(options: argparse.Namespace) -> dict[str, Any]:
     """The recipe as plain data: the file's, then the options, then --set."""
     from ensemble.config.overrides import apply_override
-    from ensemble.config.yaml_files import load_yaml
+    from ensemble.runs.recipes import STUDENTS, read_recipe
 
-    data = load_yaml(recipe_path(options.recipe, "distillation")) if options.recipe else {}
+    data = read_recipe(options.recipe, STUDENTS, "distillation") if options.recipe else {}
     if options.labels:
         data = apply_override(data, f"lesson.kind={options.labels}")
     given = {
@@ -101,14 +101,12 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:
     """ValueError for what the recipe's own check would tell in words of its fields."""
-    if "teachers" in data:
-        raise ValueError(f"--recipe: {options.recipe} is a recipe of images; name one of distillation, such as cifar10")
     for option in ("dataset", "student"):
         if not data.get(option):
             raise ValueError(f"--{option} is missing; give it, or a --recipe that has it; see invert.py distill --help")
     if options.teacher and isinstance(data["lesson"], dict) and data["lesson"].get("kind") == "hard":
         raise ValueError("--teacher: hard labels have no teachers; leave it out, or ask for --labels live")
-    if options.test_split and not data["test"].get("path"):
+    if options.test_split and not (data["test"] or {}).get("path"):
         raise ValueError("--test-split names a part of real images; give them, as --test DATA")
 
 

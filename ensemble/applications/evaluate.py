@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble.applications._options import Parser, add_device, check_alone, check_file
+from ensemble.applications._options import Parser, add_device, check_file
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ensemble.evaluation.judge import Judge
     from ensemble.evaluation.verdict import verdict
-    from ensemble.machine.files import write_json
+    from ensemble.machine.files import user_path, write_json
     from ensemble.machine.hardware import choose_device, set_up
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
@@ -70,12 +70,14 @@ def run(options: argparse.Namespace) -> int:
     from models import check_reads, create_model, model_card
 
     load_entry_points()
-    check_alone("evaluate")
-    file = options.json and options.json.expanduser()
+    file = options.json and user_path(options.json)
     if file:
         check_file("--json", file, options.overwrite)
     if options.data is None and (options.train_split or options.test_split):
         raise ValueError("--train-split and --test-split name parts of --data; give it, too")
+    splits = options.test_split or "test", options.train_split or "train"
+    if options.data is not None and splits[0] == splits[1]:
+        raise ValueError(f"--test-split: it is {splits[0]}, as --train-split; name other real images to compare with")
     device = choose_device(options.device or "auto")
     runs = [FinishedRun.read(folder) for folder in dict.fromkeys(options.results)]
     names = list(dict.fromkeys(options.judge))
@@ -88,7 +90,6 @@ def run(options: argparse.Namespace) -> int:
     classes = torch.cat([made.targets for made in runs]).unique()
     set_up("fp32", device)
     display = FallingSilent(progress_reporter())
-    splits = options.test_split or "test", options.train_split or "train"
     real = _real_images(options.data, splits, display) if options.data is not None else None
     said = {}
     try:

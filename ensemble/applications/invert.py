@@ -16,19 +16,22 @@ import argparse
 import sys
 import time
 
+from ensemble.applications._endings import tell_stopped
 from ensemble.applications._inverting import (
     add_computing,
     add_dry_run,
     add_recipe,
     command_of,
     fields_of,
+    is_dry,
     launch,
     ranks_to_launch,
     source_of,
-    tell_stopped,
 )
 from ensemble.applications._options import Parser, add_output
 from ensemble.machine.environment import is_main_process, is_restarted, launched_rank, launched_ranks
+
+ON_RANKS = True
 
 
 def arguments(p: Parser) -> None:
@@ -70,15 +73,9 @@ def run(options: argparse.Namespace) -> int:
         tensorboard=options.tensorboard,
     )
     ranks = nproc or launched_ranks()
-    if options.dry_run:
-        from ensemble.runs.reports import print_dry_run
-
-        if is_main_process():
-            print_dry_run(prepared.plan, prepared.devices, ranks, timed=options.timed)
+    if is_dry(options, prepared.plan, prepared.devices, ranks):
         return 0
-    if options.timed:
-        raise ValueError("--timed goes with --dry-run")
-    if options.resume and prepared.is_finished:
+    if prepared.is_finished:
         if is_main_process():
             print(f"{options.output}: this run is finished; --iterations N goes on with it")
         return 0

@@ -18,9 +18,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
-from ensemble.applications._options import Parser, add_overrides
+from ensemble.applications._options import Parser, add_output, add_overrides
+from ensemble.machine.files import user_path
+
+ON_RANKS = True
 
 
 def arguments(p: Parser) -> None:
@@ -29,37 +31,34 @@ def arguments(p: Parser) -> None:
         "--recipe", required=True, metavar="FILE", help="a YAML recipe, or the name of one in recipes/leakage"
     )
     p.add_argument("--data", metavar="DATA", help="a folder or archive with SPLIT/CLASS/FILE, instead of the recipe's")
-    add_overrides(p)
+    add_overrides(p, "inversions.steps=100")
     p.add_argument("--quick", action="store_true", help="two networks an arm, one epoch: does it run?")
-    p.add_argument("--output", required=True, metavar="DIR", help="where the study goes")
-    p.add_argument("--resume", action="store_true", help="go on with the study that is there, or begin it")
-    p.add_argument("--overwrite", action="store_true", help="replace an earlier study there")
+    add_output(p)
 
 
 def run(options: argparse.Namespace) -> int:
     """What can be refused is refused before anything is computed."""
-    from ensemble.applications._training import ended, recipe_path, with_parts
+    from ensemble.applications._endings import ended
+    from ensemble.applications._training import with_parts
     from ensemble.config.overrides import apply_override
-    from ensemble.config.yaml_files import load_yaml
     from ensemble.machine.environment import launched_rank
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.privacy.study.folder import PAGE, LeakageFolder
     from ensemble.privacy.study.recipe import parse_leakage_recipe
     from ensemble.privacy.study.run import study
+    from ensemble.runs.recipes import LEAKAGE, read_recipe
 
-    if options.resume and options.overwrite:
-        raise ValueError("--resume goes on, --overwrite begins anew; give one of them")
     load_entry_points()
     import torch
 
-    data = with_parts(load_yaml(recipe_path(options.recipe, "leakage")), data={"path": options.data})
+    data = with_parts(read_recipe(options.recipe, LEAKAGE, "leakage"), data={"path": options.data})
     for override in options.set:
         data = apply_override(data, override)
     recipe = parse_leakage_recipe(data)
     if options.quick:
         recipe = recipe.hastened()
-    folder = LeakageFolder(Path(options.output).expanduser())
+    folder = LeakageFolder(user_path(options.output))
 
     def act() -> dict[str, bool]:
         wrote = study(

@@ -33,7 +33,7 @@ def arguments(p: Parser) -> None:
     )
     what.add_argument("--epochs", type=int, metavar="N", help="passes over the images afterwards (default: 200)")
     what.add_argument("--seed", type=int, metavar="N", help="of images drawn, order and views (default: 0)")
-    add_overrides(what)
+    add_overrides(what, "schedule.lr=0.02")
     add_real_images(p)
     add_output(p)
     add_device(p.add_argument_group("how to compute"))
@@ -44,14 +44,15 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.training.cut import pruning_library
 
     pruning_library()
-    return distilled("prune", options, described, said)
+    return distilled(options, described, said)
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
     """The recipe of the distillation that it is, as plain data."""
     from ensemble.config.overrides import apply_override
+    from models import parse_spec
 
-    if "@random" in options.model:
+    if parse_spec(options.model).weights == "random":
         raise ValueError("--model: random weights have nothing to lose; give trained ones, NAME or NAME@FILE")
     data = {
         "student": options.model,
@@ -67,6 +68,8 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     )
     for override in options.set:
         data = apply_override(data, override)
+    if not data["prune"]:
+        raise ValueError("prune: it says what the network loses; leave --set prune out")
     return data
 
 

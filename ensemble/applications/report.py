@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from ensemble.applications._options import Parser, add_file, check_alone, file_of
+from ensemble.applications._options import Parser, add_file, file_of
 
 
 def arguments(p: Parser) -> None:
@@ -24,7 +24,6 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads all folders before it writes anything."""
-    check_alone("report")
     file = file_of(options, ".html", ".htm")
 
     from ensemble.machine.files import write_bytes

@@ -21,14 +21,15 @@ examples:
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ensemble.applications._options import Parser, add_device, add_output, add_overrides, check_alone
+from ensemble.applications._endings import ended
+from ensemble.applications._options import Parser, add_device, add_output, add_overrides
+from ensemble.machine.files import user_path
+from ensemble.search import PRUNERS, SAMPLERS
 
 
 def arguments(p: Parser) -> None:
@@ -50,10 +51,10 @@ def arguments(p: Parser) -> None:
         metavar="K",
         help="new seeds for the best point; 0: none (default: %(default)s)",
     )
-    add_overrides(what)
+    add_overrides(what, "optimizer.lr=0.2")
     how = p.add_argument_group("how to search")
-    how.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
-    how.add_argument("--pruner", choices=("median", "none", "hyperband"), default="median", help="default: %(default)s")
+    how.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="default: %(default)s")
+    how.add_argument("--pruner", choices=PRUNERS, default="median", help="default: %(default)s")
     how.add_argument("--storage", metavar="URL", help="a database that workers share (default: DIR/study.db)")
     add_device(how)
     add_output(p)
@@ -63,7 +64,6 @@ def run(options: argparse.Namespace) -> int:
     """A search, or a part of one; what can be refused is refused before the folder is touched."""
     from ensemble.search.checks import check_counts, check_installed, check_settings
 
-    check_alone("search")
     check_installed()
     check_counts(options.trials, options.seeds, options.confirm)
     if options.storage and options.overwrite:
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
             "--overwrite replaces a search whose study is in DIR; one elsewhere is yours to remove, by "
             "optuna delete-study; or give other settings, which are another study"
         )
+    from ensemble.machine.errors import OUT_OF_MEMORY
     from ensemble.machine.hardware import choose_devices
-    from ensemble.machine.launch import EndedAtOnce, end_on_signals
     from ensemble.machine.progress import FallingSilent, progress_reporter
     from ensemble.plugins import load_entry_points
     from ensemble.search.folder import SearchFolder
@@ -81,37 +81,36 @@ def run(options: argparse.Namespace) -> int:
     load_entry_points()
     settings, tried = _settings(options)
     check_settings(settings, tried, options.trials)
-    folder = SearchFolder(Path(options.output).expanduser())
-    try:
-        with end_on_signals():
-            summary = search(
-                settings,
-                folder,
-                choose_devices(settings.recipe.runtime.device)[0],
-                points=options.trials,
-                confirmations=options.confirm,
-                storage=options.storage,
-                resume=options.resume or options.storage is not None,
-                overwrite=options.overwrite,
-                progress=FallingSilent(progress_reporter()),
-            )
-    except KeyboardInterrupt as end:
-        instead = " instead of --overwrite" if options.overwrite else ""
-        print(f"invert.py: interrupted; the same command with --resume{instead} goes on", file=sys.stderr)
-        return 128 + (end.number if isinstance(end, EndedAtOnce) else signal.SIGINT)
+    folder = SearchFolder(user_path(options.output))
+
+    def act() -> Mapping[str, Any]:
+        return search(
+            settings,
+            folder,
+            choose_devices(settings.recipe.runtime.device)[0],
+            points=options.trials,
+            confirmations=options.confirm,
+            storage=options.storage,
+            resume=options.resume or options.storage is not None,
+            overwrite=options.overwrite,
+            progress=FallingSilent(progress_reporter()),
+        )
+
+    summary = ended(act, options, "point", OUT_OF_MEMORY)
+    if isinstance(summary, int):
+        return summary
     _print(summary, folder.path)
     return 0
 
 
 def _settings(options: argparse.Namespace) -> tuple[Any, Any]:
     """What is searched, and recipes of the space that were tried."""
-    from ensemble.config.yaml_files import load_yaml
     from ensemble.runs.job import job
-    from ensemble.runs.recipes import assembled, recipe_file
+    from ensemble.runs.recipes import assembled, read_recipe
     from ensemble.search.settings import Settings, parse_metric
     from ensemble.search.space import check_space, read_space
 
-    data = load_yaml(recipe_file(options.recipe))
+    data = read_recipe(options.recipe)
     recipe = assembled(data, {"device": options.device}, options.set)
     if not isinstance(recipe.runtime.device, str):
         raise ValueError("runtime.device: a list is for ranks, and a search is one process; name one (--device)")
@@ -135,7 +134,7 @@ def space_file(name: str) -> Path:
     """The file, or that of the shipped space search/NAME; ValueError where there is neither."""
     from ensemble.runs.recipes import recipe_file
 
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file() or path.suffix:
         return path
     with suppress(ValueError):

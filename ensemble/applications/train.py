@@ -15,8 +15,9 @@ import argparse
 import shlex
 from pathlib import Path
 
+from ensemble.applications._endings import ended
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides
-from ensemble.applications._training import ended, recipe_path
+from ensemble.machine.files import user_path
 
 _COMMAND = "python invert.py train"
 
@@ -30,7 +31,7 @@ def arguments(p: Parser) -> None:
         metavar="FILE",
         help="a YAML training recipe or a shipped one's name, as resnet20_cifar",
     )
-    add_overrides(what)
+    add_overrides(what, "schedule.lr=0.05")
     add_output(p)
     how = p.add_argument_group("how to compute")
     add_device(how)
@@ -41,20 +42,19 @@ def arguments(p: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """One training run, whose results are written before anything is said of them."""
     from ensemble.config.overrides import apply_override
-    from ensemble.config.yaml_files import load_yaml
     from ensemble.machine.hardware import choose_device
     from ensemble.machine.progress import progress_reporter
+    from ensemble.runs.recipes import TRAINING, read_recipe, recipe_file
     from ensemble.training.folder import TrainingFolder
     from ensemble.training.recipe import parse_training_recipe
     from ensemble.training.run import run as train
 
-    file = recipe_path(options.recipe)
-    data = load_yaml(file)
+    file, data = recipe_file(options.recipe, "training"), read_recipe(options.recipe, TRAINING, "training")
     for override in options.set:
         data = apply_override(data, override)
     recipe = parse_training_recipe(data)
-    folder = TrainingFolder(Path(options.output).expanduser())
-    export = Path(options.export).expanduser() if options.export else None
+    folder = TrainingFolder(user_path(options.output))
+    export = user_path(options.export) if options.export else None
     was_finished = options.resume and export is None and folder.finished
     summary = ended(
         lambda: train(
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
             progress=progress_reporter(),
         ),
         options,
+        "epoch",
     )
     if isinstance(summary, int):
         return summary
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def reproducing_command(recipe: Path, options: argparse.Namespace) -> str:
     """The command line that makes these weights again, without paths of this machine; `recipe` is the recipe's file."""
-    named = not Path(options.recipe).expanduser().is_file()
+    named = not user_path(options.recipe).is_file()
     words = [_COMMAND, "--recipe", shlex.quote(options.recipe) if named else _shown(recipe)]
     for override in options.set:
         if not override.startswith("data.path="):

@@ -21,10 +21,13 @@ import argparse
 import time
 from typing import Any
 
-from ensemble.applications._inverting import add_computing, computing_of, launch, ranks_to_launch, tell_stopped
+from ensemble.applications._endings import tell_stopped
+from ensemble.applications._inverting import add_computing, add_dry_run, computing_of, is_dry, launch, ranks_to_launch
 from ensemble.applications._options import Parser, add_output, add_overrides
-from ensemble.machine.environment import is_main_process, is_restarted
+from ensemble.machine.environment import is_main_process, is_restarted, launched_ranks
 from ensemble.units import METHODS
+
+ON_RANKS = True
 
 
 def arguments(p: Parser) -> None:
@@ -43,13 +46,14 @@ def arguments(p: Parser) -> None:
     what.add_argument("--iterations", type=int, metavar="N", help="steps in all")
     what.add_argument("--seed", type=int)
     what.add_argument("--verifier", nargs="+", metavar="MODEL", help="networks that read the images of classes' units")
-    add_overrides(what)
+    add_overrides(what, "optimizer.lr=0.2")
     real = p.add_argument_group("real images, as the scale; they are not used to make any")
     real.add_argument("--real", metavar="DATA", help="real images, a folder or an archive")
     real.add_argument("--split", help="which of them (default: train, or where there are no splits, all)")
     real.add_argument("--match", action="store_true", help="add the unit of every other model that matches best")
     add_output(p, "results/units")
     add_computing(p)
+    add_dry_run(p.add_argument_group("look, and make nothing"))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         overrides=options.set,
         **_fields(options),
     )
+    if is_dry(options, job.job.plan, job.job.devices, nproc or launched_ranks()):
+        return 0
     if nproc is not None:
         job.check(nproc)
         return launch(nproc)

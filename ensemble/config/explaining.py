@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -121,6 +123,36 @@ def _hint_below(member: Any, data: Any, step: Any) -> Any:
 # ---- words
 
 
+def _key_that_was_meant(mistake: _Mistake) -> str:
+    """One that is spelled like it, one of that name further down, or all that there are."""
+    valid = _keys(mistake)
+    deeper = [] if did_you_mean(mistake.key, valid) else sorted(_below_fields(mistake), key=lambda path: "[" in path)
+    return f"did you mean {' or '.join(map(repr, deeper[:2]))}?" if deeper else nearest(mistake.key, valid, "keys")
+
+
+def _below_fields(mistake: _Mistake) -> Iterator[str]:
+    """Where what is described one level down has a field of that name; of what is not described, the default has."""
+    member, _ = _member(mistake.hint, mistake.data)
+    cls = member._class_for(mistake.data) if is_class(member) else None
+    if cls is None:
+        return
+    for field in keys(cls):
+        given = mistake.data.get(field)
+        for option in members(hint_of(cls, field)):
+            inner, items = option, {"": given}
+            if shape(option) is tuple:
+                entries = given if isinstance(given, list) else [None]
+                inner, items = get_args(option)[0], {f"[{i}]": item for i, item in enumerate(entries)}
+            for below in filter(is_class, members(inner)):
+                described = {step: below._class_for(item or {}) for step, item in items.items() if _fits(item)}
+                steps = (step for step, one in described.items() if one is not None and mistake.key in keys(one))
+                yield from (f"{field}{step}.{mistake.key}" for step in islice(steps, 1))
+
+
+def _fits(data: object) -> bool:
+    return data is None or isinstance(data, dict)
+
+
 def _lines(mistake: _Mistake, path: str) -> list[str]:
     for step in mistake.steps:
         path = join(path, step) if isinstance(step, str) else f"{path}[{step}]"
@@ -128,7 +160,7 @@ def _lines(mistake: _Mistake, path: str) -> list[str]:
         case "missing" if isinstance(mistake.key, str):
             return [f"{join(path, mistake.key)}: missing"]
         case "unexpected_keyword_argument":
-            return [f"{join(path, mistake.key)}: unknown key; {nearest(mistake.key, _keys(mistake), 'keys')}"]
+            return [f"{join(path, mistake.key)}: unknown key; {_key_that_was_meant(mistake)}"]
         case "invalid_key":
             return [at(path, f"the key {show(mistake.value)} is not a string; put it in quotes")]
         case "union_tag_not_found" | "union_tag_invalid" if not mistake.is_of_type:
@@ -158,11 +190,25 @@ def _below(path: str, line: str, names: Collection[str]) -> str:
 
 
 def _about_kind(mistake: _Mistake) -> str:
-    kinds = list(_member(mistake.hint, mistake.value)[0]._choices())
+    family = _member(mistake.hint, mistake.value)[0]
+    kinds = list(family._choices())
     if "kind" not in mistake.value:
         return f"missing; valid kinds: {', '.join(kinds)}"
     kind = mistake.value["kind"]
-    return f"unknown kind {show(kind)}; {nearest(kind, kinds, 'kinds')}"
+    if near := did_you_mean(kind, kinds):
+        return f"unknown kind {show(kind)}; {near}"
+    nameless = "".join(f"; class {name} has no kind: class {name}(.., kind=..)" for name in _nameless(family))
+    return f"unknown kind {show(kind)}; {nearest(kind, kinds, 'kinds')}{nameless}"
+
+
+def _nameless(family: type[Any]) -> Iterator[str]:
+    """Classes of others than this project that no recipe can name."""
+    for cls in family.__subclasses__():
+        yield from _nameless(cls)
+        ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        is_base = bool(cls.__subclasses__()) or inspect.isabstract(cls)
+        if not ours and not is_base and "kind" not in vars(cls):
+            yield cls.__name__
 
 
 def _about_value(mistake: _Mistake) -> str:

@@ -61,10 +61,10 @@ class Kind(Checked, ABC):
 
     @classmethod
     def _choices(cls) -> dict[str, type[Any]]:
-        """The registered classes that a mapping in the place of this one may name."""
+        """The registered classes that a mapping in the place of this one may name, by name: imports have any order."""
         if _is_registered(cls):
             return {cls.kind: cls}
-        return {kind: member for kind, member in cls.kinds.items() if issubclass(member, cls)}
+        return {kind: member for kind, member in sorted(cls.kinds.items()) if issubclass(member, cls)}
 
     @classmethod
     def _kind_of(cls, data: Any) -> Any:

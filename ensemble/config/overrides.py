@@ -16,8 +16,8 @@ def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
     """`data` with `override`, written `a.b[1].c=value`, applied; `data` itself stays as it is.
 
     The value is YAML (`3`, `1e-4`, `[1, 2]`, `{kind: adam, lr: 0.1}`; nothing after the `=` means null).
-    Mappings on the way that are missing or null are created; list entries are not. Another `kind` takes the
-    fields of the one before with it.
+    Mappings and lists on the way that are missing or null are created; a list's next entry is added where the path
+    ends with it, `objectives[3]={kind: l2}` after three. Another `kind` takes the fields of the one before with it.
 
     Raises ConfigError with one line if the override is malformed, an index is out of range, or the path leads
     through something that is neither a mapping nor a list.
@@ -62,15 +62,13 @@ def _replace(node: Any, steps: Sequence[str | int], value: Any, path: str, overr
     step, rest = steps[0], steps[1:]
     here = f"override {override!r}: {path or 'the top level'}"
     if isinstance(step, int):
+        node = [] if node is None else node
         if not isinstance(node, list):
             raise ConfigError([f"{here} is not a list but {show(node)}"])
-        if step >= len(node):
+        if step > len(node) or (rest and step == len(node)):
             raise ConfigError([f"{here} has {len(node)} entries, counted from 0; there is no [{step}]"])
-        return [
-            *node[:step],
-            _replace(node[step], rest, value, f"{path}[{step}]", override),
-            *node[step + 1 :],
-        ]
+        below = node[step] if step < len(node) else None
+        return [*node[:step], _replace(below, rest, value, f"{path}[{step}]", override), *node[step + 1 :]]
     node = {} if node is None else node
     if not isinstance(node, dict):
         raise ConfigError([f"{here} is not a mapping but {show(node)}"])

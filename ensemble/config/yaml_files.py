@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,10 @@ class _Loader(yaml.SafeLoader):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path, shipped: Callable[[str], Path] | None = None) -> dict[str, Any]:
     """The mapping in the YAML file `path`, over the one that its key `extends` names, relative to that file.
+
+    Where no file is there, `shipped` says which one has that name, or raises ValueError.
 
     Mappings are merged key by key, except that one whose `kind` differs replaces the other: the fields of
     one kind mean nothing to another. Lists and scalars are replaced. A file that is extended cannot itself
@@ -72,7 +74,13 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     name = data.pop("extends")
     if not isinstance(name, str):
         raise ConfigError([f"{path}: extends: expected the name of a file, got {show(name)}"])
-    base = _load_mapping(path.parent / name)
+    below = path.parent / name
+    if shipped is not None and not below.is_file() and not below.suffix:
+        try:
+            below = shipped(name)
+        except ValueError as error:
+            raise ConfigError([f"{path}: extends: {error}"]) from None
+    base = _load_mapping(below)
     if "extends" in base:
         raise ConfigError([f"{path}: extends: {name} itself extends a file; only one level is allowed"])
     return _merge(base, data)
@@ -99,13 +107,26 @@ def load_text(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = f"{source}:{line}: {', '.join(filter(None, [error.context, error.problem]))}"
+        problem = f"{source}:{line}: {_in_words(error, text.splitlines()[line - 1 : line])}"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"{source}:{line}: {error.reason}"
     except RecursionError:
         problem = f"{source}: nested too deeply"
     raise ConfigError([problem])
+
+
+def _in_words(error: yaml.MarkedYAMLError, line: Sequence[str]) -> str:
+    """The parser's words, and what the `line` that it stopped at lets one expect."""
+    said = ", ".join(filter(None, [error.context, error.problem]))
+    indented = bool(line) and line[0].startswith((" ", "\t"))
+    if indented and "\\t" in said:
+        return f"{said}; indent with spaces, not with tabs"
+    if indented and ("<block mapping start>" in said or "mapping values are not allowed" in said):
+        return f"{said}; indent it as the lines that it belongs to"
+    if "mapping values are not allowed" in said:
+        return f"{said}; put a value that holds a colon in quotes"
+    return said
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -14,26 +14,22 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ensemble.machine.files import leaving_no_empty
+
 _NEVER = re.compile(r"[/\\\x00-\x1f]")
 """What no folder's name can have."""
-_MODE = 0o777
 
 
 @contextmanager
 def write_tree(folder: Path, split: str, labels: Sequence[str]) -> Iterator[Callable[[torch.Tensor, int], None]]:
     """A function that writes pixels, uint8 (3, H, W), as `<split>/<label of the target>/<number>.png`.
 
-    Numbers count within a class from 0, with zeros in front. All is written beside `folder` and takes its place at the
-    end. Raises ValueError where `folder` is not empty, or cannot be written.
+    Numbers count within a class from 0, with zeros in front. All is written into a hidden folder and takes its place at
+    the end. Raises ValueError where `folder` is not empty, or cannot be written.
     """
     check_empty(folder)
     names = _folder_names(labels)
     written: Counter[int] = Counter()
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    except OSError as error:
-        raise ValueError(f"export: {folder} cannot be made ({error.strerror}); give another folder") from None
 
     def write(pixels: torch.Tensor, target: int) -> None:
         file = beside / split / names[target] / f"{written[target]:06d}.png"
@@ -42,14 +38,17 @@ def write_tree(folder: Path, split: str, labels: Sequence[str]) -> Iterator[Call
         written[target] += 1
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG")
 
-    try:
-        yield write
-        mask = os.umask(0)
-        os.umask(mask)
-        beside.chmod(_MODE & ~mask)
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with leaving_no_empty(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+        except OSError as error:
+            raise ValueError(f"export: {folder} cannot be made ({error.strerror}); give another folder") from None
+        try:
+            yield write
+            os.replace(beside / split, folder / split)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_empty(folder: Path) -> None:

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from ensemble.data.export import write_tree
 from ensemble.data.labelled import LabelledImages
-from ensemble.data.shards import SHARDS, Shard, class_labels, file_sha256, read_manifest
-from ensemble.data.soft_labels import deviation, pooled
+from ensemble.data.shards import SHARDS, Shard, class_labels, read_manifest
+from ensemble.data.soft_labels import deviation, pooled, scales
+from ensemble.machine.files import user_path
 from ensemble.machine.progress import ProgressReporter, SilentProgress
+from models import sha256
 
 Item = tuple[torch.Tensor, int, torch.Tensor]
 """Image float32 (3, H, W), RGB in [0, 1]; target; logits float32 (K, classes), a row a teacher."""
@@ -32,7 +34,7 @@ class GeneratedImages(Dataset[Item]):
     """
 
     def __init__(self, path: str | Path, *, verify: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         manifest = self.manifest = read_manifest(self.path)
         """What the dataset says of itself."""
         try:
@@ -54,8 +56,8 @@ class GeneratedImages(Dataset[Item]):
         self._files = [self.path / SHARDS / file for file, _, _ in listed]
         self._ends = list(accumulate(images for _, images, _ in listed))
         self._opened: dict[int, Shard] = {}
-        for number, (_, images, sha256) in enumerate(listed):
-            self._check(self._shard(number), images, sha256 if verify else None)
+        for number, (_, images, digest) in enumerate(listed):
+            self._check(self._shard(number), images, digest if verify else None)
         self.targets: torch.Tensor = self._joined(lambda shard: shard.targets())
         """int64 (N,)."""
         classes = self[0][2].shape[1]
@@ -87,14 +89,14 @@ class GeneratedImages(Dataset[Item]):
 
         p = mean over t of softmax(s z_t / (s_t T)), where z_t are teacher t's logits minus their mean over the classes
         of an image, s_t is their root mean square over all images and classes, and s the mean of all s_t: a teacher
-        that says everything louder than the others counts no more than they do. ValueError for T that is not positive.
+        that says everything louder than the others counts no more than they do. ValueError for T that is not positive,
+        and for a teacher that says the same everywhere.
         """
         if not temperature > 0:
             raise ValueError(f"soft labels: the temperature must be positive, not {temperature}")
-        said = [self.logits(name).float() for name in self.teachers]
-        scales = [deviation(z) for z in said]
-        scale = sum(scales) / len(scales)
-        scaled = [z * (scale / (own or 1.0)) for z, own in zip(said, scales, strict=True)]
+        said = {name: self.logits(name).float() for name in self.teachers}
+        factors = scales({name: deviation(z) for name, z in said.items()})
+        scaled = [factors[name] * z for name, z in said.items()]
         return (pooled(scaled, "probabilities", temperature) / temperature).softmax(1)
 
     def labelled(self) -> LabelledImages:
@@ -109,7 +111,7 @@ class GeneratedImages(Dataset[Item]):
         ValueError where it is not empty.
         """
         shown = progress or SilentProgress()
-        with write_tree(Path(folder).expanduser(), "train", self.labels) as write:
+        with write_tree(user_path(folder), "train", self.labels) as write:
             shown.start(len(self))
             for index, (pixels, target) in enumerate(zip(self._pixels(), self.targets.tolist(), strict=True)):
                 write(pixels, target)
@@ -128,14 +130,14 @@ class GeneratedImages(Dataset[Item]):
             self._opened[number] = Shard(self._files[number])
         return self._opened[number]
 
-    def _check(self, shard: Shard, images: int, sha256: str | None) -> None:
+    def _check(self, shard: Shard, images: int, digest: str | None) -> None:
         """ValueError where a shard is not as the manifest says; with a SHA-256, to the bit."""
         problem = ""
         if (shard.images, shard.size) != (images, self.size):
             problem = f"holds {shard.images} images of {shard.size} pixels, not {images} of {self.size}"
         elif set(shard.teachers) != set(self.teachers):
             problem = f"has logits of {', '.join(shard.teachers) or 'nobody'}, not of {', '.join(self.teachers)}"
-        elif sha256 is not None and file_sha256(shard.file) != sha256:
+        elif digest is not None and sha256(shard.file) != digest:
             problem = "has another SHA-256 than the manifest says"
         if problem:
             raise ValueError(f"{shard.file} {problem}; remove it and make it again, by invert.py dataset --resume")

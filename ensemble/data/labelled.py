@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from ensemble.data.archives import pictures
 from ensemble.data.tree import Folder, Layout, few, find
 from ensemble.image.files import decode
+from ensemble.machine.files import user_path
 from ensemble.machine.rng import generator
 
 
@@ -45,6 +47,11 @@ class LabelledImages:
         for values in (self.images, self.labels):
             digest.update(values.numpy().tobytes())
 
+    def ordered(self, class_names: Sequence[str]) -> LabelledImages:
+        """The same with the classes, which are the same, in this order."""
+        known = {name: index for index, name in enumerate(class_names)}
+        return replace(self, labels=self.numbered(known), class_names=tuple(class_names))
+
     def numbered(self, known: Mapping[str, int]) -> torch.Tensor:
         """The labels by the index that each class has in `known`."""
         return torch.tensor([known[name] for name in self.class_names])[self.labels]
@@ -56,12 +63,14 @@ def load_images(
     size: int | None = None,
     *,
     at_most: int | None = None,
+    evenly: bool = False,
     seed: int = 0,
     layout: Layout = "splits",
 ) -> LabelledImages:
     """All images of `split` as one tensor; classes are the sub-folders' names in sorted order.
 
-    With `at_most`, so many of them that `seed` draws; no others are decoded, and classes are theirs.
+    With `at_most`, so many of them that `seed` draws; no others are decoded, and classes are theirs. They are drawn of
+    all alike, or `evenly`: of each class as many, or all it has, so that each has some.
 
     `path` is a folder or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz, .zip) that holds `<split>/<class>/<file>`, or
     files in further folders below the class; an archive may have folders above `<split>`. `layout` says what may be
@@ -71,12 +80,12 @@ def load_images(
     centre-cropped to size x size; without it they must all have one size already.
 
     Raises ValueError, in one line, where nothing is found, a class is empty, a picture or the archive is damaged, a
-    link leads nowhere, or sizes differ.
+    link leads nowhere, sizes differ, or `at_most` is fewer than the classes that are to have as many.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.exists():
         raise ValueError(f"data: {path} does not exist")
-    draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed)
+    draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed, evenly=evenly)
     split, decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw, layout)
     decoded.sort(key=lambda item: item[:2])
     shapes = {pixels.shape for _, _, pixels in decoded}
@@ -118,10 +127,19 @@ _Draw = Callable[[list[Any]], list[Any]]
 """Some of a list of classes, names and places."""
 
 
-def _drawn(found: list[Any], at_most: int, seed: int) -> list[Any]:
+def _drawn(found: list[Any], at_most: int, seed: int, evenly: bool) -> list[Any]:
     found = sorted(found, key=lambda item: item[:2])
-    chosen = torch.randperm(len(found), generator=generator(seed, "images"))[:at_most]
-    return [found[i] for i in sorted(chosen.tolist())]
+    order = torch.randperm(len(found), generator=generator(seed, "images")).tolist()
+    if evenly:
+        turns: Counter[str] = Counter()
+        turn: dict[int, int] = {}
+        for i in order:
+            turns[found[i][0]] += 1
+            turn[i] = turns[found[i][0]]
+        if at_most < len(turns):
+            raise ValueError(f"data: {at_most} images are fewer than the {len(turns)} classes; ask for more")
+        order.sort(key=turn.__getitem__)  # every class's first one before any one's second
+    return [found[i] for i in sorted(order[:at_most])]
 
 
 _Decoded = tuple[str, list[_Read]]

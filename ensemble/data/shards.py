@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -81,12 +80,6 @@ class Shard:
         """What a teacher says of these rows, float16 (n, classes)."""
         found: torch.Tensor = self._slices[_LOGITS + teacher][rows]
         return found
-
-
-def file_sha256(file: Path) -> str:
-    """Of the file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +19,18 @@ def centred(logits: torch.Tensor) -> torch.Tensor:
 def deviation(logits: torch.Tensor) -> float:
     """How far a teacher's logits (N, classes) reach: the root mean square, over images and classes, of the centred."""
     return float(centred(logits.double()).square().mean().sqrt())
+
+
+def scales(deviations: Mapping[str, float]) -> dict[str, float]:
+    """What each teacher's centred logits are multiplied by, (mean over teachers of s) / s, so that all reach as far.
+
+    A single teacher's logits stay as they are. Raises ValueError for a teacher that says the same everywhere.
+    """
+    mean = math.fsum(deviations.values()) / len(deviations)
+    for name, s in deviations.items():
+        if not (math.isfinite(s) and s > 0):
+            raise ValueError(f"soft labels: {name} tells no classes apart here; leave it out of the teachers")
+    return {name: mean / s for name, s in deviations.items()}
 
 
 def pooled(logits: Sequence[torch.Tensor], average: Average, temperature: float) -> torch.Tensor:

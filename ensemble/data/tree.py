@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Generic, Literal, Protocol, TypeVar
@@ -164,13 +164,23 @@ class Folder:
         return self.path
 
     def children(self, folder: Path) -> Iterator[Child[Path]]:
-        for entry in sorted(folder.iterdir()):
-            is_folder, problem = entry.is_dir(), ""
-            if not is_folder and not entry.is_file():
+        with os.scandir(folder) as listed:  # which knows what is a folder without another look
+            entries = sorted(listed, key=lambda entry: entry.name)
+        for entry in entries:
+            is_folder, problem = _is(entry.is_dir), ""
+            if not is_folder and not _is(entry.is_file):
                 problem = (
                     f"is a link to {os.readlink(entry)}, which is not there" if entry.is_symlink() else "is no file"
                 )
-            yield Child(entry.name, entry, is_folder, problem)
+            yield Child(entry.name, Path(entry.path), is_folder, problem)
 
     def same(self, folder: Path) -> object:
         return folder.resolve()
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """What `os.DirEntry` answers; no for a link that leads around in a circle."""
+    try:
+        return asked()
+    except OSError:
+        return False

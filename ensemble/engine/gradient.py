@@ -212,7 +212,7 @@ class EnsembleLoss:
                 seen = [
                     (cell, self._observe(cell, batch[cell.start : cell.stop].to(self._device)).features)
                     for cell in self.cells
-                    if cell.teacher == t
+                    if cell.teacher == t and cell.start < len(batch)  # the oldest batch may be cut
                 ]
                 parts.append(self._gathered(seen, len(batch), member.profile.features, torch.float64))
             self._earlier[t] = Features(torch.cat(parts), targets[t].to(self._device))
@@ -311,6 +311,20 @@ class EnsembleLoss:
             with naming(term):
                 value = term.loss(totals, 0)
             check_scalar(term, value)
+
+    @torch.no_grad()
+    def try_views(self, sizes: Collection[int]) -> None:
+        """ValueError that names the term which cannot take what is tapped in views of one of these sizes."""
+        for cell in {cell.teacher: cell for cell in self.cells}.values():
+            profile = self.members[cell.teacher].profile
+            terms = [term for term in self.formulation.teacher_terms if term.needs(profile)]
+            for size in sizes if terms else ():
+                seen = self._observe(cell, torch.full((1, 3, size, size), 0.5, device=self._device))
+                for i in range(self.images):  # each image may be for another unit
+                    batch = self._slice(cell.teacher, i, i + 1, size)
+                    for term in terms:
+                        with naming(term, f" of views of {size} x {size}"):
+                            _sums_of(term, seen, batch)
 
     @torch.enable_grad()
     def _losses(

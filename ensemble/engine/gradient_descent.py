@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,14 +11,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from ensemble.engine import image_operators as operators
-from ensemble.engine.optimizers import ImageOptimizer, Optimizer
+from ensemble.engine.optimizers import ImageOptimizer, Optimizer, StageFields, rows_of_images
 from ensemble.engine.schedules import Plateau
+from ensemble.objectives.terms import Objective
 
 Ramp = NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat]
 """A number, or its start and its end over the steps of a stage."""
 INTEGER_SQUARE = 255 * 511 / 6
 """The mean square of integers drawn uniformly from 0 to 255."""
 Percent = Annotated[float, Field(ge=0, le=100)]
+_OF_PIXELS = ("blur", "p_norm", "tv", "clip_extreme", "clip_small_norm", "clip_small_contribution")
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,25 @@ class GradientDescent(Optimizer, kind="gradient_descent"):
         if self.warmup:
             yield "warmup: gradient_descent goes in a straight line from lr to lr_end; leave it out"
 
+    def conflicts(
+        self, stages: Sequence[StageFields], terms: Sequence[Objective], one_loss: bool, pixels: bool
+    ) -> Iterator[str]:
+        if not pixels:
+            for name in _OF_PIXELS:
+                if getattr(self, name):
+                    yield f"optimizer.{name}: it is for pixels; leave it out, or use {{kind: pixels}} in image"
+            if self.faithful and any(stage.jitter for stage in stages):
+                yield "optimizer.faithful: it shifts pixels; leave jitter out, or use {kind: pixels} in image"
+        for i, stage in enumerate(stages):
+            if stage.moving < 1:
+                yield f"stages[{i}].moving: gradient_descent moves all images; leave it out"
+            if self.faithful and (stage.size or stage.flip or stage.zoom < 1):
+                yield f"stages[{i}]: `faithful` knows shifts alone; leave size, flip and zoom out"
+            if self.faithful and stage.jitter and stage.jitter_mode != "wrap":
+                yield f"stages[{i}].jitter_mode: `faithful` shifts around the edges; use `wrap`"
+
     def make(self, parameters: list[torch.nn.Parameter], steps: int) -> torch.optim.Optimizer:
-        moved = [parameter for parameter in parameters if parameter.requires_grad]
-        pixels = (
-            self.blur,
-            self.p_norm,
-            self.tv,
-            self.clip_extreme,
-            self.clip_small_norm,
-            self.clip_small_contribution,
-        )
-        if any(pixels) and any(parameter.ndim != 4 for parameter in moved):
-            raise ValueError("optimizer: blur, p_norm, tv and clippings are for pixels; use parameterization 'pixels'")
-        return _Descent(moved, self, steps)
+        return _Descent(rows_of_images(parameters, "gradient_descent"), self, steps)
 
     def multiplier(self, step: int, steps: int, plateau: Plateau | None) -> float:
         return self.at((self.lr, self.lr if self.lr_end is None else self.lr_end), step, steps) / self.lr
@@ -93,8 +101,8 @@ class GradientDescent(Optimizer, kind="gradient_descent"):
 class _Descent(ImageOptimizer):
     """`state` of each parameter: `velocity`, as itself, and `step`."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], rule: GradientDescent, steps: int) -> None:
-        super().__init__(parameters, {"lr": rule.lr})
+    def __init__(self, parameter: torch.nn.Parameter, rule: GradientDescent, steps: int) -> None:
+        super().__init__([parameter], {"lr": rule.lr})
         self.rule, self.steps = rule, steps
         self._shifts: Tensor | None = None
 

@@ -99,4 +99,9 @@ class Guard:
     def _fail(self, culprits: Sequence[str], step: int) -> NoReturn:
         self.image.load_state_dict(self._last_good)
         who = f"of teacher {', '.join(culprits)} " if culprits else ""
-        raise NotFiniteError(f"the loss {who}is not finite at step {step}; lower the learning rate or the weights")
+        advice = (
+            "lower the learning rate or the weights"
+            if step
+            else "no step was taken yet, so look at the terms, the networks' weights, and their mean and std"
+        )
+        raise NotFiniteError(f"the loss {who}is not finite at step {step}; {advice}")

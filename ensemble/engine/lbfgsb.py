@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from ensemble.engine.optimizers import ImageOptimizer, Optimizer
+from ensemble.engine.optimizers import ImageOptimizer, Optimizer, StageFields, rows_of_images
 from ensemble.machine.blas import one_blas_thread
+from ensemble.objectives.terms import Objective, TeacherTerm
 
 _UNBOUNDED = 10**9
 """Iterations and evaluations: the stage says how many there are."""
@@ -46,13 +47,25 @@ class LBFGSB(Optimizer, kind="lbfgsb"):
             if getattr(self, name) != getattr(type(self), name):
                 yield f"{name}: lbfgsb finds its own steps and its own end; leave it out"
 
+    def conflicts(
+        self, stages: Sequence[StageFields], terms: Sequence[Objective], one_loss: bool, pixels: bool
+    ) -> Iterator[str]:
+        for i, stage in enumerate(stages):
+            if stage.jitter or stage.flip or stage.zoom < 1 or stage.noise or stage.moving < 1:
+                yield f"stages[{i}]: lbfgsb needs views that do not change; leave jitter, flip, zoom, noise, moving out"
+        if len(stages) > 1:
+            yield "stages: lbfgsb has one stage"
+        if not one_loss:
+            yield "ensemble: lbfgsb needs the gradient of one loss; use `acting: all` and `aggregation: sum`"
+        for i, term in enumerate(terms):
+            if not isinstance(term, TeacherTerm) or type(term).per_image is TeacherTerm.per_image:
+                yield (
+                    f"objectives[{i}]: lbfgsb takes each image as a problem of its own, and {term.name} ties images "
+                    "together; leave it out, or use another optimizer"
+                )
+
     def make(self, parameters: list[torch.nn.Parameter], steps: int) -> torch.optim.Optimizer:
-        moved = [parameter for parameter in parameters if parameter.requires_grad]
-        if len(moved) != 1:
-            raise ValueError(
-                "optimizer: lbfgsb moves one tensor with a row an image: pixels, Fourier coefficients, codes"
-            )
-        return _Searches(moved[0], self)
+        return _Searches(rows_of_images(parameters, "lbfgsb"), self)
 
 
 class _Stop(Exception):

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from ensemble.config.kinds import Kind
 from ensemble.engine.schedules import Plateau, ramp, warmup_cosine
+from ensemble.objectives.terms import Objective
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StageFields(Protocol):
+    """Of a recipe's stage, what an optimiser may not be able to do."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def jitter(self) -> int: ...
+    @property
+    def jitter_mode(self) -> str: ...
+    @property
+    def flip(self) -> float: ...
+    @property
+    def zoom(self) -> float: ...
+    @property
+    def noise(self) -> float: ...
+    @property
+    def moving(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,13 @@ class Optimizer(Kind, default="adam"):
         Those that need more of a step than the gradient are an ImageOptimizer.
         """
 
+    def conflicts(
+        self, stages: Sequence[StageFields], terms: Sequence[Objective], one_loss: bool, pixels: bool
+    ) -> Iterator[str]:
+        """What it cannot do of a recipe's other fields, by their paths; `one_loss`: each step's gradient is that of one
+        loss, the same at all steps; `pixels`: the parameters are the images' pixels."""
+        yield from ()
+
     def plateau(self) -> Plateau | None:
         """What follows the loss under the schedule `plateau`."""
         return Plateau(self.plateau_factor, self.plateau_patience) if self.schedule == "plateau" else None
@@ -51,6 +79,17 @@ class Optimizer(Kind, default="adam"):
         if self.schedule == "cosine":
             return warmup_cosine(step, steps, warmup)
         return ramp(step, warmup) * (1.0 if plateau is None else plateau.multiplier)
+
+
+def rows_of_images(parameters: Sequence[torch.nn.Parameter], kind: str) -> torch.nn.Parameter:
+    """The one parameter that moves, with a row an image; ValueError where others do, which all images share."""
+    moved = [parameter for parameter in parameters if parameter.requires_grad]
+    if len(moved) != 1:
+        raise ValueError(
+            f"optimizer: {kind} moves one tensor with a row an image: pixels, Fourier coefficients, codes; of a "
+            "generator, its latents alone (image.parameterization.learn=latents)"
+        )
+    return moved[0]
 
 
 class ImageOptimizer(torch.optim.Optimizer):

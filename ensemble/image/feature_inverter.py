@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ensemble.image.fixed_generator import CodeSpace, FixedGenerator
 from ensemble.image.steady import convolution, twice_as_large
+from ensemble.machine.files import user_path
 
 BUNDLED = Path(__file__).parent / "weights" / "feature_inverter.safetensors"
 SLOPE = 0.2
@@ -27,7 +28,7 @@ class FeatureInverter(FixedGenerator, kind="feature_inverter"):
     """A safetensors file that demos/train_feature_inverter.py made; by default the bundled one, 32 x 32 from CIFAR."""
 
     def load(self) -> CodeSpace:
-        return read_inverter(BUNDLED if self.weights is None else Path(self.weights).expanduser())
+        return read_inverter(BUNDLED if self.weights is None else user_path(self.weights))
 
 
 class InverterNetwork(nn.Module):

@@ -16,6 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ensemble.machine.files import user_path
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of damage goes to stderr
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -89,7 +91,7 @@ def read_image(path: str | Path, size: int, about: str = "initial image") -> Ten
 
     Raises ValueError, which begins with `about`, if the file is missing or cannot be read as an image.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(f"{about}: {path} is not a file; give an image, or use kind 'folder' for a folder")
     fitted = ImageOps.fit(decode(path, f"{about}: {path}"), (size, size), Image.Resampling.BICUBIC)
@@ -101,7 +103,7 @@ def list_images(path: str | Path, about: str = "initial image") -> list[Path]:
 
     Raises ValueError, which begins with `about`, if the folder is missing or holds no image.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_dir():
         raise ValueError(f"{about}: {path} is not a folder; give a folder, or use kind 'image' for a file")
     files = sorted(file for file in path.iterdir() if not file.is_dir())

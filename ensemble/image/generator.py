@@ -18,6 +18,7 @@ import ensemble.image.feature_inverter  # noqa: F401  (a kind of FixedGenerator)
 from ensemble.image.fixed_generator import CodeImage, FixedGenerator
 from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
 from ensemble.image.steady import convolution, linear, twice_as_large
+from ensemble.machine.files import user_path
 from models import ModelCard
 
 SLOPE = 0.2
@@ -73,7 +74,7 @@ class Generator(Parameterization, kind="generator"):
     def _given_weights(self, size: int) -> dict[str, Tensor] | None:
         if self.weights is None:
             return None
-        return read_weights(Path(self.weights).expanduser(), _shapes(size, self.width, self.latent))
+        return read_weights(user_path(self.weights), _shapes(size, self.width, self.latent))
 
 
 class GeneratorImage(ImageParameterization):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from ensemble.image.fourier import colour_root, imaginary_mask, pixels_of, real_
 from ensemble.image.parameterization import ImageParameterization, Parameterization, drawn_normal
 from ensemble.image.spectrum import PHOTOGRAPHS, RadialSpectrum, read_spectrum
 from ensemble.image.steady import standardised
+from ensemble.machine.files import user_path
 from models import ModelCard
 
 SMALLEST = 4
@@ -40,7 +40,7 @@ class Maco(Parameterization, kind="maco"):
         self._measured(size)
 
     def _measured(self, size: int) -> RadialSpectrum:
-        return read_spectrum(PHOTOGRAPHS if self.spectrum is None else Path(self.spectrum).expanduser(), size)
+        return read_spectrum(PHOTOGRAPHS if self.spectrum is None else user_path(self.spectrum), size)
 
 
 class MacoImage(ImageParameterization):

@@ -21,14 +21,15 @@ def draw_grid(
     class_names: Sequence[str] = (),
     columns: int = 10,
     noun: str = "classes",
+    ends: bool = False,
 ) -> Image.Image:
     """One picture of the batch, `images` (N, 3, H, W), RGB in [0, 1], on white.
 
     Where every class has the same number of images, at least two: one row per class, its name at the left.
     Otherwise tiles in the order of their classes, names below. At most 20 rows and `columns` (itself at most
     10) images a row; a line at the bottom says what is left out, of classes or of what `noun` calls them.
-    Small images are enlarged by a whole factor,
-    each pixel a sharp square.
+    Small images are enlarged by a whole factor, each pixel a sharp square. Of a name that is too long the beginning
+    stays, or with `ends` its end.
 
     Raises ValueError for shapes that do not fit, values that are not finite, a target without a name, or
     columns < 1.
@@ -42,11 +43,12 @@ def draw_grid(
     scale = max(1, round(_TILE / max(images.shape[-2:])))
     balanced = len(set(counts.tolist())) == 1 and int(counts[0]) > 1
     draw_layout = _rows_per_class if balanced else _captioned_tiles
-    return draw_layout(to_bytes(images), targets, class_names, columns, scale, noun)
+    labels = {target: _label(target, class_names) for target in targets.unique().tolist()}
+    return draw_layout(to_bytes(images), targets, labels, columns, scale, noun, ends)
 
 
 def _rows_per_class(
-    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int, noun: str
+    pixels: torch.Tensor, targets: torch.Tensor, names: dict[int, str], columns: int, scale: int, noun: str, ends: bool
 ) -> Image.Image:
     classes = targets.unique().tolist()
     shown = classes[:_MAX_ROWS]
@@ -54,7 +56,7 @@ def _rows_per_class(
     columns = min(columns, per_class)
     height, width = (side * scale for side in pixels.shape[1:3])
     font = _font(height, width)
-    labels = [_fitted(_label(target, class_names), font, 16 * font.size) for target in shown]
+    labels = [_fitted(names[target], font, 16 * font.size, ends) for target in shown]
     gutter = math.ceil(max(font.getlength(label) for label in labels)) + font.size
     left_out = []
     if len(shown) < len(classes):
@@ -72,7 +74,7 @@ def _rows_per_class(
 
 
 def _captioned_tiles(
-    pixels: torch.Tensor, targets: torch.Tensor, class_names: Sequence[str], columns: int, scale: int, noun: str
+    pixels: torch.Tensor, targets: torch.Tensor, names: dict[int, str], columns: int, scale: int, noun: str, ends: bool
 ) -> Image.Image:
     order = targets.argsort(stable=True)[: columns * _MAX_ROWS]
     columns = min(columns, len(order))
@@ -85,7 +87,7 @@ def _captioned_tiles(
     for place, index in enumerate(order.tolist()):
         x, y = _MARGIN + place % columns * step_x, _MARGIN + place // columns * step_y
         canvas.paste(_tile(pixels[index], scale), (x, y))
-        label = _fitted(_label(int(targets[index]), class_names), font, width + _GROUP_GAP)
+        label = _fitted(names[int(targets[index])], font, width + _GROUP_GAP, ends)
         draw.text((x + width / 2, y + height + font.size // 4), label, _INK, font, anchor="ma")
     return canvas
 
@@ -107,13 +109,13 @@ def _font(height: int, width: int) -> Any:
     return ImageFont.load_default(size=max(12, min(28, round(min(height, width) / 6))))
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float, ends: bool) -> str:
+    """`text`, its end, or with `ends` its beginning, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
-        text = text[:-1].rstrip(" ,")
-    return text + "…"
+        text = text[1:].lstrip(" ,") if ends else text[:-1].rstrip(" ,")
+    return f"…{text}" if ends else f"{text}…"
 
 
 def _tile(pixels: torch.Tensor, scale: int) -> Image.Image:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat
@@ -19,17 +20,31 @@ from ensemble.image.parameterization import ImageParameterization
 class Start(Kind, default="noise"):
     """The image before the first step."""
 
+    memory: ClassVar[int] = 0
+    """How many of the earlier images batches after the first begin from, by `go_on`: the last ones. 0: all by `set`."""
+
     @abstractmethod
     def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
         """Set the images to their start, in place; draws come from `rng`."""
+
+    def go_on(
+        self,
+        image: ImageParameterization,
+        targets: torch.Tensor,
+        earlier: torch.Tensor,
+        earlier_targets: torch.Tensor,
+        rng: torch.Generator,
+    ) -> None:
+        """Set the images, in place, from `earlier` (M, 3, H, W), RGB in [0, 1], and their targets (M,)."""
+        raise NotImplementedError(f"{self.kind} looks back at no earlier images")
 
     def check(self, size: int) -> None:
         """ValueError for what `set` would refuse, before anything is loaded or written."""
 
     @property
-    def needs_pixels(self) -> bool:
-        """Whether it asks for more than `randomize`, and so for a parameterization that `takes_images`."""
-        return True
+    def paints(self) -> str:
+        """What of it says what images look like, and so needs a parameterization that `takes_images`; "" if nothing."""
+        return f"kind {self.kind!r}"
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,12 @@ class Noise(Start, kind="noise"):
     """Standard deviation of what is added to each image's red, green and blue; `fourier`: before the sigmoid."""
 
     @property
-    def needs_pixels(self) -> bool:
-        return bool(self.amplitude_spread or self.colour_spread)
+    def paints(self) -> str:
+        return "noise with spreads" if self.amplitude_spread or self.colour_spread else ""
 
     def set(self, image: ImageParameterization, rng: torch.Generator) -> None:
         image.randomize(self.scale, rng)
-        if self.needs_pixels:
+        if self.paints:
             amplitude = torch.randn(image.n, generator=rng, dtype=torch.float64)
             colour = torch.randn(image.n, 3, generator=rng, dtype=torch.float64)
             image.vary((self.amplitude_spread * amplitude).exp(), self.colour_spread * colour)

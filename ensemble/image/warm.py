@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class Warm(Start, kind="warm"):
     one, else of any: the picture is kept and its class changed.
     """
 
+    memory: ClassVar[int] = 1024
+    """All of a large dataset's would not fit into the machine's memory."""
     new: Share = 0.3
     """The share of images that begin from noise: without any the pool would collapse."""
     same_class: Share = 0.5
@@ -45,7 +47,6 @@ class Warm(Start, kind="warm"):
         earlier_targets: torch.Tensor,
         rng: torch.Generator,
     ) -> None:
-        """Set the images, in place, from `earlier` (M, 3, H, W), RGB in [0, 1], and their targets (M,)."""
         self.noise.set(image, rng)
         fresh = image().detach().cpu().double()
         taken = torch.stack([self._drawn(int(target), earlier, earlier_targets, rng) for target in targets])

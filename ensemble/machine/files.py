@@ -13,6 +13,24 @@ from pathlib import Path
 from typing import Any
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user gave: `~` is their home; where nobody knows whose, a name like any other, which is not there
+    (`Path.expanduser` raises RuntimeError)."""
+    return Path(os.path.expanduser(text))
+
+
+@contextmanager
+def leaving_no_empty(folder: Path) -> Iterator[None]:
+    """Of the folder and those above it, what is made inside is gone afterwards where it is empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; what is written there replaces `path` at the end."""

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ensemble.machine.environment import local_rank, local_ranks
+
 PRECISIONS = {
     "fp32": torch.float32,
     "tf32": torch.float32,
@@ -177,8 +179,7 @@ def choose_device(requested: str) -> torch.device:
 
     Raises ValueError where CUDA is asked for and absent, or where a machine has more ranks than GPUs.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return _device(requested, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return _device(requested, local_rank() or 0, local_ranks())
 
 
 def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[torch.device]]:
@@ -193,12 +194,11 @@ def choose_devices(requested: str | Sequence[str]) -> tuple[torch.device, list[t
     devices: list[torch.device] = []
     for name in requested:
         devices.append(_device(name, sum(device.type == "cuda" for device in devices), 1))
-    if "LOCAL_RANK" not in os.environ:
+    if (own := local_rank()) is None:
         return devices[0], devices
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if len(devices) != local_size:
-        raise ValueError(f"device: {len(devices)} devices are named for {local_size} ranks on this machine")
-    return devices[int(os.environ["LOCAL_RANK"])], devices
+    if len(devices) != local_ranks():
+        raise ValueError(f"device: {len(devices)} devices are named for {local_ranks()} ranks on this machine")
+    return devices[own], devices
 
 
 def _device(requested: str, local_rank: int, local_size: int) -> torch.device:

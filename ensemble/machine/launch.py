@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ensemble.machine.environment import of_rank
 from ensemble.machine.errors import MachineFailure
 
 _STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -31,12 +32,9 @@ def launch_ranks(command: Sequence[str], count: int) -> int:
     logging.disable(logging.ERROR)  # the ranks tell their errors themselves
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
     }
     ranks: PContext | None = None
@@ -55,7 +53,7 @@ def launch_ranks(command: Sequence[str], count: int) -> int:
             "invert",
             command[0],
             {rank: tuple(command[1:]) for rank in range(count)},
-            {rank: common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
+            {rank: common | of_rank(rank, count) for rank in range(count)},
             DefaultLogsSpecs(),
         )
         try:

@@ -13,13 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ensemble.machine.files import leaving_no_empty
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK, OWNER = ".lock", ".lock.owner"
-"""The file that the system locks; and the one that stands for a lock where the system has none."""
+"""The file that the system locks; and the one that stands for a lock where the system has none.
+
+Whoever follows one that is gone adds a file, named after the token of the one before: `.lock.owner.TOKEN`. Such a chain
+has one end, whoever looks when, as only one process can make a file; its end is who holds the folder.
+"""
 _REFRESHED_EVERY = 30.0
 _STALE_AFTER = 600.0
 """Seconds after which a file that was not refreshed is that of a process which is gone, where nothing else tells."""
@@ -39,14 +45,8 @@ def held(folder: Path) -> Iterator[None]:
     Afterwards the files are gone, and so is the folder where it was made here and nothing was written. Raises
     ValueError, which names the process, where another holds the folder, and OSError where it cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _locked(folder):
-            yield
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+    with leaving_no_empty(folder), _locked(folder):
+        yield
 
 
 def holder(folder: Path) -> str | None:
@@ -58,7 +58,8 @@ def holder(folder: Path) -> str | None:
                 return _words(folder / LOCK)
         finally:
             os.close(descriptor)
-    return _words(folder / OWNER) if _is_live(folder / OWNER) else None
+    owner = _owner(folder)
+    return _words(owner) if owner and _is_live(owner) else None
 
 
 def in_use(folder: Path, by: str) -> ValueError:
@@ -70,7 +71,8 @@ def contents(folder: Path) -> set[str]:
     """The names in the folder, but for what a lock leaves; none where there is no folder. ValueError for a file."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {folder} is a file; give a folder")
-    return {file.name for file in folder.iterdir()} - {LOCK, OWNER} if folder.is_dir() else set()
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if name != LOCK and not name.startswith(OWNER)}
 
 
 def not_empty(folder: Path, instead: str) -> ValueError:
@@ -114,10 +116,11 @@ def _take(folder: Path) -> tuple[int, bool]:
         if locked is None:
             return descriptor, False
         if locked and _is_at(folder / LOCK, descriptor):
-            if not _is_live(folder / OWNER):
+            owner = _owner(folder)
+            if owner is None or not _is_live(owner):
                 return descriptor, True
             os.close(descriptor)  # held by a machine that has no locks here
-            raise in_use(folder, _words(folder / OWNER))
+            raise in_use(folder, _words(owner))
         os.close(descriptor)
         if not locked:
             time.sleep(0.2)  # until it has written who it is; or it is only one that looks
@@ -151,7 +154,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    path, mine = folder / OWNER, _own_record() | {"token": uuid.uuid4().hex}
+    mine = _own_record() | {"token": uuid.uuid4().hex}
     _tokens.add(mine["token"])
     ended = threading.Event()
 
@@ -162,39 +165,69 @@ def _owned(folder: Path) -> Iterator[None]:
 
     refreshing = threading.Thread(target=refresh, daemon=True)
     try:
-        _own(path, mine)
+        path = _own(folder, mine)
         refreshing.start()
-        yield
+        try:
+            yield
+        finally:
+            ended.set()
+            _disown(folder, path)
     finally:
-        ended.set()
         _tokens.discard(mine["token"])
-        if _record(path) == mine:
-            with suppress(OSError):
-                path.unlink()
-                (folder / LOCK).unlink()
 
 
-def _own(path: Path, mine: dict[str, Any]) -> None:
-    """Makes the file, or takes the place of one that is stale."""
-    if _make(path, mine):
-        return
-    if _is_live(path):
-        time.sleep(0.2)  # until it has written who it is
-        raise in_use(path.parent, _words(path))
-    path.unlink(missing_ok=True)
-    _make(path, mine)
-    time.sleep(0.5)  # two may have found it stale, and the later one removes what the first has made
-    if _record(path) != mine:
-        raise in_use(path.parent, _words(path))
+def _own(folder: Path, mine: dict[str, Any]) -> Path:
+    """Adds this process to the chain, and returns its file."""
+    for _ in range(_TRIES):
+        owner = _owner(folder)
+        if owner and _is_live(owner):
+            time.sleep(0.2)  # until it has written who it is
+            raise in_use(folder, _words(owner))
+        path = _after(owner) if owner else folder / OWNER
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("x", encoding="utf-8")
+        except (FileExistsError, FileNotFoundError):  # another was faster; or has just removed the folder
+            continue
+        try:
+            with file:
+                file.write(json.dumps(mine))
+        except OSError:  # a full disk
+            path.unlink()
+            raise
+        if _owner(folder) == path:
+            return path
+        path.unlink()  # the chain that it was to lengthen has ended meanwhile, and is gone
+    raise in_use(folder, "another process")
 
 
-def _make(path: Path, record: dict[str, Any]) -> bool:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(record))
-    except FileExistsError:
-        return False
-    return True
+def _disown(folder: Path, path: Path) -> None:
+    """Removes the chain, its first file first: a file that others still add to the rest then stands for nothing."""
+    chain = _chain(folder)
+    if chain[-1:] == [path]:
+        with suppress(OSError):
+            for file in (*chain, folder / LOCK):
+                file.unlink()
+
+
+def _owner(folder: Path) -> Path | None:
+    """The end of the chain: the file of who holds the folder, or held it last and was killed."""
+    chain = _chain(folder)
+    return chain[-1] if chain else None
+
+
+def _chain(folder: Path) -> list[Path]:
+    chain, path = [], folder / OWNER
+    while path.exists():
+        chain.append(path)
+        path = _after(path)
+    return chain
+
+
+def _after(path: Path) -> Path:
+    """Where the one that follows this file's process puts its own."""
+    token = _record(path).get("token")
+    return path.with_name(f"{OWNER}.{token}" if token else f"{path.name}.unknown")
 
 
 def _is_live(path: Path) -> bool:

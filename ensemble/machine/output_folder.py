@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble.machine.files import why_unwritable
 from ensemble.machine.lock import contents, held, not_empty
 
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _ANOTHER = "or give another folder"
 _INSTEAD = f"pass overwrite (--overwrite) instead to replace it, {_ANOTHER}"
 
@@ -69,6 +71,18 @@ class OutputFolder:
     def has_foreign(self, name: str) -> ValueError:
         """Of replacing a file that has a name of ours."""
         return ValueError(f"output: {self.path / name} is no {self.what}'s, and is not replaced; give another folder")
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """A folder that may not be written is the user's mistake, ValueError; a disk that is full is none, and stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MAY_NOT:
+            raise
+        why = error.strerror or error
+        raise ValueError(f"output: {output} cannot be written ({why}); give another folder") from None
 
 
 def check_writable(output: Path, what: str = "output") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 import uuid
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from ensemble.machine.environment import is_launched, launched_rank
 from ensemble.machine.errors import EVERYONE, NOBODY, Failure, MachineFailure, is_out_of_memory, told_by
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ def process_context(device: torch.device) -> Iterator[ProcessContext]:
     Collectives wait for half an hour, until `limit` says otherwise. An error that only this rank meets becomes a
     Failure that it tells, and the other ranks will know that it has told why.
     """
-    if "RANK" not in os.environ:
+    if not is_launched():
         yield ProcessContext(0, 1, device)
         return
     if dist.is_initialized():
@@ -209,7 +209,7 @@ def process_context(device: torch.device) -> Iterator[ProcessContext]:
         backend, mixed = _backend(store, rank, world_size, device)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_STARTUP)
     except RuntimeError as error:
-        raise RankLostError(f"the ranks could not find each other ({_one_line(str(error))})", _own_rank()) from None
+        raise RankLostError(f"the ranks could not find each other ({_one_line(str(error))})", launched_rank()) from None
     context = ProcessContext(rank, world_size, device, backend, mixed)
     try:
         yield context
@@ -239,10 +239,6 @@ def _own_failure(error: BaseException, rank: int) -> BaseException:
 def _is_foreseen(error: BaseException) -> bool:
     """Whether it is a mistake of the user or a failure of the machine, which one line tells."""
     return isinstance(error, ValueError | Failure | OSError) or is_out_of_memory(error)
-
-
-def _own_rank() -> int:
-    return int(os.environ["RANK"])
 
 
 def _meet() -> tuple[dist.Store, int, int]:

@@ -74,11 +74,15 @@ class Activation(TeacherTerm, kind="activation"):
         counts = set()
         for teacher in teachers:
             units = self.units_of(teacher)
-            counts.add(len(units))
+            if any(units):  # one that none are of has none, however many those of the others are
+                counts.add(len(units))
             for unit in (unit for several in units for unit in several if unit.file):
                 _check_file(unit, teacher.taps[unit.tap])
         if len(counts) > 1:
-            raise ValueError(f"units: {self._text} are {' and '.join(map(str, sorted(counts)))} units of the teachers")
+            raise ValueError(
+                f"units: {self._text} are {' and '.join(map(str, sorted(counts)))} units of the teachers; let them be "
+                "as many of each"
+            )
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -172,7 +176,11 @@ class Activation(TeacherTerm, kind="activation"):
     ) -> torch.Tensor:
         """The number of each entry, (R,), of `flat` (n, C, P)."""
         if file.startswith("mask="):
-            weights = read_direction(file.partition("=")[2]).to(flat).reshape(flat.shape[1:])
+            weights = read_direction(file.partition("=")[2]).to(flat)
+            if weights.numel() != flat[0].numel():
+                shape = " x ".join(str(n) for n in weights.shape)
+                raise ValueError(f"{file}: {shape} weights for {flat.shape[1]} channels of {flat.shape[2]} positions")
+            weights = weights.reshape(flat.shape[1:])
             dot = (flat[rows] * weights).sum((1, 2))
             if self.reduction != "dot_cos":
                 return dot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -44,6 +44,7 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     batch, not by image, as the statistics are a batch's.
     """
 
+    matches_layers: ClassVar[bool] = True
     weight: float = 1.0
     convention: Literal["calibrated", "relative", "paper"] = "calibrated"
     slack: NonNegativeFloat = 0.5
@@ -62,6 +63,10 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
         slack += ", drawn" if self.drawn else ""
         slack += f", emphasis {self.emphasis:g}" if self.emphasis else ""
         return f"{self.name}[{self.convention}{slack}, first x {self.first:g}{factors}]"
+
+    @property
+    def uses_levels(self) -> bool:
+        return self.convention == "calibrated" or self.drawn
 
     def needs(self, teacher: Profile) -> Sequence[Tap]:
         if teacher.statistics is None:

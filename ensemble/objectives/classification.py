@@ -64,7 +64,8 @@ class SoftTargets(TeacherTerm, kind="soft_targets"):
     """(1/N) sum_i KL(q_i | softmax(z_i)): each image has a target distribution of its own.
 
     q_i gives its class a probability drawn uniformly from [`least`, `most`], and the rest to the other classes by a
-    Dirichlet distribution (all parameters `concentration`: small ones favour few classes). All are drawn for the batch.
+    Dirichlet distribution (all parameters `concentration`: small ones favour few classes). All are drawn for the batch,
+    over the first teacher's classes: a teacher whose classes are mapped is asked for the same of those that it has.
     """
 
     aims: ClassVar[bool] = True
@@ -83,20 +84,28 @@ class SoftTargets(TeacherTerm, kind="soft_targets"):
         return each.sum() / batch.images
 
     def distributions(self, batch: Slice, classes: int) -> torch.Tensor:
-        """q of the slice's images, (n, classes), float64."""
+        """q of the slice's images over this teacher's classes, (n, classes), float64."""
+        columns = batch.teacher.columns
+        drawn_of = classes if columns is None else len(columns)
 
         def drawn() -> torch.Tensor:
             """Of the whole batch: of each image its class's probability, then the others' shares, not yet scaled."""
             rng = generator(batch.seed, "soft targets")
             own = self.least + (self.most - self.least) * torch.rand(batch.images, generator=rng, dtype=torch.float64)
-            shape = torch.full((batch.images, classes), self.concentration, dtype=torch.float64)
+            shape = torch.full((batch.images, drawn_of), self.concentration, dtype=torch.float64)
             others = torch._standard_gamma(shape, generator=rng)
             return torch.cat([own[:, None], others], 1).to(batch.targets.device)
 
-        rows = batch.once((self, classes), drawn)[batch.start : batch.stop]
+        rows = batch.once((self, drawn_of), drawn)[batch.start : batch.stop]
         own, others, target = rows[:, :1], rows[:, 1:], batch.targets[:, None]
+        if columns is not None:
+            known = [(theirs, k) for k, theirs in enumerate(columns) if theirs >= 0]
+            places, sources = (torch.tensor(part, device=others.device) for part in zip(*known, strict=True))
+            others = others.new_zeros((len(others), classes)).index_add(1, places, others[:, sources])
         others = others.scatter(1, target, 0.0)
-        others = others / others.sum(1, keepdim=True).clamp_min(1e-300)
+        rest = others.sum(1, keepdim=True)
+        own = torch.where(rest > 0, own, 1.0)  # of a teacher that knows none of the others
+        others = others / rest.clamp_min(1e-300)
         return (others * (1 - own)).scatter(1, target, own)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ensemble.config.kinds import Kind
 from ensemble.machine.errors import is_out_of_memory
+from ensemble.machine.words import numbered
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Observation, Profile
@@ -114,10 +115,17 @@ class TeacherTerm(Objective):
     """Whether `sums` reads `seen.features`."""
     reads_taps_alone: ClassVar[bool] = False
     """Whether `sums` reads `seen.taps` and nothing else: where all terms do, a pass need not go on to the logits."""
+    matches_layers: ClassVar[bool] = False
+    """Whether `sums` reads `seen.moments`, of all layers that have statistics."""
     compares: ClassVar[bool] = False
     """Whether it reads the student, too; others read teachers alone."""
     memory: int = 0
     """How many of the run's earlier images `loss` reads the features of (`Slice.earlier`)."""
+
+    @property
+    def uses_levels(self) -> bool:
+        """Whether it asks how far batches of real images are from a layer's statistics."""
+        return False
 
     def needs(self, teacher: Profile) -> Sequence[Tap]:
         """What to tap, for `seen.taps`; ValueError where the teacher lacks what the term reads."""
@@ -165,19 +173,19 @@ class FunctionTerm(ImageTerm):
 
 
 @contextmanager
-def naming(term: Objective) -> Iterator[None]:
-    """What fails inside is told with the term's name: it may be anybody's."""
+def naming(term: Objective, what: str = "") -> Iterator[None]:
+    """What fails inside is told with the term's name, and `what` it is of: it may be anybody's."""
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{term.name}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{term.name}{what}: {type(error).__name__}: {error}") from error
 
 
 def check_scalar(term: Objective, value: object) -> None:
     """ValueError where a term's loss is not one number."""
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+    if not isinstance(value, torch.Tensor) or value.ndim:
         seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"{term.name}: it gives {seen}; a term gives one number, a tensor without dimensions")
 
@@ -204,9 +212,7 @@ class Formulation:
             raise ValueError("objectives: nothing ties the images to a teacher; add cross_entropy or bn_matching")
         object.__setattr__(self, "teacher_terms", teacher_terms)
         object.__setattr__(self, "priors", tuple(term for term in self.terms if isinstance(term, ImageTerm)))
-        names = [term.name for term in teacher_terms]
-        numbered = [n if names.count(n) == 1 else f"{n}#{names[:i].count(n) + 1}" for i, n in enumerate(names)]
-        object.__setattr__(self, "names", tuple(numbered))
+        object.__setattr__(self, "names", numbered([term.name for term in teacher_terms]))
 
     @property
     def memory(self) -> int:
@@ -215,17 +221,24 @@ class Formulation:
 
     def prior_loss(self, view: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the priors, a scalar."""
-        if self.prior_mean is not None and self.prior_std is not None:
-            mean, std = (view.new_tensor(v)[:, None, None] for v in (self.prior_mean, self.prior_std))
-            view = (view - mean) / std
+        view = self._for_priors(view)
         return sum((prior.weight * prior(view) for prior in self.priors), start=view.new_zeros(()))
+
+    def _for_priors(self, view: torch.Tensor) -> torch.Tensor:
+        if self.prior_mean is None or self.prior_std is None:
+            return view
+        mean, std = (view.new_tensor(v)[:, None, None] for v in (self.prior_mean, self.prior_std))
+        return (view - mean) / std
 
     def try_priors(self, view: torch.Tensor) -> None:
         """ValueError that names the prior which fails on `view` (N, 3, H, W), or gives something else than a number."""
+        view = self._for_priors(view)
         for prior in self.priors:
             with naming(prior):
                 value = prior(view)
             check_scalar(prior, value)
+            if not torch.isfinite(value):
+                raise ValueError(f"{prior.name}: it is {value.item():g} for the images that the run begins with")
 
     def describe(self, teachers: Sequence[tuple[str, float]]) -> str:
         """The formula as text, e.g. for a dry run; `teachers` are (name, normalised weight)."""

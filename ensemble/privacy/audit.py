@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,14 +14,16 @@ from ensemble.evaluation.near_duplicates import thumbnails
 from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.privacy.augmentation import Explanation, explained_by
+from ensemble.privacy.content import Content
 from ensemble.privacy.findings import FIGURES, Finding, Part, Table
 from ensemble.privacy.members import closer_to_members, membership
 from ensemble.privacy.moments import bn_layers
-from ensemble.privacy.pictures import Pictures, Row, pictures
+from ensemble.privacy.overlap import apart
+from ensemble.privacy.pictures import Pictures, pictures
 from ensemble.privacy.remedy import remedy
 from ensemble.privacy.training import train_shadows
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard, as_many_in_order, class_indices, create_model
+from models import ModelCard, as_many_in_order, class_indices, create_model, model_card
 
 UNTESTED = (
     "probes of logits with composites and blends, which take a bank of networks of known training as their null",
@@ -54,33 +55,21 @@ class Given:
     """Where what reference networks say is kept, for an audit that was stopped, or for the next."""
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What the page shows and audit.json holds."""
-
-    model: str
-    facts: tuple[tuple[str, str], ...]
-    sentences: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    figures: dict[str, float | str | None]
-    tables: tuple[Table, ...]
-    pictures: tuple[Row, ...]
-    untested: tuple[str, ...]
-    scores: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    seconds: float
-
-
-def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audit:
+def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Content:
     """The audit of `given.model`; ValueError where the images do not fit the network."""
     began = time.perf_counter()
     net, card = create_model(given.model)
     net = channels_last(net.eval())
+    _check_training(given, card)
+    data, members, others, left_out = apart(given.reference, given.members, given.others)
+    sources = (*given.sources, *([("left out", "; ".join(left_out))] if left_out else ()))
+    given = replace(given, reference=data, members=members, others=others, sources=sources)
     parts: list[Part] = []
     tables: list[Table] = []
     untested = list(UNTESTED)
     found: Explanation | None = None
     drawn = Pictures(Part(), ())
-    reference, labelled = _reference(given, card)
+    reference, labelled = _reference(given, card, left_out)
     pair: tuple[LabelledImages, LabelledImages] | None = None
     if given.members is not None and given.others is not None:
         pair = _paired(_labelled_by(given.members, card), _labelled_by(given.others, card), given)
@@ -99,17 +88,12 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
         drawn = pictures(net, card, found, reference, images, steps, given.seed, mark)
         parts.append(drawn.part)
     if pair is not None and given.members is not None:
-        members, others = pair
         shadows = (
-            train_shadows(given.training, given.references, members, others, given, mark, given.kept)
-            if given.training
-            else None
+            train_shadows(given.training, given.references, *pair, given, mark, given.kept) if given.training else None
         )
-        parts.append(membership(net, card, members, others, reference, len(given.members), shadows, given.seed, mark))
+        parts.append(membership(net, card, *pair, reference, len(given.members), shadows, given.seed, mark))
         if drawn.rows:
-            finding = closer_to_members(
-                thumbnails(drawn.rows[0].images), thumbnails(members.images), thumbnails(others.images)
-            )
+            finding = closer_to_members(thumbnails(drawn.rows[0].images), *(thumbnails(one.images) for one in pair))
             parts.append(Part((finding,), {"closer_to_members": finding.value}))
         if shadows is None:
             untested.insert(0, "membership by networks of the same recipe (LiRA, RMIA): no --references were asked for")
@@ -121,17 +105,17 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Audi
     for part in parts:
         figures |= part.figures
         scores |= part.scores
-    return Audit(
-        given.model,
-        _facts(given, net, card),
-        _sentences(given, findings),
-        findings,
-        figures,
-        (*(table for part in parts for table in part.tables), *tables),
-        drawn.rows,
-        tuple(untested),
-        scores,
-        time.perf_counter() - began,
+    return Content(
+        model=given.model,
+        facts=_facts(given, net, card),
+        sentences=_sentences(findings),
+        findings=findings,
+        figures=figures,
+        tables=(*(table for part in parts for table in part.tables), *tables),
+        pictures=drawn.rows,
+        untested=tuple(untested),
+        scores=scores,
+        seconds=time.perf_counter() - began,
     )
 
 
@@ -139,14 +123,30 @@ _REFERENCES, _QUICK, _LABELLED = 1280, 768, 2000
 _MEMBERS, _QUICK_MEMBERS = 2000, 500
 
 
-def _reference(given: Given, card: ModelCard) -> tuple[torch.Tensor | None, LabelledImages | None]:
+def _check_training(given: Given, card: ModelCard) -> None:
+    """ValueError where networks of the recipe could not read what the audited one reads."""
+    if given.training is None:
+        return
+    other = model_card(given.training.model)
+    size = given.training.data.size or other.input_size
+    if (other.num_classes, size) != (card.num_classes, card.input_size):
+        raise ValueError(
+            f"--training: {given.training.model} has {other.num_classes} classes and sees {size} pixels, {card.name} "
+            f"{card.num_classes} and {card.input_size}; give a recipe of the same"
+        )
+
+
+def _reference(
+    given: Given, card: ModelCard, left_out: Sequence[str]
+) -> tuple[torch.Tensor | None, LabelledImages | None]:
     """Images to estimate statistics by, and others with labels where their classes are the network's."""
     data = given.reference
     if data is None:
         return None, None
     most = _QUICK if given.quick else _REFERENCES
     if len(data) < 64:
-        raise ValueError(f"--reference: {len(data)} images; give at least 64, {_REFERENCES} are plenty")
+        why = f", after {'; '.join(left_out)} were left out" if left_out else ""
+        raise ValueError(f"--reference: {len(data)} images{why}; give at least 64, {_REFERENCES} are plenty")
     order = torch.randperm(len(data), generator=generator(given.seed, "reference"))
     rest = order[most : most + _LABELLED]
     try:
@@ -203,26 +203,21 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _sentences(given: Given, findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Four: what is shown, what is indicated, what was not distinguishable or undecided, what was not tested."""
+def _sentences(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Four: what is shown; what is indicated, or not as is said; what is as is said, or not seen; what is open."""
 
-    def those(*words: str) -> str:
+    def asked(*words: str) -> str:
         return "; ".join(f"“{f.question}”" for f in findings if f.word in words)
 
-    shown, indicated = those("shown", "not consistent"), those("indicated")
-    silent, open_ = those("not distinguishable here", "consistent"), those("undecided", "not tested")
+    def answered(*words: str) -> str:
+        found = [(f.question, f.reading.partition(". ")[0].rstrip(".")) for f in findings if f.word in words]
+        return " ".join(f"“{question}” {reading}." for question, reading in found)
+
+    silent, undecided = asked("not distinguishable here", "consistent"), asked("undecided", "not tested")
     return (
-        f"Shown, or not consistent with what is said of the network: {shown or 'nothing of what was asked'}.",
-        f"Indicated, without a complete set of controls: {indicated or 'nothing'}.",
+        f"Shown: {answered('shown') or 'nothing of what was asked.'}",
+        f"Indicated, without a complete set of controls: {answered('indicated') or 'nothing.'} "
+        f"Not as it is said of the network: {answered('not consistent') or 'nothing.'}",
         f"Not distinguishable here (the table says what would have been seen), or consistent: {silent or 'nothing'}.",
-        f"Undecided or not tested: {open_ or 'none of these questions'}; what was not asked at all is listed below.",
+        f"Undecided or not tested: {undecided or 'none of these'}; what was not asked at all is listed below.",
     )
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and tuples as JSON has them."""
-    if isinstance(value, Finding | Table):
-        return {key: plain(part) for key, part in vars(value).items()}
-    if isinstance(value, tuple | list):
-        return [plain(part) for part in value]
-    return value

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy.candidates import CLAIMED, MIXES, Candidate, Claimed, candidates
-from ensemble.privacy.findings import Finding, Part, Table
+from ensemble.privacy.findings import Finding, Part, Table, Word
 from ensemble.privacy.moments import Moments, moments_of, stored
 from ensemble.privacy.reestimation import (
     UNEXPLAINED,
     Explained,
-    Share,
     all_mixed,
     distances,
     early,
@@ -53,8 +53,8 @@ def explained_by(
     if claim is not None:
         tried.append(Claimed(claim))
     found = {}
-    for candidate in tried:
-        mark(f"re-estimating statistics: {candidate.name}")
+    for k, candidate in enumerate(tried, start=1):
+        mark(f"re-estimating statistics, {k} of {len(tried)}: {candidate.name}")
         batches = candidate.batches(images, card, min(BATCH, len(images) // 4), seed)
         found[candidate.name] = moments_of(net, batches)
     own = stored(net, [name for name, _ in next(iter(found.values())).layers])
@@ -79,7 +79,7 @@ def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, 
         if not usable:
             findings.append(_withheld(question, said, best))
             continue
-        base, mixed = Candidate(best.crop), Candidate(best.crop if best.crop != "mean" else "black", mix)  # type: ignore[arg-type]
+        base, mixed = Candidate(best.crop), best.with_mix(mix)
         estimate = share(own, found[base.name], found[mixed.name], seed)
         figures[f"{mix}_share"] = estimate.value
         findings.append(_mix(question, estimate, own, found[base.name], found[mixed.name], said, known, mix, seed))
@@ -118,7 +118,8 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
     own = next(name for name in said.names if not known[name].normalisation and not known[name].jpeg)
     other = next((name for name in said.names if known[name].normalisation), None)
     evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
-    word, reading = "consistent", "The card's mean and std explain the statistics better than other usual ones."
+    word: Word = "consistent"
+    reading = "The card's mean and std explain the statistics better than other usual ones."
     if other in said.alike:
         reading = f"The card's mean and std explain the statistics; so would {other}."
     if not said.explained:
@@ -134,21 +135,26 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
             "before anything else; what is wrong there looks like augmentation, so nothing below is concluded."
         )
     return Finding(
-        "Are images prepared as the card says?",
-        word,  # type: ignore[arg-type]
-        evidence,
-        said.fit[said.best],
-        None,
-        "1 is expected where a candidate is true",
-        "statistics planted under the card's own: see the table",
-        _ACCESS,
-        reading,
+        question="Are images prepared as the card says?",
+        word=word,
+        evidence=evidence,
+        figure=said.fit[said.best],
+        null="1 is expected where a candidate is true",
+        control="statistics planted under the card's own: see the table",
+        access=_ACCESS,
+        reading=reading,
     )
 
 
 def _withheld(question: str, said: Explained, best: Candidate) -> Finding:
     why = "no candidate explains the statistics" if not said.explained else f"preprocessing comes first ({best.name})"
-    return Finding(question, "undecided", why, access=_ACCESS, reading="Not concluded; see the first question.")
+    return Finding(
+        question=question,
+        word="undecided",
+        evidence=why,
+        access=_ACCESS,
+        reading="Not concluded; see the first question.",
+    )
 
 
 def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
@@ -157,17 +163,17 @@ def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str
     fired = min(control[Candidate(crop).name] for crop in crops)
     best = Candidate(crops[0])
     told = len(crops) == 1
+    planted = [candidate.name for candidate in (Candidate("none"), Candidate("mirrored"), Candidate("black"))]
     rivals = [name for name in said.names if known[name].crop != crops[0] and not known[name].normalisation]
     return Finding(
-        "Were images cropped or padded?",
-        candidate_word(len(crops) - 1, fired),
-        f"{_fits(said, said.best)}; best of other crops: {_fits(said, rivals[0])}",
-        said.fit[said.best],
-        None,
-        f"planted {best.name}: recovered in {control[best.name]:.0%}",
-        ", ".join(f"{Candidate(c).name}: {control[Candidate(c).name]:.0%}" for c in ("none", "mirrored", "black")),  # type: ignore[arg-type]
-        _ACCESS,
-        (
+        question="Were images cropped or padded?",
+        word=candidate_word(len(crops) - 1, fired),
+        evidence=f"{_fits(said, said.best)}; best of other crops: {_fits(said, rivals[0])}",
+        figure=said.fit[said.best],
+        null=f"planted {best.name}: recovered in {control[best.name]:.0%}",
+        control=", ".join(f"{name}: {control[name]:.0%}" for name in planted),
+        access=_ACCESS,
+        reading=(
             f"The statistics are those of images with {names[0]}."
             if told
             else f"Cannot be told apart: {'; '.join(names)}."
@@ -183,7 +189,7 @@ def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str
 
 def _mix(
     question: str,
-    estimate: Share,
+    estimate: Estimate,
     own: Moments,
     base: Moments,
     mixed: Moments,
@@ -192,13 +198,18 @@ def _mix(
     mix: str,
     seed: int,
 ) -> Finding:
-    null, control = unmixed(base, mixed, seed), all_mixed(base, mixed, seed)
-    spread = [part.quantile(torch.tensor([0.025, 0.975], dtype=part.dtype)).tolist() for part in (null, control)]
-    silent, fired = spread[0][0] <= 0 <= spread[0][1], spread[1][0] > 0
+    silent, fired = (_middle(part(base, mixed, seed)) for part in (unmixed, all_mixed))
     alike = {known[name].mix for name in said.alike}
-    reading = f"A share above {estimate.seen_above:.0%} would have been seen."
+    blind = ""
+    if fired.low <= 0:
+        blind = "The positive control did not fire"
+    elif estimate.width >= 1:
+        blind = "The interval is as wide as all shares there are"
+    reading = f"A share above {estimate.width:.0%} would have been seen."
+    if blind:
+        reading = f"{blind}: with so few images, or layers, the test is blind here."
     if estimate.low > 0 and mix in alike:
-        reading = f"About {estimate.value:.0%} of the batches."
+        reading = f"About {min(estimate.value, 1.0):.0%} of the batches."
         if alike != {mix}:
             reading += f" Other candidates explain the statistics as well ({', '.join(sorted(said.alike)[:4])})."
     elif estimate.low > 0:
@@ -207,19 +218,25 @@ def _mix(
             f"moves them the same way. {reading}"
         )
     return Finding(
-        question,
-        mix_word(estimate.low, mix, alike, silent, fired),
-        "share of mixed batches that explains the statistics best",
-        estimate.value,
-        (estimate.low, estimate.high),
-        f"planted unmixed: {float(null.mean()):.2f} [{spread[0][0]:.2f}, {spread[0][1]:.2f}]",
-        f"planted in every batch: {float(control.mean()):.2f} [{spread[1][0]:.2f}, {spread[1][1]:.2f}]",
-        _ACCESS,
-        reading,
+        question=question,
+        word=mix_word(estimate.low, mix, alike, silent.holds(0), not blind),
+        evidence="share of mixed batches that explains the statistics best",
+        figure=estimate,
+        null=f"planted unmixed: {silent:.2f}",
+        control=f"planted in every batch: {fired:.2f}",
+        access=_ACCESS,
+        reading=reading,
     )
 
 
+def _middle(values: torch.Tensor) -> Estimate:
+    """The mean, and between what the middle 95 % lie."""
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return Estimate(float(values.mean()), low, high)
+
+
 def _claim(said: Explained, usable: bool) -> Finding:
+    word: Word
     others = [name for name in said.alike if name != CLAIMED]
     if CLAIMED in said.alike and said.fit[CLAIMED] < UNEXPLAINED:
         word = "consistent"
@@ -231,13 +248,12 @@ def _claim(said: Explained, usable: bool) -> Finding:
     else:
         word, reading = "undecided", "Nothing explains the statistics well enough, or preprocessing comes first."
     return Finding(
-        "Is the claimed recipe consistent with the statistics?",
-        word,  # type: ignore[arg-type]
-        f"{_fits(said, CLAIMED)}; best: {_fits(said, said.best)}",
-        said.fit[CLAIMED],
-        None,
-        "1 is expected where the claim is true",
-        "see the table of candidates",
-        _ACCESS,
-        reading,
+        question="Is the claimed recipe consistent with the statistics?",
+        word=word,
+        evidence=f"{_fits(said, CLAIMED)}; best: {_fits(said, said.best)}",
+        figure=said.fit[CLAIMED],
+        null="1 is expected where the claim is true",
+        control="see the table of candidates",
+        access=_ACCESS,
+        reading=reading,
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ensemble.evaluation.estimate import Z95, Estimate
 from ensemble.machine.rng import generator
-from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.rates import auc
 
 _FOLDS = 5
 _SHUFFLES = 30
 _PENALTY = 0.1
 
 
-def blind_baseline(members: torch.Tensor, others: torch.Tensor, seed: int = 0) -> Auc:
+def blind_baseline(members: torch.Tensor, others: torch.Tensor, seed: int = 0) -> Estimate:
     """The AUC of ridge regression on pixels, in five folds: what membership attacks find without the network.
 
     Features are the image at 8 x 8, its channels' deviations and how much neighbouring pixels differ, standardised;
@@ -25,11 +26,11 @@ def blind_baseline(members: torch.Tensor, others: torch.Tensor, seed: int = 0) -
     rng = generator(seed, "blind")
     found = _in_folds(x, y, rng)
     anew = torch.tensor([_in_folds(x, y[torch.randperm(len(y), generator=rng)], rng).value for _ in range(_SHUFFLES)])
-    half = 1.96 * float((anew.double() - 0.5).square().mean().sqrt())
-    return Auc(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
+    half = Z95 * float((anew.double() - 0.5).square().mean().sqrt())
+    return Estimate(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
 
 
-def _in_folds(x: torch.Tensor, y: torch.Tensor, rng: torch.Generator) -> Auc:
+def _in_folds(x: torch.Tensor, y: torch.Tensor, rng: torch.Generator) -> Estimate:
     scores = torch.empty(len(y), dtype=torch.float64)
     for fold in torch.randperm(len(y), generator=rng).tensor_split(_FOLDS):
         rest = torch.ones(len(y), dtype=torch.bool)

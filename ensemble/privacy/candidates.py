@@ -21,10 +21,13 @@ Mix = Literal["none", "cutmix", "mixup", "cutout"]
 NORMALISATIONS = {
     "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR-10's mean and std": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-10's mean, std 0.2": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "mean 0.5, std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "mean 0, std 1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 """What people normalise by."""
+SCALES = {f"{factor:g} times the card's std": factor for factor in (0.7, 0.85, 1.2, 1.4)}
+"""In a network of few BatchNorm layers a larger std looks like mixup: the first layer's variance is smaller."""
 CLAIMED = "as claimed"
 _CROPS = {
     "none": "no crops",
@@ -32,7 +35,7 @@ _CROPS = {
     "black": "crops with black borders",
     "mean": "crops with borders of the mean",
 }
-MIXES = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
+MIXES: dict[Mix, str] = {"cutmix": "CutMix", "mixup": "mixup", "cutout": "cutout"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Candidate:
     crop: Crop = "none"
     mix: Mix = "none"
     normalisation: str = ""
-    """A key of NORMALISATIONS; empty: the card's."""
+    """A key of NORMALISATIONS or SCALES; empty: the card's."""
     jpeg: int = 0
     """Quality of a recompression; 0: none."""
 
@@ -57,6 +60,10 @@ class Candidate:
         if self.jpeg:
             parts.append(f"JPEG {self.jpeg}")
         return ", ".join(parts)
+
+    def with_mix(self, mix: Mix) -> Candidate:
+        """These crops and that mix; with borders of the mean none is tried, black ones are nearest."""
+        return Candidate("black" if self.crop == "mean" else self.crop, mix)
 
     def batches(self, images: torch.Tensor, card: ModelCard, size: int, seed: int) -> Iterator[torch.Tensor]:
         """Whole batches of `size` of the images, uint8 (N, 3, H, W), as the network would have taken them.
@@ -77,6 +84,8 @@ class Candidate:
     def _card(self, card: ModelCard) -> ModelCard:
         if not self.normalisation:
             return card
+        if factor := SCALES.get(self.normalisation):
+            return replace(card, std=tuple(factor * value for value in card.std))
         mean, std = NORMALISATIONS[self.normalisation]
         return replace(card, mean=mean, std=std)
 
@@ -139,11 +148,10 @@ def augmentations() -> list[Candidate]:
 
 def candidates(card: ModelCard) -> list[Candidate]:
     """All that are tried: augmentations, then other normalisations without mixes, then JPEG."""
-    own = augmentations()
-    if len(card.mean) == 3:
-        others = [name for name, values in NORMALISATIONS.items() if not _same(values, card)]
-        own += [Candidate(crop, normalisation=name) for name in others for crop in ("none", "black")]
-    return [*own, Candidate(jpeg=50)]
+    others = [name for name, values in NORMALISATIONS.items() if len(card.mean) == 3 and not _same(values, card)]
+    crops: tuple[Crop, ...] = ("none", "black")
+    prepared = [Candidate(crop, normalisation=name) for name in [*others, *SCALES] for crop in crops]
+    return [*augmentations(), *prepared, Candidate(jpeg=50)]
 
 
 def _same(values: tuple[tuple[float, ...], tuple[float, ...]], card: ModelCard) -> bool:

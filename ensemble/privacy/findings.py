@@ -6,13 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ensemble.evaluation.estimate import Estimate
+
 SCHEMA_VERSION = 1
 
 Word = Literal[
     "shown", "indicated", "not distinguishable here", "undecided", "not tested", "consistent", "not consistent"
 ]
-"""shown: the interval excludes the null, the null stayed silent and the positive control fired. indicated: the interval
-excludes the null, and one of the two was not run or not clear. The last two are of a claim alone."""
+"""What a finding may say; WORDS says what each means."""
+
+WORDS: dict[Word, str] = {
+    "shown": "the interval excludes the null, the null test stayed silent and the positive control fired",
+    "indicated": "the interval excludes the null, and one of the two was not run or not clear",
+    "not distinguishable here": (
+        "the interval holds the null, or something else explains the data better; the reading says what would have "
+        "been seen"
+    ),
+    "undecided": "nothing that was tried explains the data, or several things do, or another question comes first",
+    "consistent": "what a card or a recipe says explains the data",
+    "not consistent": "something else explains them better",
+    "not tested": "what it takes was not given, the test is blind here, or it was not reached",
+}
 
 FIGURES = {
     "augmentation": "the best candidate's name, or `undecided`, or `preprocessing`",
@@ -63,15 +77,14 @@ FIXED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A row of the page. Texts are whole; `value` with its `interval` is the figure that they are about."""
+    """A row of the page. Texts are whole; `figure` is what they are about."""
 
     question: str
     word: Word
     evidence: str = ""
-    value: float | None = None
-    interval: tuple[float, float] | None = None
+    figure: Estimate | float | None = None
     null: str = ""
     """The same test where nothing is to be found."""
     control: str = ""
@@ -79,6 +92,16 @@ class Finding:
     access: str = ""
     """What an attacker needs."""
     reading: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """The figure alone."""
+        return self.figure.value if isinstance(self.figure, Estimate) else self.figure
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """That of 95 %, if the figure has one."""
+        return self.figure.interval if isinstance(self.figure, Estimate) else None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.evaluation.estimate import Estimate
 from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.rng import generator
 from ensemble.privacy.blind import blind_baseline
 from ensemble.privacy.findings import Finding, Part, Word
 from ensemble.privacy.membership import answers, tail_share
-from ensemble.privacy.moments import bn_layers, stored
-from ensemble.privacy.rates import Auc, Rate, auc, tpr_at
+from ensemble.privacy.moments import running_layers, stored
+from ensemble.privacy.rates import auc, tpr_at
 from ensemble.privacy.shadows import lira, rmia
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
 from ensemble.privacy.verdicts import lower_bound_word
@@ -51,7 +52,7 @@ def membership(
     figures: dict[str, float | str | None] = {"blind_auc": blind.value}
     if differ:
         withheld = "Withheld: members and non-members differ in something else than membership."
-        findings.append(Finding("Does the network know its members?", "not tested", reading=withheld))
+        findings.append(Finding(question="Does the network know its members?", word="not tested", reading=withheld))
         return Part(tuple(findings), figures)
     mark("reading members and non-members")
     said = [answers(net, card, part.images, part.labels) for part in (members, others)]
@@ -88,66 +89,77 @@ def membership(
     return Part(tuple(findings), figures, scores=scores)
 
 
-def _null(a: torch.Tensor, b: torch.Tensor, seed: int) -> Auc:
+def _null(a: torch.Tensor, b: torch.Tensor, seed: int) -> Estimate:
     """The same with memberships drawn anew."""
     both = torch.cat([a, b])
     order = torch.randperm(len(both), generator=generator(seed, "null"))
     return auc(both[order[: len(a)]], both[order[len(a) :]])
 
 
-def _blind(blind: Auc) -> Finding:
+def _blind(blind: Estimate) -> Finding:
+    reading = f"A difference above AUC {blind.high:.2f} would have been seen by this test."
+    word: Word = "not distinguishable here"
+    if blind.low > 0.5:
+        word, reading = "not consistent", "They differ: what follows would measure that, not membership."
+    elif blind.high < 0.5:
+        word = "undecided"
+        reading = "Below chance, as where the sets hold nearly the same images: look at how they were drawn."
     return Finding(
-        "Are members and non-members from one distribution?",
-        "not consistent" if blind.low > 0.5 else "not distinguishable here",
-        "AUC of ridge regression on pixels, without the network",
-        blind.value,
-        (blind.low, blind.high),
-        "0.5",
-        "not run",
-        "images alone",
-        f"A difference above AUC {blind.high:.2f} would have been seen by this test."
-        if blind.low <= 0.5
-        else "They differ: what follows would measure that, not membership.",
+        question="Are members and non-members from one distribution?",
+        word=word,
+        evidence="AUC of ridge regression on pixels, without the network",
+        figure=blind,
+        null="0.5",
+        control="not run",
+        access="images alone",
+        reading=reading,
     )
 
 
-def _at(rate: Rate | None) -> str:
+def _at(rate: Estimate | None) -> str:
     if rate is None:
         return "true positives at 1 % false positives: not read, it takes 1,000 non-members"
-    return f"true positives at 1 % false positives: {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+    return f"true positives at 1 % false positives: {rate:.1%}"
 
 
-def _word(value: Auc, null: Auc, fired: bool) -> Word:
-    return lower_bound_word(value.low, 0.5, null.low <= 0.5 <= null.high, fired)
+def _answer(value: Estimate, what: str = "A leak above AUC", test: str = "attack") -> str:
+    """What the word beside it says, in a sentence of its own: a page's summary takes the first."""
+    if value.low > 0.5:
+        return f"Yes: {value.value:.2f}, where chance is 0.5."
+    if value.high < 0.5:
+        return f"No: {value.value:.2f}, below the 0.5 of chance, which no membership explains."
+    return f"{what} {value.high:.2f} would have been seen by this {test}."
 
 
-def _loss(value: Auc, null: Auc, rate: Rate | None, gap: float, tail: float) -> Finding:
+def _word(value: Estimate, null: Estimate, fired: bool) -> Word:
+    return lower_bound_word(value.low, 0.5, null.holds(0.5), fired)
+
+
+def _loss(value: Estimate, null: Estimate, rate: Estimate | None, gap: float, tail: float) -> Finding:
     return Finding(
-        "Does the network know its members by their loss?",
-        _word(value, null, fired=False),
-        f"AUC of the margin; accuracy gap {gap:+.1%}; {_at(rate)}; {tail:.1%} of non-members are below the 1st "
-        "percentile of members",
-        value.value,
-        (value.low, value.high),
-        f"memberships drawn anew: {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]",
-        "not run in an audit: it takes a network that is trained to know its members (the tests do that)",
-        "logits of the labelled image",
-        f"On average over images. A leak above AUC {value.high:.2f} would have been seen by this attack.",
+        question="Does the network know its members by their loss?",
+        word=_word(value, null, fired=False),
+        evidence=f"AUC of the margin; accuracy gap {gap:+.1%}; {_at(rate)}; {tail:.1%} of non-members are below the "
+        "1st percentile of members",
+        figure=value,
+        null=f"memberships drawn anew: {null:.3f}",
+        control="not run in an audit: it takes a network that is trained to know its members (the tests do that)",
+        access="logits of the labelled image",
+        reading=f"{_answer(value)} On average over images.",
     )
 
 
-def _shadowed(name: str, value: Auc, null: Auc, rate: Rate | None, networks: int) -> Finding:
+def _shadowed(name: str, value: Estimate, null: Estimate, rate: Estimate | None, networks: int) -> Finding:
     title = {"lira": "likelihood ratios (LiRA, fixed variance)", "rmia": "relative ratios (RMIA)"}[name]
     return Finding(
-        f"Does the network know its members by {title}?",
-        _word(value, null, fired=False),
-        f"AUC with {networks} networks of the given recipe; {_at(rate)}",
-        value.value,
-        (value.low, value.high),
-        f"memberships drawn anew: {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]",
-        "not run in an audit (the tests plant one)",
-        f"logits, the recipe, such images, {networks} trainings",
-        f"A lower bound: with more networks the attack gains. A leak above AUC {value.high:.2f} would have been seen.",
+        question=f"Does the network know its members by {title}?",
+        word=_word(value, null, fired=False),
+        evidence=f"AUC with {networks} networks of the given recipe; {_at(rate)}",
+        figure=value,
+        null=f"memberships drawn anew: {null:.3f}",
+        control="not run in an audit (the tests plant one)",
+        access=f"logits, the recipe, such images, {networks} trainings",
+        reading=f"{_answer(value)} A lower bound: with more networks the attack gains.",
     )
 
 
@@ -161,7 +173,7 @@ def _tracing(
 ) -> tuple[Finding, tuple[torch.Tensor, torch.Tensor]]:
     known = image_moments(net, card, reference)
     a, b = (image_moments(net, card, part.images) for part in (members, others))
-    own = released(stored(net, bn_layers(net)))
+    own = released(stored(net, running_layers(net, card)))
     scores = tracing_scores(a, own, known), tracing_scores(b, own, known)
     value = auc(*scores)
     d = directions(known)
@@ -175,38 +187,33 @@ def _tracing(
     if trained_on:
         most = expected_auc(d, trained_on, len(known))
         ceiling = f"; theory allows {most:.3f} of the mean of {trained_on} images, those given"
-    reading = f"A leak above AUC {value.high:.2f} would have been seen." + (
-        "" if fired else " The positive control did not fire: the test is blind here."
-    )
+    reading = _answer(value) + ("" if fired else " The positive control did not fire: the test is blind here.")
     finding = Finding(
-        "Do the BatchNorm statistics tell members?",
-        _word(value, null, fired),
-        f"AUC of the tracing statistic in {d} whitened directions{ceiling}",
-        value.value,
-        (value.low, value.high),
-        f"halves of the non-members: {null.value:.3f} [{null.low:.3f}, {null.high:.3f}]",
-        f"statistics of {half} non-members, planted: {control.value:.3f} [{control.low:.3f}, {control.high:.3f}], "
-        f"theory {theory:.3f}",
-        "the weights file and such images",
-        reading,
+        question="Do the BatchNorm statistics tell members?",
+        word=_word(value, null, fired),
+        evidence=f"AUC of the tracing statistic in {d} whitened directions{ceiling}",
+        figure=value,
+        null=f"halves of the non-members: {null:.3f}",
+        control=f"statistics of {half} non-members, planted: {control:.3f}, theory {theory:.3f}",
+        access="the weights file and such images",
+        reading=reading,
     )
     return finding, scores
 
 
 def closer_to_members(inversions: torch.Tensor, members: torch.Tensor, others: torch.Tensor) -> Finding:
-    """Rows are `near_duplicates.thumbnails`; of as many members as non-members."""
+    """Rows are `near_duplicates.thumbnails`; of as many members as non-members, ties counting half, rounded down."""
     n = min(len(members), len(others))
     near = (inversions @ members[:n].T).amax(1), (inversions @ others[:n].T).amax(1)
-    hits = int((near[0] > near[1]).sum())
-    low, high = clopper_pearson(hits, len(inversions))
+    hits = int((near[0] > near[1]).sum()) + int((near[0] == near[1]).sum()) // 2
+    share = Estimate(hits / len(inversions), *clopper_pearson(hits, len(inversions)))
     return Finding(
-        "Are inversions nearer to members than to non-members?",
-        lower_bound_word(low, 0.5, silent=False, fired=False),
-        f"share of {len(inversions)} inversions, by correlation at 16 x 16 pixels with {n} of each",
-        hits / len(inversions),
-        (low, high),
-        "0.5",
-        "not run",
-        "the weights file; to check it, training images",
-        f"A share above {high:.2f} would have been seen. In pixels alone; other features may see more.",
+        question="Are inversions nearer to members than to non-members?",
+        word=lower_bound_word(share.low, 0.5, silent=False, fired=False),
+        evidence=f"share of {len(inversions)} inversions, by correlation at 16 x 16 pixels with {n} of each",
+        figure=share,
+        null="0.5",
+        control="not run",
+        access="the weights file; to check it, training images",
+        reading=f"{_answer(share, 'A share above', 'test')} In pixels alone; other features may see more.",
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ensemble.training.reading import inputs_of, logits_of
+from ensemble.training.reading import forward_logits, inputs_of
 from models import ModelCard
 
 
@@ -29,7 +29,7 @@ def answers(net: nn.Module, card: ModelCard, images: torch.Tensor, labels: torch
     rows, right = [], []
     for part, classes in zip(images.split(500), labels.split(500), strict=True):
         x = inputs_of(part, card, torch.device("cpu"))
-        own, mirrored = (logits_of(net, view, card) for view in (x, x.flip(3)))
+        own, mirrored = (forward_logits(net, view, card) for view in (x, x.flip(3)))
         rows.append((margin(own, classes) + margin(mirrored, classes)) / 2)
         right.append(own.argmax(1) == classes)
     return Answers(torch.cat(rows), torch.cat(right))

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ensemble.teachers.copying import copied
-from ensemble.teachers.observing import has_statistics
+from ensemble.teachers.observing import has_statistics, record_execution
+from models import ModelCard, network_input
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Moments:
 def bn_layers(net: nn.Module) -> dict[str, _BatchNorm]:
     """Layers that keep running statistics, by name."""
     return {name: m for name, m in net.named_modules() if isinstance(m, _BatchNorm) and has_statistics(m)}
+
+
+@torch.no_grad()
+def running_layers(net: nn.Module, card: ModelCard) -> list[str]:
+    """Those of `bn_layers` that run when an image is read, in their order."""
+    layers = bn_layers(net)
+    with record_execution(layers) as calls:
+        net.eval()(network_input(torch.full((2, 3, card.input_size, card.input_size), 0.5), card))
+    ran = {name for name, _ in calls}
+    return [name for name in layers if name in ran]
 
 
 def stored(net: nn.Module, layers: Iterable[str]) -> Moments:

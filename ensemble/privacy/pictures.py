@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ensemble.evaluation.estimate import Z95, Estimate
 from ensemble.machine.rng import generator
 from ensemble.privacy.augmentation import Explanation
 from ensemble.privacy.candidates import Candidate, cut_and_mixed
 from ensemble.privacy.findings import Finding, Part
 from ensemble.privacy.inversions import bn_inversions
 from ensemble.privacy.moments import Moments, bn_layers, stored, with_stored
-from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.rates import auc
 from ensemble.privacy.seams import seam_scores, turned_control
 from ensemble.privacy.verdicts import seams_word
 from models import ModelCard
@@ -23,7 +24,7 @@ QUESTION = "Do images inverted from the statistics show seams?"
 
 
 @dataclass(frozen=True)
-class Row:
+class Strip:
     """Pictures under one heading: the first of all, not chosen."""
 
     title: str
@@ -33,7 +34,7 @@ class Row:
 @dataclass(frozen=True)
 class Pictures:
     part: Part
-    rows: tuple[Row, ...]
+    rows: tuple[Strip, ...]
 
 
 def shuffled(moments: Moments, seed: int) -> Moments:
@@ -59,9 +60,9 @@ def pictures(
 ) -> Pictures:
     """Inversions, and where reference images explain the statistics, the seam score of them."""
 
-    def made(title: str, moments: Moments) -> Row:
+    def made(title: str, moments: Moments) -> Strip:
         mark(f"inverting {title}")
-        return Row(title, bn_inversions([(with_stored(net, moments), card)], images, steps, seed))
+        return Strip(title, bn_inversions([(with_stored(net, moments), card)], images, steps, seed))
 
     own = made("the stored statistics", stored(net, bn_layers(net)))
     if found is None or found.best is None or reference is None:
@@ -71,41 +72,40 @@ def pictures(
             rows.append(made("shuffled statistics (null)", shuffled(stored(net, bn_layers(net)), seed)))
         except ValueError as error:  # exchanged channels can make a deep network's values overflow
             reading += f" Shuffled statistics could not be inverted as a null for the eye: {error}."
-        return Pictures(Part((Finding(QUESTION, "not tested", reading=reading),)), tuple(rows))
+        return Pictures(Part((Finding(question=QUESTION, word="not tested", reading=reading),)), tuple(rows))
     plain = found.found[Candidate(found.best.crop).name]
-    mixed = found.found[Candidate("black" if found.best.crop == "mean" else found.best.crop, "cutmix").name]
+    mixed = found.found[found.best.with_mix("cutmix").name]
     null = made("plain statistics, re-estimated (null)", plain[::2].average())
     other = made("plain statistics of other images (null)", plain[1::2].average())
     planted = made("CutMix statistics, re-estimated (planted)", mixed.average())
     real = _real(reference[: 2 * images].float() / 255, seed)
     finding, value = _seams(own.images, null.images, other.images, planted.images, real)
-    shown = (own, null, planted, Row("real reference images", reference[:images].float() / 255))
+    shown = (own, null, planted, Strip("real reference images", reference[:images].float() / 255))
     return Pictures(Part((finding,), {"seam_difference": value}), shown)
 
 
-def _real(images: torch.Tensor, seed: int) -> Auc:
+def _real(images: torch.Tensor, seed: int) -> Estimate:
     """How well the score tells real images with a rectangle of another from plain ones."""
     rng = generator(seed, "real seams")
     mixed = torch.cat([cut_and_mixed(part, 0.7, rng) for part in images.split(8)])
     return auc(seam_scores(mixed), seam_scores(images))
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float]:
-    """The mean difference of pairs of images and its 95 % interval (normal)."""
+def _difference(a: torch.Tensor, b: torch.Tensor) -> Estimate:
+    """The mean difference of pairs of images (interval: normal)."""
     each = seam_scores(a) - seam_scores(b)
-    mean, half = float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5
-    return mean, mean - half, mean + half
+    mean, half = float(each.mean()), Z95 * float(each.std()) / len(each) ** 0.5
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _seams(
-    own: torch.Tensor, null: torch.Tensor, other: torch.Tensor, planted: torch.Tensor, real: Auc
+    own: torch.Tensor, null: torch.Tensor, other: torch.Tensor, planted: torch.Tensor, real: Estimate
 ) -> tuple[Finding, float]:
-    value, low, high = _difference(own, null)
-    blank, control = _difference(other, null), _difference(planted, null)
+    value, blank, control = _difference(own, null), _difference(other, null), _difference(planted, null)
     turned = float((turned_control(own) - turned_control(null)).mean())
-    silent, fired = blank[1] <= 0 <= blank[2], control[1] > 0
-    word = seams_word(low, turned, silent, fired)
-    reading = f"A difference above {high:.3g} would have been seen."
+    silent, fired = blank.holds(0), control.low > 0
+    word = seams_word(value.low, turned, silent, fired)
+    reading = f"A difference above {value.high:.3g} would have been seen."
     if word in ("shown", "indicated"):
         reading = "Lines are sharper than plain statistics make them."
     if not fired:
@@ -113,15 +113,13 @@ def _seams(
         reading = blind if word == "not tested" else f"{reading} {blind}"
     reading += " Intervals are over images of one network, not over networks."
     finding = Finding(
-        QUESTION,
-        word,
-        f"mean seam score less that of re-estimated plain statistics; turned control {turned:+.3g}",
-        value,
-        (low, high),
-        f"other plain statistics: {blank[0]:+.3g} [{blank[1]:.3g}, {blank[2]:.3g}]",
-        f"planted CutMix statistics: {control[0]:+.3g} [{control[1]:.3g}, {control[2]:.3g}]; real CutMix images "
-        f"against plain: AUC {real.value:.2f} [{real.low:.2f}, {real.high:.2f}]",
-        "the weights file; for the score reference images, too",
-        reading,
+        question=QUESTION,
+        word=word,
+        evidence=f"mean seam score less that of re-estimated plain statistics; turned control {turned:+.3g}",
+        figure=value,
+        null=f"other plain statistics: {blank:+.3g}",
+        control=f"planted CutMix statistics: {control:+.3g}; real CutMix images against plain: AUC {real:.2f}",
+        access="the weights file; for the score reference images, too",
+        reading=reading,
     )
-    return finding, value
+    return finding, value.value

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
 import torch
 
+from ensemble.evaluation.estimate import Z95, Estimate
 from ensemble.evaluation.intervals import clopper_pearson
 
 LEAST_EXPECTED = 10
 """False positives that a rate must let one expect, to be read at all."""
-_Z = 1.959964
 
 
-@dataclass(frozen=True)
-class Auc:
-    """P(score of a member > score of a non-member), ties counting half, and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The true positive rate at a false positive rate, and its 95 % interval (Clopper and Pearson)."""
-
-    at: float
-    value: float
-    low: float
-    high: float
-
-
-def auc(members: torch.Tensor, others: torch.Tensor) -> Auc:
-    """Of scores (N,) and (M,), larger for members.
+def auc(members: torch.Tensor, others: torch.Tensor) -> Estimate:
+    """P(score of a member > score of a non-member), ties counting half, of scores (N,) and (M,), larger for members.
 
     The interval is Newcombe's (2006, method 5): the bounds are the A at which |A - value| = z sd(A), with Hanley and
     McNeil's sd(A)^2 = A (1 - A) (1 + k (1 - A) / (2 - A) + k A / (1 + A)) / (N M), k = (N + M) / 2 - 1. It has a width
@@ -51,7 +31,7 @@ def auc(members: torch.Tensor, others: torch.Tensor) -> Auc:
     ordered = b.sort().values
     below, upto = torch.searchsorted(ordered, a), torch.searchsorted(ordered, a, right=True)
     value = float((below + upto).double().mean()) / (2 * len(b))
-    return Auc(value, _bound(value, len(a), len(b), 0.0), _bound(value, len(a), len(b), 1.0))
+    return Estimate(value, _bound(value, len(a), len(b), 0.0), _bound(value, len(a), len(b), 1.0))
 
 
 def _bound(value: float, n: int, m: int, end: float) -> float:
@@ -60,7 +40,7 @@ def _bound(value: float, n: int, m: int, end: float) -> float:
 
     def far(a: float) -> bool:
         variance = a * (1 - a) * (1 + k * (1 - a) / (2 - a) + k * a / (1 + a)) / (n * m)
-        return abs(a - value) > _Z * sqrt(variance)
+        return abs(a - value) > Z95 * sqrt(variance)
 
     near, other = value, end
     for _ in range(60):
@@ -69,17 +49,29 @@ def _bound(value: float, n: int, m: int, end: float) -> float:
     return near
 
 
-def tpr_at(members: torch.Tensor, others: torch.Tensor, rate: float) -> Rate | None:
-    """The share of members above the threshold that at most `rate` of the others are above.
+def tpr_at(members: torch.Tensor, others: torch.Tensor, rate: float) -> Estimate | None:
+    """The share of members above the threshold that at most `rate` of the others are above, with Clopper and Pearson's
+    interval.
 
     None where so many others let one expect fewer than LEAST_EXPECTED false positives.
     """
     if len(others) * rate < LEAST_EXPECTED:
         return None
-    threshold = others.double().sort(descending=True).values[min(int(len(others) * rate), len(others) - 1)]
-    hits = int((members.double() > threshold).sum())
-    low, high = clopper_pearson(hits, len(members))
-    return Rate(rate, hits / len(members), low, high)
+    hits = int(_above(members, others, torch.tensor([rate], dtype=torch.float64)))
+    return Estimate(hits / len(members), *clopper_pearson(hits, len(members)))
+
+
+def tprs(members: torch.Tensor, others: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """`tpr_at` at each of the rates (F,), float64 (F,), however few others there are."""
+    return _above(members, others, rates) / len(members)
+
+
+def _above(members: torch.Tensor, others: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """How many members are above each rate's threshold; at a rate of 1 all are."""
+    thresholds = others.double().flatten().sort(descending=True).values
+    thresholds = torch.cat([thresholds, thresholds.new_full((1,), -torch.inf)])
+    at = thresholds[(rates * len(others)).long().clamp_max(len(others))]
+    return (members.double().flatten()[None] > at[:, None]).double().sum(1)
 
 
 def normal_cdf(x: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ensemble.evaluation.estimate import Z95, Estimate
 from ensemble.machine.rng import generator
 from ensemble.privacy.moments import Moments
 
@@ -139,31 +140,21 @@ def recovered(found: Mapping[str, Moments], truths: Sequence[str], seed: int = 0
     return {name: float((_behind(name, found, seed) == 0).double().mean()) for name in truths}
 
 
-@dataclass(frozen=True)
-class Share:
-    """An estimated share of batches with its 95 % interval, and above which share a mix would have been seen."""
-
-    value: float
-    low: float
-    high: float
-    seen_above: float
-
-
-def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0) -> Share:
+def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0) -> Estimate:
     """The share p of batches that were mixed, where mixing is of whole batches, from the early layers.
 
     Averages over batches are then linear in p: stored = (1 - p) plain + p mixed. Each layer l gives a least-squares
     p_l with a standard error of at most f_l / D_l (D: the distance between plain and mixed), and layers are combined
     as studies are (DerSimonian and Laird 1986): by 1 / (f_l^2 / D_l^2 + t^2), where t is how much layers differ beyond
     their errors. The interval has the half-width 1.96 sqrt(s^2 + t^2 / L'), s the root mean square of the same estimate
-    of planted unmixed statistics, over splits of the reference images, L' the effective number of layers. `seen_above`
-    is twice that half: a share of so much would have excluded 0.
+    of planted unmixed statistics, over splits of the reference images, L' the effective number of layers. A share of
+    more than the interval's width would have excluded 0.
     """
     value, weight, between = _combined(stored, plain, mixed)
     null = unmixed(plain, mixed, seed)
     layers = weight.sum(1).square() / weight.square().sum(1)
-    half = 1.96 * float((null.square().mean() + between[0].square() / layers[0]).sqrt())
-    return Share(float(value[0]), float(value[0]) - half, float(value[0]) + half, 2 * half)
+    half = Z95 * float((null.square().mean() + between[0].square() / layers[0]).sqrt())
+    return Estimate(float(value[0]), float(value[0]) - half, float(value[0]) + half)
 
 
 def unmixed(plain: Moments, mixed: Moments, seed: int = 0) -> torch.Tensor:

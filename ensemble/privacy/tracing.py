@@ -17,7 +17,8 @@ from models import ModelCard
 def image_moments(net: nn.Module, card: ModelCard, images: torch.Tensor) -> torch.Tensor:
     """(N, 2 C) float64: each image's mean and mean square over positions, of all channels at BatchNorm inputs.
 
-    In eval mode: what is released is asked of the network as it was released. Images uint8 (N, 3, H, W).
+    In eval mode: what is released is asked of the network as it was released. Images uint8 (N, 3, H, W), or floats as
+    the network takes them. Of the layers that run, in the order of `bn_layers`.
     """
     net.eval()
     rows: dict[str, list[torch.Tensor]] = {}
@@ -27,7 +28,8 @@ def image_moments(net: nn.Module, card: ModelCard, images: torch.Tensor) -> torc
         def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if name not in seen:
                 seen.add(name)
-                x = inputs[0].double().flatten(2)
+                x = inputs[0].double()
+                x = x.flatten(2) if x.ndim > 2 else x[:, :, None]
                 rows.setdefault(name, []).append(torch.cat([x.mean(2), x.square().mean(2)], 1).cpu())
 
         return look
@@ -36,11 +38,11 @@ def image_moments(net: nn.Module, card: ModelCard, images: torch.Tensor) -> torc
     try:
         for part in images.split(250):
             seen.clear()
-            net(inputs_of(part, card, torch.device("cpu")))
+            net(part if part.is_floating_point() else inputs_of(part, card, torch.device("cpu")))
     finally:
         for handle in handles:
             handle.remove()
-    parts = [torch.cat(found) for found in rows.values()]
+    parts = [torch.cat(rows[name]) for name in bn_layers(net) if name in rows]
     sizes = [part.shape[1] // 2 for part in parts]
     means = [part[:, :n] for part, n in zip(parts, sizes, strict=True)]
     squares = [part[:, n:] for part, n in zip(parts, sizes, strict=True)]

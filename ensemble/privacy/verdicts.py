@@ -25,10 +25,12 @@ def candidate_word(rivals: int, recovered: float) -> Word:
 
 
 def mix_word(low: float, mix: str, alike: Set[str], silent: bool, fired: bool) -> Word:
-    """Of a share of mixed batches; `alike` are the mixes of all candidates that cannot be told from the best."""
-    if mix not in alike:
-        return "not distinguishable here"
-    return lower_bound_word(low, 0.0, silent, fired and alike == {mix})
+    """Of a share of mixed batches; `alike` are the mixes of all candidates that cannot be told from the best.
+
+    A share that does not see batches which were all mixed is blind: its silence says nothing.
+    """
+    word = lower_bound_word(low, 0.0, silent, fired and alike == {mix}) if mix in alike else "not distinguishable here"
+    return "not tested" if word == "not distinguishable here" and not fired else word
 
 
 def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ensemble.machine.words import plural
 from ensemble.report import tables
 from ensemble.report.reading import Layer, Picture, Reading, Run
-from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
+from ensemble.report.thumbnails import data_uris, maps, shown_width, side_of
 
 FIRST = 48
 """Pictures shown at once; a button shows more."""
@@ -31,7 +31,7 @@ def page(runs: Sequence[Run]) -> str:
     cards = [
         Card(run, number, picture, Markup(uri), index.position(number, picture), chips)
         for number, run in enumerate(runs)
-        for picture, uri in zip(run.pictures, thumbnails(run.images), strict=True)
+        for picture, uri in zip(run.pictures, data_uris(run.images), strict=True)
     ]
     values = {
         "compared": any(card.picture.agreement is not None for card in cards),

@@ -6,13 +6,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ensemble.data.shards import is_dataset
 from ensemble.image.pictures import checked_batch
+from ensemble.machine.files import user_path
 from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, UNITS, ResultsFolder
 from ensemble.runs.plan import STUDENT, unique_names
 
@@ -114,7 +114,7 @@ class Run:
 
 def read_run(name: str) -> Run:
     """ValueError, in one line with the folder's name, where no run ended there, or a file is damaged."""
-    folder = ResultsFolder(Path(name).expanduser())
+    folder = ResultsFolder(user_path(name))
     if not folder.path.is_dir():
         raise ValueError(f"{name} is no folder; give the results folder of a run of invert.py")
     if is_dataset(folder.path):

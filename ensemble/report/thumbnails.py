@@ -22,7 +22,7 @@ _CONFLICT, _NEITHER, _AGREEMENT = (0.78, 0.33, 0.0), (0.97, 0.97, 0.97), (0.0, 0
 """RGB at cosines of -1, 0 and 1: orange and blue, which the colour-blind tell apart too."""
 
 
-def thumbnails(images: torch.Tensor) -> Iterator[str]:
+def data_uris(images: torch.Tensor) -> Iterator[str]:
     """A data URI an image, of images (N, 3, H, W), RGB in [0, 1]: exact in 8 bits up to `EXACT` pixels, else lossy and
     at most as large as `side_of` says."""
     side = side_of(images)

@@ -13,7 +13,6 @@ from ensemble.engine.placement import Cell, Placement, place, place_cells, slice
 from ensemble.engine.reduction import FixedPointSum, FloatSum
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose, Flip, Jitter, Noise, Resize, Zoom
-from ensemble.image.warm import Warm
 from ensemble.machine.checkpoint import checksum
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.machine.ranks import ProcessContext
@@ -30,7 +29,7 @@ Earlier = tuple[torch.Tensor, torch.Tensor]
 """Images (M, 3, H, W) and targets (M,) of earlier batches of a run, on the CPU."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlacedTeacher:
     """A teacher of a run; `teacher` is there where this rank owns a cell of it."""
 
@@ -137,15 +136,15 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teachers[t].compile()
     placed = [
         PlacedTeacher(
-            profile,
-            0.0 if entry.student else entry.weight,
-            cost.flops,
-            cost.memory,
-            teacher if t in owned else None,
-            teacher.left_out,
-            tuple(teacher.notes),
-            measurement,
-            digest,
+            profile=profile,
+            weight=0.0 if entry.student else entry.weight,
+            cost=cost.flops,
+            memory=cost.memory,
+            teacher=teacher if t in owned else None,
+            left_out=teacher.left_out,
+            notes=tuple(teacher.notes),
+            measurement=measurement,
+            digest=digest,
         )
         for t, (profile, entry, cost, teacher, measurement, digest) in enumerate(
             zip(profiles, recipe.teachers, costs, teachers, plan.measurements, digests, strict=True)
@@ -198,14 +197,18 @@ def build_inversion(
         own = [own_targets(of, entry, plan.cards[0]) for entry in recipe.teachers]
         loss.remember(images.split(len(targets)), own)
     image = _image(plan, targets, device, seed, earlier)
-    if trial == 0:  # a term may be anybody's: what fails in it is told before the run
+    stages = [_stage(recipe, stage, plan.size) for stage in recipe.stages]
+    if trial == 0:  # a term or an optimiser may be anybody's: what fails in it is told before the run
         with torch.no_grad():
             plan.formulation.try_priors(image())
             loss.try_terms()
+            loss.try_views({stage.size or plan.size for stage in recipe.stages})
+        for stage in stages:
+            stage.optimizer.make(list(image.parameters()), stage.iterations)
     return Inversion(
         image,
         loss,
-        [_stage(recipe, stage, plan.size) for stage in recipe.stages],
+        stages,
         seed=seed,
         acting=recipe.ensemble.acting,
         acting_count=recipe.ensemble.count,
@@ -218,9 +221,9 @@ def build_inversion(
     )
 
 
-def looks_back(plan: Plan) -> bool:
-    """Whether a batch depends on the batches before it."""
-    return isinstance(plan.recipe.image.start, Warm) or plan.formulation.memory > 0
+def looks_back(plan: Plan) -> int:
+    """How many of the images before it a batch depends on, the last ones; 0: on none."""
+    return max(plan.recipe.image.start.memory, plan.formulation.memory)
 
 
 def _image(
@@ -234,8 +237,9 @@ def _image(
 
     image = made(len(targets))
     rng = generator(seed, "start")
-    if isinstance(rule.start, Warm) and earlier is not None:
-        rule.start.go_on(image, targets, *earlier, rng)
+    if rule.start.memory and earlier is not None:
+        images, of = (part[-rule.start.memory :] for part in earlier)
+        rule.start.go_on(image, targets, images, of, rng)
     elif rule.alike == 1:
         rule.start.set(image, rng)
     else:  # as many are drawn as a batch of one of the alike would draw

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,9 @@ from ensemble.machine.checkpoint import KEPT, Checkpoint, checksum, load_checkpo
 from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.origin import NOT_THE_IMAGES, Origin, versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial_results import TrialResults
-from ensemble.teachers.kernels.build import library
-
-_NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
-"""Parts of a recipe that do not decide which images come out."""
 
 
 class ReplicaError(MachineFailure):
@@ -94,25 +89,6 @@ def compare_ranks(context: ProcessContext, tensors: Mapping[str, torch.Tensor], 
         )
 
 
-def changed(begun: Mapping[str, str | None], now: Mapping[str, str]) -> str:
-    """The teachers whose digests are others now; of one whose digest was not recorded nothing is known."""
-    return ", ".join(name for name, digest in now.items() if begun.get(name) not in (None, digest))
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """Versions of what decides the images, down to the compiled kernel where the device is a CPU."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "timm", "numpy", "ensemble-inversion"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    if device.type == "cpu":
-        kernel = library()
-        found["kernel"] = Path(kernel._name).stem if kernel is not None else "none"
-    return found
-
-
 def _prefix(trial: int) -> str:
     """Each trial has checkpoints of its own, so any replica can go on with it."""
     return f"trial{trial:04d}"
@@ -147,8 +123,7 @@ class Restored:
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
         for checkpoint in self.trials.values():
-            if names := changed(checkpoint.meta["weights"], weights):
-                raise ValueError(f"resume: weights or statistics of {names} are not those that the run began with")
+            _origin(checkpoint).check_weights(weights, "run")
 
     def restore(self, trial: int, inversion: Inversion, device: torch.device) -> None:
         """Put the inversion where the trial was left, if it was."""
@@ -157,32 +132,23 @@ class Restored:
             tensors = {key: value.to(device) for key, value in checkpoint.tensors.items()}
             inversion.load_state(tensors, checkpoint.meta["numbers"], goes_on=bool(checkpoint.meta["finished"]))
 
-    def notes(self, plan: Plan, world_size: int, here: Mapping[str, str]) -> list[str]:
+    def notes(self, plan: Plan, now: Origin) -> list[str]:
         """What the user should know before the run goes on."""
         found = list(self.warnings)
         if not self.trials:
             return found
-        meta = next(iter(self.trials.values())).meta
-        changed = [
-            f"{key} {meta['versions'].get(key)} -> {value}"
-            for key, value in here.items()
-            if meta["versions"].get(key) != value
-        ]
-        if changed:
-            found.append(f"the run began with other versions, its images may differ in bits: {', '.join(changed)}")
+        found += _origin(next(iter(self.trials.values()))).notes(now, "run", plan.recipe.runtime)
         began_with = {_iterations(checkpoint.meta["recipe"]) for checkpoint in self.trials.values()}
         if shorter := sorted(n for n in began_with if n < plan.recipe.iterations):
             found.append(
                 f"the run began with {' and '.join(map(str, shorter))} steps in all and goes on to "
                 f"{plan.recipe.iterations}: from where each trial was, learning rates are those of the longer run"
             )
-        if plan.recipe.runtime.reproducible == "placement" and world_size != meta["ranks"]:
-            found.append(
-                f"the run began on {meta['ranks']} ranks a batch and goes on on {world_size}: its images are "
-                "those of an uninterrupted run up to rounding, under reproducible ranks (--reproducible ranks) "
-                "to the bit"
-            )
         return found
+
+
+def _origin(checkpoint: Checkpoint) -> Origin:
+    return Origin(*(checkpoint.meta[key] for key in ("weights", "versions", "ranks")))
 
 
 def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
@@ -209,14 +175,14 @@ def read_checkpoints(plan: Plan, folder: Path, trials: Sequence[int]) -> Restore
         if checkpoint is None:
             continue
         saved, planned = checkpoint.meta["recipe"], to_plain(plan.recipe)
-        changed = _differences(saved, planned)
-        if not changed and _iterations(planned) < _iterations(saved):
-            changed = [f"stages[{len(planned['stages']) - 1}].iterations (it may only grow)"]
+        others = _differences(saved, planned)
+        if not others and _iterations(planned) < _iterations(saved):
+            others = [f"stages[{len(planned['stages']) - 1}].iterations (it may only grow)"]
         if checkpoint.meta["in_memory"] != list(plan.in_memory):
-            changed.append(f"what was given in memory ({'; '.join(checkpoint.meta['in_memory']) or 'nothing'})")
-        if changed:
+            others.append(f"what was given in memory ({'; '.join(checkpoint.meta['in_memory']) or 'nothing'})")
+        if others:
             raise ValueError(
-                "resume: the checkpoint was made by another recipe; these fields differ: " + ", ".join(changed)
+                "resume: the checkpoint was made by another recipe; these fields differ: " + ", ".join(others)
             )
         found[trial] = checkpoint
     return Restored(found, tuple(warnings))
@@ -250,7 +216,7 @@ def _differences(saved: Mapping[str, Any], planned: Mapping[str, Any]) -> list[s
 
 
 def _fingerprint(plain: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in plain.items() if key not in _NOT_THE_IMAGES}
+    kept = {key: value for key, value in plain.items() if key not in NOT_THE_IMAGES}
     *earlier, last = kept["stages"]
     return kept | {"stages": [*earlier, {key: value for key, value in last.items() if key != "iterations"}]}
 

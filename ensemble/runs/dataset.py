@@ -6,32 +6,30 @@ import re
 import time
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from ensemble.config.parsing import to_plain
 from ensemble.engine.inversion import Inversion
 from ensemble.image.pictures import to_eight_bits
-from ensemble.image.warm import Warm
 from ensemble.machine.errors import Failure
 from ensemble.machine.files import JsonLines
-from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
+from ensemble.machine.output_folder import writing
 from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.words import plural
-from ensemble.runs.build import Earlier, PlacedEnsemble, build_ensemble, build_inversion, looks_back
-from ensemble.runs.checkpoints import Restored, changed, compare_ranks, saved_runtime, versions
+from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion, looks_back
+from ensemble.runs.checkpoints import Restored, compare_ranks, saved_runtime
 from ensemble.runs.dataset_end import Finished, finish
-from ensemble.runs.dataset_folder import Begun, DatasetFolder, Row, Wanted
+from ensemble.runs.dataset_folder import BatchRow, Begun, DatasetFolder, Wanted
+from ensemble.runs.origin import versions
 from ensemble.runs.plan import Plan, own_targets
-from ensemble.runs.prepare import agree_on_auto, micro_batch_of, notes_of
+from ensemble.runs.prepare import agree_on_auto, notes_of, ready
 from ensemble.runs.results import recipe_text
-from ensemble.runs.summary import load_verifiers
 from ensemble.runs.trial import Clock, Interrupted, Replica, count, show
-
-POOL = 1024
-"""Earlier images that a warm start draws from: the last ones. All of them would not fit into memory."""
 
 
 def make_dataset(
@@ -55,27 +53,32 @@ def make_dataset(
     progress = FallingSilent(progress)
     agree_on_auto(plan, context)
     replica = context.split(plan.recipe.runtime.replicas)
-    saved = None
+    found: tuple[Begun, dict[str, Any]] | None = None
     with context.agree():
-        if context.is_main and resume and folder.goes_on():
-            saved = to_plain(folder.read_recipe().runtime)
-    saved = context.broadcast(saved)
-    if saved is not None:
-        plan = saved_runtime(plan, saved)
-    set_up(plan.recipe.runtime.precision, context.device)
-    with context.agree():
-        ensemble = build_ensemble(plan, replica)
-    with context.agree():
-        verifiers = load_verifiers(plan) if context.is_main else {}
-    plan = plan.with_runtime(micro_batch=micro_batch_of(plan, ensemble, context, replica, progress.message))
-    with context.agree():  # a folder is touched once nothing is refused
-        build_inversion(plan, ensemble, replica, 0)
+        if context.is_main and resume and folder.goes_on() and (begun := folder.begun()):
+            found = begun, to_plain(folder.read_recipe().runtime)
+    found = context.broadcast(found)
+    check = None
+    if found is not None:
+        plan = saved_runtime(plan, found[1])
+        check = partial(found[0].origin.check_weights, what="dataset")
+    plan, ensemble, verifiers = ready(plan, context, replica, 0, progress.message, check)
     with context.agree():
         if context.is_main:  # again: another may have made something there before this held it
             folder.check(plan.recipe, wanted, resume=resume, overwrite=overwrite)
-    here = Replica(plan, None, replica, ensemble, Restored({}), progress, None, Clock(began), keeps_partial=False)
+    here = Replica(
+        plan=plan,
+        folder=None,
+        context=replica,
+        ensemble=ensemble,
+        restored=Restored({}),
+        progress=progress,
+        metrics=None,
+        clock=Clock(began),
+        keeps_partial=False,
+    )
     try:
-        missing = _open(here, context, folder, wanted, command, goes_on=saved is not None)
+        missing = _open(here, context, folder, wanted, command, goes_on=found is not None)
         for text in notes_of(plan, ensemble):
             progress.message(text)
         with stop_on_signals(here.stop):
@@ -103,36 +106,30 @@ def _open(
             recipe = recipe_text(here.plan.recipe)
             weights, world = here.ensemble.weights, here.context.world_size
             begun = Begun(wanted.images, weights, versions(context.device), world, command)
-            rows: dict[int, Row] = {}
+            rows: dict[int, BatchRow] = {}
             if goes_on:
                 begun, rows = _left(here, folder, begun, wanted)
-                folder.go_on(begun, recipe, rows)
-            else:
-                folder.begin(begun, recipe)
+            with writing(folder.path):
+                if goes_on:
+                    folder.go_on(begun, recipe, rows)
+                else:
+                    folder.begin(begun, recipe)
             missing = [batch for batch in range(wanted.batches) if batch not in rows]
     return context.broadcast(missing)
 
 
-def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> tuple[Begun, dict[int, Row]]:
-    """How the dataset began, and its batches that are whole; ValueError where it began with other weights."""
+def _left(here: Replica, folder: DatasetFolder, now: Begun, wanted: Wanted) -> tuple[Begun, dict[int, BatchRow]]:
+    """How the dataset began, and its batches that are whole."""
     begun, rows, tell = folder.begun(), folder.rows(), here.progress.message
     assert begun is not None
-    if names := changed(begun.weights, now.weights):
-        raise ValueError(f"resume: weights or statistics of {names} are not those that the dataset began with")
     if rows:
         tell(f"checking {plural(len(rows), 'shard')}")
     folder.check_shards(rows)
     for batch, row in rows.items():
         if not folder.is_there(batch):
             tell(f"warning: {folder.shards / row.file} is gone; it is made again")
-    others = [f"{k} {begun.versions.get(k)} -> {v}" for k, v in now.versions.items() if begun.versions.get(k) != v]
-    if others:
-        tell(f"warning: the dataset began with other versions, its images may differ in bits: {', '.join(others)}")
-    if now.ranks != begun.ranks and here.plan.recipe.runtime.reproducible == "placement":
-        tell(
-            f"warning: the dataset began on {begun.ranks} ranks a batch and goes on on {now.ranks}: its images are "
-            "those of an uninterrupted one up to rounding, under --reproducible ranks to the bit"
-        )
+    for text in begun.origin.notes(now.origin, "dataset", here.plan.recipe.runtime):
+        tell(f"warning: {text}")
     whole = {batch: row for batch, row in rows.items() if folder.is_there(batch) and row.images == wanted.of(batch)}
     command = re.sub(r"(--images[ =])\d+", rf"\g<1>{wanted.images}", begun.command or now.command)
     return replace(begun, images=wanted.images, command=command), whole
@@ -176,7 +173,7 @@ def _make_batch(here: Replica, folder: DatasetFolder, batch: int, wanted: Wanted
         said = {name: rows[:n] for name, rows in logits.items()}
         file, sha256 = folder.write_shard(batch, pixels[:n], plan.targets(batch)[:n], said, seed)
         passes, gflop = _cost(here.ensemble, inversion)
-        row = Row(file, n, seed, sha256, time.perf_counter() - began, passes, gflop)
+        row = BatchRow(file, n, seed, sha256, time.perf_counter() - began, passes, gflop)
         lines.write(asdict(row))
         if batch == 0:
             folder.write_grid(plan.class_names)
@@ -226,9 +223,9 @@ def _cost(ensemble: PlacedEnsemble, inversion: Inversion) -> tuple[int, float]:
 def _earlier(here: Replica, folder: DatasetFolder, batch: int, wanted: Wanted) -> Earlier | None:
     """The last images before the batch, as they are stored, on every rank; as many as the recipe looks back at."""
     plan = here.plan
-    if not looks_back(plan) or not batch:
+    most = looks_back(plan)
+    if not most or not batch:
         return None
-    most = max(plan.formulation.memory, POOL if isinstance(plan.recipe.image.start, Warm) else 0)
     first = max(0, batch - -(-most // wanted.size))
     images: list[torch.Tensor] = []
     with here.context.agree():

@@ -13,8 +13,8 @@ from ensemble.data.shards import FORMAT, class_labels
 from ensemble.evaluation.classification import logits_of
 from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.machine.errors import MachineFailure
-from ensemble.runs.checkpoints import versions
-from ensemble.runs.dataset_folder import DatasetFolder, Row, Wanted
+from ensemble.runs.dataset_folder import BatchRow, DatasetFolder, Wanted
+from ensemble.runs.origin import versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.summary import Verifiers
 from ensemble.runs.trial import Replica
@@ -72,7 +72,7 @@ def _per_class(plan: Plan, wanted: Wanted) -> dict[str, int]:
     return {labels[target]: found[target] for target in sorted(found)}
 
 
-def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, Row], wanted: Wanted) -> dict[str, Any]:
+def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, BatchRow], wanted: Wanted) -> dict[str, Any]:
     """By name: which network with which weights, and how many of the stored images it reads as their target."""
     right: Counter[str] = Counter()
     for batch in rows:
@@ -94,7 +94,7 @@ def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, Row], wan
 
 
 def _verified(
-    here: Replica, net: nn.Module, card: ModelCard, folder: DatasetFolder, rows: Mapping[int, Row]
+    here: Replica, net: nn.Module, card: ModelCard, folder: DatasetFolder, rows: Mapping[int, BatchRow]
 ) -> dict[str, Any]:
     """A verifier's weights, and its accuracy on the stored images with its 95 % interval."""
     net, right, images = net.to(here.context.device), 0, 0

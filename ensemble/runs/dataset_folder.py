@@ -15,7 +15,7 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
-from ensemble.data.shards import MANIFEST, SHARDS, Shard, batch_of, file_sha256, pack, shard_name
+from ensemble.data.shards import MANIFEST, SHARDS, Shard, batch_of, pack, shard_name
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.files import (
     JsonLines,
@@ -30,11 +30,14 @@ from ensemble.machine.files import (
 from ensemble.machine.lock import contents
 from ensemble.machine.output_folder import OutputFolder
 from ensemble.recipe import Recipe, parse_recipe
+from ensemble.runs.origin import NOT_THE_IMAGES, Origin
+from ensemble.runs.recipes import in_one_line
+from models import sha256
 
 BEGUN, RECIPE, BATCHES, COST, GRID = "begun.json", "recipe.yaml", "batches.jsonl", "cost.json", "grid.png"
 _FILES = (MANIFEST, COST, GRID, BATCHES, RECIPE, BEGUN)
 """In the order in which they are removed: the first says that all is there, the last whose the others are."""
-_NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers", "trials", "agreement")
+_NOT_THESE_IMAGES = (*NOT_THE_IMAGES, "trials", "agreement", "attribution")
 """Parts of a recipe that do not decide which images come out, or only how many."""
 
 
@@ -68,9 +71,13 @@ class Begun:
     command: str = ""
     """How it was asked for."""
 
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.weights, self.versions, self.ranks)
+
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """A finished batch: its shard, and what it cost."""
 
     file: str
@@ -107,14 +114,14 @@ class DatasetFolder(OutputFolder):
         except (OSError, ValueError, TypeError):
             return None
 
-    def rows(self) -> dict[int, Row]:
+    def rows(self) -> dict[int, BatchRow]:
         """The newest row of each batch that is listed, in the batches' order."""
-        known = [field.name for field in fields(Row)]
-        found: dict[int, Row] = {}
+        known = [field.name for field in fields(BatchRow)]
+        found: dict[int, BatchRow] = {}
         for row in read_json_lines(self.path / BATCHES):
             batch = batch_of(str(row.get("file")))
             if batch is not None and row.keys() >= set(known):
-                found[batch] = Row(**{key: row[key] for key in known})
+                found[batch] = BatchRow(**{key: row[key] for key in known})
         return dict(sorted(found.items()))
 
     def read_recipe(self) -> Recipe:
@@ -122,7 +129,7 @@ class DatasetFolder(OutputFolder):
         try:
             return parse_recipe(load_yaml(self.path / RECIPE))
         except ConfigError as error:
-            raise self.holds_damaged(error.problems[0]) from None
+            raise self.holds_damaged(in_one_line(error)) from None
 
     def read_manifest(self) -> dict[str, Any]:
         """Empty where the dataset is not finished, or its manifest is damaged."""
@@ -137,10 +144,10 @@ class DatasetFolder(OutputFolder):
         """Whether a file has the name of the batch's shard."""
         return (self.shards / shard_name(batch)).is_file()
 
-    def check_shards(self, rows: Mapping[int, Row]) -> None:
+    def check_shards(self, rows: Mapping[int, BatchRow]) -> None:
         """ValueError where a listed shard is there, and has another SHA-256."""
         for batch, row in rows.items():
-            if self.is_there(batch) and file_sha256(self.shards / row.file) != row.sha256:
+            if self.is_there(batch) and sha256(self.shards / row.file) != row.sha256:
                 raise ValueError(
                     f"resume: {self.shards / row.file} is damaged: its SHA-256 is another than {BATCHES} says; remove "
                     "the file, and --resume makes it again"
@@ -175,7 +182,7 @@ class DatasetFolder(OutputFolder):
             self.remove([name])
         self._write(begun, recipe)
 
-    def go_on(self, begun: Begun, recipe: str, rows: Mapping[int, Row]) -> None:
+    def go_on(self, begun: Begun, recipe: str, rows: Mapping[int, BatchRow]) -> None:
         """From now on only these rows count: what else bears a shard's name is removed, and so is the manifest."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         write_json_lines(self.path / BATCHES, [asdict(row) for row in rows.values()])
@@ -184,7 +191,7 @@ class DatasetFolder(OutputFolder):
             (self.path / f"{name}.tmp").unlink(missing_ok=True)
         self._write(begun, recipe)
 
-    def remove_left_over(self, rows: Mapping[int, Row]) -> None:
+    def remove_left_over(self, rows: Mapping[int, BatchRow]) -> None:
         """Removes files with the names of shards, finished or not, that no row lists."""
         for file in self.shards.iterdir() if self.shards.is_dir() else ():
             batch = batch_of(file.name.removesuffix(".tmp"))
@@ -209,7 +216,7 @@ class DatasetFolder(OutputFolder):
         if not (self.path / RECIPE).is_file() and not rows:
             return
         kept = [
-            {key: value for key, value in to_plain(one).items() if key not in _NOT_THE_IMAGES}
+            {key: value for key, value in to_plain(one).items() if key not in _NOT_THESE_IMAGES}
             for one in (self.read_recipe(), recipe)
         ]
         if changed := differences(*kept):

@@ -10,19 +10,18 @@ from typing import Any
 import torch
 
 from ensemble.config.parsing import to_plain
-from ensemble.config.yaml_files import load_yaml
-from ensemble.image.warm import Warm
+from ensemble.machine.files import user_path
 from ensemble.machine.hardware import choose_devices
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import process_context
 from ensemble.recipe import Recipe
 from ensemble.runs.build import looks_back
-from ensemble.runs.dataset import POOL, make_dataset
+from ensemble.runs.dataset import make_dataset
 from ensemble.runs.dataset_end import Finished
 from ensemble.runs.dataset_folder import DatasetFolder, Wanted
 from ensemble.runs.job import held_for_all
 from ensemble.runs.plan import Plan, check_placement, make_plan
-from ensemble.runs.recipes import assembled, recipe_file
+from ensemble.runs.recipes import assembled, read_recipe
 
 _ANY = 10**9
 """Trials of a recipe while it is not known how many batches there are."""
@@ -92,7 +91,7 @@ def dataset_job(
     Where `output` goes on, recipe and number of images may be left out. Raises ValueError for what recipe, cards,
     devices and files do not allow.
     """
-    folder = DatasetFolder(Path(output).expanduser())
+    folder = DatasetFolder(user_path(output))
     begun = folder.begun() if resume else None
     if images is None and begun is not None:
         images = begun.images
@@ -104,7 +103,7 @@ def dataset_job(
         raise ValueError(f"name teachers or a recipe; {output} holds no dataset to go on with")
     data = to_plain(folder.read_recipe()) if source is None else source
     if isinstance(data, str | Path):
-        data = load_yaml(recipe_file(data))
+        data = read_recipe(data)
     recipe = assembled(data, {**fields, "trials": _ANY}, overrides)
     device, devices = choose_devices(recipe.runtime.device)
     plan, wanted = _plan(recipe, devices, images)
@@ -114,12 +113,14 @@ def dataset_job(
 def _plan(recipe: Recipe, devices: Sequence[torch.device], images: int) -> tuple[Plan, Wanted]:
     """The plan with a trial for each batch; a batch's size is known once targets are read beside the cards."""
     replicas = recipe.runtime.replicas
+    notes = [*_notes(recipe)]
+    recipe = replace(recipe, agreement=False, attribution=False)
     plan = make_plan(replace(recipe, trials=max(2, replicas)), devices)
     wanted = Wanted(images, plan.batch_size)
     if problems := [*_problems(plan, wanted)]:
         raise ValueError(problems)
     plan = make_plan(replace(recipe, trials=wanted.batches), devices)
-    return replace(plan, notes=(*plan.notes, *_notes(plan))), wanted
+    return replace(plan, notes=(*plan.notes, *notes)), wanted
 
 
 def _problems(plan: Plan, wanted: Wanted) -> Iterator[str]:
@@ -137,8 +138,10 @@ def _problems(plan: Plan, wanted: Wanted) -> Iterator[str]:
             )
 
 
-def _notes(plan: Plan) -> Iterator[str]:
-    if plan.recipe.agreement:
+def _notes(recipe: Recipe) -> Iterator[str]:
+    if recipe.agreement:
         yield "agreement: a dataset does not compare the teachers' gradients"
-    if isinstance(plan.recipe.image.start, Warm):
-        yield f"a warm start draws from the last {POOL} images"
+    if recipe.attribution:
+        yield "attribution: a dataset does not keep which teacher pulled where"
+    if recipe.image.start.memory:
+        yield f"a {recipe.image.start.kind} start draws from the last {recipe.image.start.memory} images"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ensemble.data.generated import GeneratedImages
 from ensemble.data.shards import is_dataset
+from ensemble.machine.files import user_path
 from ensemble.runs.folder import UNITS, ResultsFolder
 from ensemble.runs.networks import Networks
 from models import ModelCard, model_card
@@ -31,7 +31,7 @@ class FinishedRun:
     @classmethod
     def read(cls, name: str) -> FinishedRun:
         """ValueError, with the folder's name, where a run or a dataset did not end there, or its files are damaged."""
-        folder = ResultsFolder(Path(name).expanduser())
+        folder = ResultsFolder(user_path(name))
         if is_dataset(folder.path):
             return cls._of_dataset(name, GeneratedImages(folder.path))
         images, targets = folder.read_images()

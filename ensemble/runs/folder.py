@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import LOCK, OWNER
+from ensemble.machine.lock import contents
 from ensemble.machine.output_folder import OutputFolder
+from ensemble.runs.recipes import in_one_line
+from ensemble.training.folder import WEIGHTS
 
 _CLASS_FOLDER = re.compile(r"\d{4,}(_.+)?")
 _IMAGE_FILE = re.compile(r"\d+\.png(\.tmp)?")
@@ -41,12 +43,10 @@ AGREEMENT, ATTRIBUTION = "agreement.safetensors", "attribution.safetensors"
 UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET = "units.jsonl", "units.png", "units_alpha.png", "top_real.png"
 PICTURES, CHECKPOINTS = "images", "checkpoints"
 _FILES = (
-    *(RECIPE, METRICS, SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT),
-    *(ATTRIBUTION, UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET),
+    *(SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT),
+    *(ATTRIBUTION, UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET, METRICS, RECIPE),
 )
-_LOCKS = {LOCK, OWNER}
-"""No content: a run that was killed leaves them."""
-_BEGUN = {RECIPE, METRICS, CHECKPOINTS, *_LOCKS}
+_BEGUN = {RECIPE, METRICS, CHECKPOINTS}
 """All that a run leaves that ends before its first checkpoint."""
 
 
@@ -89,6 +89,8 @@ class ResultsFolder(OutputFolder):
                 f"output: {self.path} holds no run's recipe, so what is in it may be another command's, whose records "
                 "a run would remove; give another folder"
             )
+        if overwrite and not self._is_ours and (file := next(self._results(), None)) is not None:
+            raise self.has_foreign(str(file.relative_to(self.path)))
 
     def begin(self, overwrite: bool = False) -> None:
         """Makes the folder.
@@ -114,7 +116,7 @@ class ResultsFolder(OutputFolder):
 
     def check_left_over(self) -> None:
         """Raises ValueError where there is no checkpoint to go on from and the folder holds another run's results."""
-        if self.path.is_dir() and not {file.name for file in self.path.iterdir()} <= _BEGUN:
+        if self.path.is_dir() and not contents(self.path) <= _BEGUN:
             raise ValueError(
                 f"resume: {self.path} holds no checkpoint but other files; pass overwrite (--overwrite) instead "
                 "to replace its results, or give another folder"
@@ -130,6 +132,26 @@ class ResultsFolder(OutputFolder):
         except ConfigError:
             return False  # damaged: to be replaced
 
+    @property
+    def _is_ours(self) -> bool:
+        """Whether a recipe or metrics show that a run wrote here."""
+        return any((self.path / name).is_file() for name in (RECIPE, METRICS))
+
+    def _class_folders(self) -> list[Path]:
+        images = self.path / PICTURES
+        folders = images.iterdir() if images.is_dir() else ()
+        return [f for f in folders if f.is_dir() and not f.is_symlink() and _CLASS_FOLDER.fullmatch(f.name)]
+
+    def _results(self) -> Iterator[Path]:
+        """The files there that have names of ours; last those that show that they are."""
+        files = [
+            file for folder in self._class_folders() for file in folder.iterdir() if _IMAGE_FILE.fullmatch(file.name)
+        ]
+        if self._is_ours and self.checkpoints.is_dir():
+            files += [file for file in self.checkpoints.iterdir() if _CHECKPOINT_FILE.fullmatch(file.name)]
+        files += [self.path / f"{name}{suffix}" for name in _FILES for suffix in ("", ".tmp")]
+        yield from (file for file in files if file.is_file() or file.is_symlink())
+
     def _remove_results(self) -> None:
         images = self.path / PICTURES
         for folder in (images, self.checkpoints):
@@ -140,20 +162,9 @@ class ResultsFolder(OutputFolder):
                 ResultsFolder(folder)._remove_results()
                 with suppress(OSError):
                     folder.rmdir()
-        ours = any((self.path / name).is_file() for name in (RECIPE, METRICS))
-        doomed = [self.path / f"{name}{suffix}" for name in _FILES for suffix in ("", ".tmp")]
-        class_folders = [
-            folder
-            for folder in (images.iterdir() if images.is_dir() else ())
-            if folder.is_dir() and not folder.is_symlink() and _CLASS_FOLDER.fullmatch(folder.name)
-        ]
-        for folder in class_folders:
-            doomed += [file for file in folder.iterdir() if _IMAGE_FILE.fullmatch(file.name)]
-        if ours and self.checkpoints.is_dir():
-            doomed += [file for file in self.checkpoints.iterdir() if _CHECKPOINT_FILE.fullmatch(file.name)]
-        for file in doomed:
-            if file.is_file() or file.is_symlink():
-                file.unlink()
+        class_folders = self._class_folders()
+        for file in list(self._results()):
+            file.unlink()
         for folder in (*class_folders, images, self.checkpoints):
             with suppress(OSError):  # absent, or holds files that are not ours
                 folder.rmdir()
@@ -228,6 +239,14 @@ class ResultsFolder(OutputFolder):
         """The recipe that the run resolved, as plain data."""
         return load_yaml(self._there(RECIPE))
 
+    @contextmanager
+    def parsing(self) -> Iterator[None]:
+        """Mistakes in the folder's recipe are told in one line."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ValueError(f"{self.path / RECIPE}: {in_one_line(error)}") from None
+
     def read_summary(self) -> dict[str, Any]:
         """What the run summed up; empty where it did not end."""
         return read_json(self.path / SUMMARY) if (self.path / SUMMARY).is_file() else {}
@@ -262,9 +281,14 @@ class ResultsFolder(OutputFolder):
 
     def _there(self, name: str) -> Path:
         file = self.path / name
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; give the results folder of a finished run of invert.py")
-        return file
+        if file.is_file():
+            return file
+        instead = "give the results folder of a finished run of invert.py"
+        if is_dataset(self.path):
+            instead = "this is a dataset, which GeneratedImages opens in Python"
+        elif (weights := self.path / WEIGHTS).is_file():
+            instead = f"this is a trained network, which MODEL@{weights} loads"
+        raise ValueError(f"{file} does not exist; {instead}")
 
 
 def _file_name(class_name: str) -> str:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ensemble.config.yaml_files import load_yaml
 from ensemble.machine.environment import is_restarted
+from ensemble.machine.files import user_path
 from ensemble.machine.hardware import choose_devices
-from ensemble.machine.output_folder import check_writable
+from ensemble.machine.output_folder import OutputFolder, check_writable, writing
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext, process_context
 from ensemble.objectives.terms import Objective
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.checkpoints import is_finished
-from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.folder import RECIPE, ResultsFolder
 from ensemble.runs.networks import Networks
 from ensemble.runs.plan import Plan, check_placement, make_plan
-from ensemble.runs.recipes import assembled, recipe_file
+from ensemble.runs.recipes import assembled, read_recipe
 from ensemble.runs.results import Results
 from ensemble.runs.run import run
 from ensemble.runs.tensorboard import check_board
@@ -75,26 +75,14 @@ class Job:
             )
 
 
-class Held(Protocol):
-    """A folder that one process writes at a time."""
-
-    @property
-    def path(self) -> Path: ...
-
-    def held(self) -> AbstractContextManager[None]: ...
-
-
 @contextmanager
-def held_for_all(folder: Held | None, context: ProcessContext) -> Iterator[None]:
+def held_for_all(folder: OutputFolder | None, context: ProcessContext) -> Iterator[None]:
     """The folder, by rank 0 for all; ValueError, on all, where another run holds it or it cannot be written."""
     with ExitStack() as stack:
         with context.agree():
             if folder is not None and context.is_main:
-                try:
+                with writing(folder.path):
                     stack.enter_context(folder.held())
-                except OSError as error:
-                    why = error.strerror or error
-                    raise ValueError(f"output: {folder.path} cannot be written ({why}); give another folder") from None
         yield
 
 
@@ -112,8 +100,8 @@ def job(
     """The job of a recipe; ValueError for what its cards, devices and files do not allow."""
     resume = resume or is_restarted()
     device, devices = choose_devices(recipe.runtime.device)
-    folder = None if output is None else ResultsFolder(Path(output).expanduser())
-    board = None if tensorboard is None else Path(tensorboard).expanduser()
+    folder = None if output is None else ResultsFolder(user_path(output))
+    board = None if tensorboard is None else user_path(tensorboard)
     return Job(make_plan(recipe, devices, networks, terms), device, devices, folder, resume, overwrite, command, board)
 
 
@@ -134,7 +122,7 @@ def recipe_for(
         raise ValueError("name teachers or a recipe" + (f"; {output} holds no run to go on with" if resume else ""))
     data = saved if source is None else source
     if isinstance(data, str | Path):
-        data = load_yaml(recipe_file(data))
+        data = read_recipe(data)
     assert data is not None
     total = fields.get("iterations")
     if saved is None or total is None:
@@ -147,8 +135,10 @@ def recipe_for(
 
 
 def _saved(output: str | Path | None) -> dict[str, Any] | None:
-    """The recipe that a run wrote into the folder, if one did."""
-    if output is None:
+    """The recipe that a run wrote into the folder, if one did; ValueError where it cannot be read."""
+    if output is None or not (folder := ResultsFolder(user_path(output))).has_recipe:
         return None
-    folder = ResultsFolder(Path(output).expanduser())
-    return folder.read_recipe() if folder.has_recipe else None
+    data = read_recipe(folder.path / RECIPE)
+    with folder.parsing():
+        parse_recipe(data)
+    return data

@@ -20,6 +20,7 @@ from models import (
     model_card,
     network_logits,
     parse_spec,
+    retold,
     sha256,
     usable,
 )
@@ -150,7 +151,7 @@ def _card_of(
         if said is None and channels == 1:
             about[key] = Assumed((assumed,))
         elif said is not None:
-            about[key] = tuple(said) if len(said) == channels or len(set(said)) > 1 else (said[0],) * channels
+            about[key] = tuple(said) if len(said) == channels or len(set(said)) != 1 else (said[0],) * channels
             if len(about[key]) != channels:
                 raise ValueError(
                     f"{name} takes {channels} channel{'s' * (channels > 1)}, and {key} has {len(said)} numbers; give "
@@ -162,7 +163,9 @@ def _card_of(
 def _probed(module: nn.Module, name: str, input_size: int) -> tuple[int, int]:
     """How many channels a bare module takes, three or else one, and how many classes its logits tell apart."""
     parameter = next(module.parameters(), torch.zeros(()))
-    net, errors = copied(module).eval(), []
+    with retold(name):
+        net = copied(module).eval()
+    errors = []
     for channels in (3, 1):
         grey = torch.zeros(1, channels, input_size, input_size, dtype=parameter.dtype, device=parameter.device)
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ensemble.engine.placement import place
+from ensemble.machine.files import user_path
 from ensemble.machine.hardware import resolve_compile, resolve_precision
-from ensemble.objectives.bn_matching import BNMatching
+from ensemble.machine.words import numbered
 from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
@@ -23,7 +23,7 @@ STUDENT = "student"
 """What the student is called beside the teachers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What follows from a recipe before any weights are loaded."""
 
@@ -118,7 +118,7 @@ def make_plan(
     recipe.image.parameterization.check(size)
     recipe.image.start.check(size)
     files = [entry.statistics for entry in recipe.teachers]
-    measurements = tuple(None if file is None else read_measurement(Path(file).expanduser()) for file in files)
+    measurements = tuple(None if file is None else read_measurement(user_path(file)) for file in files)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
     denied = recipe.runtime.compile == "on" and not compiled
@@ -132,9 +132,19 @@ def make_plan(
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
-    live = tuple(live_terms)
     return Plan(
-        resolved, cards, names, judges, size, classes, turns, formulation, measurements, networks, live, tuple(notes)
+        recipe=resolved,
+        cards=cards,
+        names=names,
+        verifier_names=judges,
+        size=size,
+        classes=classes,
+        turns=turns,
+        formulation=formulation,
+        measurements=measurements,
+        networks=networks,
+        live_terms=tuple(live_terms),
+        notes=tuple(notes),
     )
 
 
@@ -156,8 +166,7 @@ def _idle_levels(
     files: Sequence[str | None], measurements: Sequence[Measurement | None], formulation: Formulation
 ) -> list[str]:
     """A line for each file of statistics of which nothing would be used."""
-    matching = [term for term in formulation.teacher_terms if isinstance(term, BNMatching)]
-    used = any(term.convention == "calibrated" or term.drawn for term in matching)
+    used = any(term.uses_levels for term in formulation.teacher_terms)
     return [
         f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated, or drawn: true, uses"
         for file, found in zip(files, measurements, strict=True)
@@ -202,10 +211,7 @@ def _named(card: ModelCard) -> str:
 
 def unique_names(models: Sequence[str]) -> tuple[str, ...]:
     """NAME of each NAME@WEIGHTS, numbered (`NAME#1`, `NAME#2`) where it comes more than once."""
-    short = [model.partition("@")[0].strip("<>") for model in models]
-    return tuple(
-        name if short.count(name) == 1 else f"{name}#{short[:i].count(name) + 1}" for i, name in enumerate(short)
-    )
+    return numbered([model.partition("@")[0].strip("<>") for model in models])
 
 
 def own_columns(entry: TeacherEntry, first: ModelCard) -> tuple[int, ...] | None:

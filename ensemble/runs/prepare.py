@@ -1,17 +1,18 @@
-"""What is settled between ranks before the first step: precision, micro-batches that fit, what is to be told."""
+"""What is settled between ranks before the first step: precision, teachers, micro-batches that fit, what is told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from ensemble.engine.inversion import Inversion
 from ensemble.machine.errors import Mistake
+from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
-from ensemble.objectives.bn_matching import BNMatching
-from ensemble.runs.build import PlacedEnsemble, build_inversion
+from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import Plan
+from ensemble.runs.summary import Verifiers, load_verifiers
 
 
 def agree_on_auto(plan: Plan, context: ProcessContext) -> None:
@@ -25,10 +26,36 @@ def agree_on_auto(plan: Plan, context: ProcessContext) -> None:
         )
 
 
+def ready(
+    plan: Plan,
+    context: ProcessContext,
+    replica: ProcessContext,
+    trial: int,
+    tell: Callable[[str], None],
+    check: Callable[[Mapping[str, str]], None] | None = None,
+) -> tuple[Plan, PlacedEnsemble, Verifiers]:
+    """The plan with what `auto` became, its teachers, and on rank 0 of all its verifiers.
+
+    All that a run may refuse is refused here, before anything is written: what `check` says of the digests of the
+    teachers' weights; and a batch is built, that of `trial`, the first one of this replica.
+    """
+    set_up(plan.recipe.runtime.precision, context.device)
+    with context.agree():
+        ensemble = build_ensemble(plan, replica)
+        if check is not None:
+            check(ensemble.weights)
+    with context.agree():
+        verifiers = load_verifiers(plan) if context.is_main else {}
+    plan = plan.with_runtime(micro_batch=micro_batch_of(plan, ensemble, context, replica, tell))
+    with context.agree():
+        build_inversion(plan, ensemble, replica, trial)
+    return plan, ensemble, verifiers
+
+
 def notes_of(plan: Plan, ensemble: PlacedEnsemble) -> list[str]:
     """What the user should know before the first step, a line each."""
     found = list(plan.notes)
-    matches = any(isinstance(term, BNMatching) for term in plan.formulation.teacher_terms)
+    matches = any(term.matches_layers for term in plan.formulation.teacher_terms)
     for placed in ensemble.teachers:
         found += [f"warning: {text}" for text in placed.notes]
         if placed.left_out and matches:

@@ -12,10 +12,20 @@ from ensemble.config.mistakes import ConfigError, did_you_mean
 from ensemble.config.overrides import apply_override
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
+from ensemble.machine.files import user_path
 from ensemble.plugins import load_entry_points
 from ensemble.recipe import Recipe, parse_recipe
 from models import model_card
 
+IMAGES, TRAINING = "invert.py --recipe", "invert.py train --recipe"
+STUDENTS, LEAKAGE = "invert.py distill --recipe", "invert.py leakage --recipe"
+TAKES = {
+    IMAGES: "a recipe of images names teachers",
+    TRAINING: "a recipe of a training names model and data",
+    STUDENTS: "a recipe of a student names student or dataset",
+    LEAKAGE: "a recipe of a study names arms",
+}
+"""Commands, and what their recipes are known by."""
 RUNTIME = ("device", "replicas", "precision", "compile", "micro_batch", "reproducible")
 """Fields of `runtime` that callers name directly."""
 
@@ -26,12 +36,27 @@ def load_recipe(name: str | Path, *overrides: str) -> Recipe:
     Raises ValueError for an unknown name, and with every mistake in the recipe.
     """
     load_entry_points()
-    return assembled(load_yaml(recipe_file(name)), {}, overrides)
+    return assembled(read_recipe(name), {}, overrides)
 
 
-def recipe_file(name: str | Path) -> Path:
-    """The file, or that of the shipped recipe `name` (`quickstart`, `training/resnet20_cifar`)."""
-    path = Path(name).expanduser()
+def read_recipe(name: str | Path, command: str = IMAGES, folder: str = "") -> dict[str, Any]:
+    """What is in `recipe_file(name, folder)`; its `extends` may name a shipped one, too.
+
+    Raises ValueError as that does, ConfigError as `load_yaml` does, and in one line where the file is another
+    command's than `command`, one of TAKES.
+    """
+    data = load_yaml(recipe_file(name, folder), shipped=recipe_file)
+    if (other := _command_of(data)) not in ("", command):
+        raise ConfigError([f"recipe {name}: this file is one of {other}; {TAKES[command]}"])
+    return data
+
+
+def recipe_file(name: str | Path, folder: str = "") -> Path:
+    """The file, or that of the shipped recipe FOLDER/NAME or NAME (`quickstart`, `training/resnet20_cifar`)."""
+    path = user_path(name)
+    if folder and not path.suffix and not path.is_file():
+        with suppress(ValueError):
+            return recipe_file(f"{folder}/{name}")
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
     shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for folder, file in _shipped()}
@@ -47,21 +72,24 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     """The recipe `data` with `fields` of it replaced, then `overrides` applied.
 
     `fields` may also hold `iterations` (steps in all; the stages keep their proportions) and fields of `runtime`.
-    Raises ConfigError with every mistake, and one line for a file that is another command's.
+    Raises ConfigError with every mistake.
     """
-    if other := _command_of(data):
-        raise ConfigError([f"recipe: this file is one of {other}; a recipe of images names teachers"])
     given = {key: value for key, value in fields.items() if value is not None}
     total = given.pop("iterations", None)
     runtime = {key: given.pop(key) for key in RUNTIME if key in given}
     plain: dict[str, Any] = {**data, **given}
-    if runtime:
+    if runtime and isinstance(plain.get("runtime") or {}, Mapping):  # what else it is is told below
         plain["runtime"] = {**(plain.get("runtime") or {}), **runtime}
     for override in overrides:
         with suppress(ConfigError):  # mistakes are told below; an override may mend them
             plain = to_plain(parse_recipe(plain))  # all fields are there to be overridden
         plain = apply_override(plain, override)
     recipe = parse_recipe(plain)
+    if given.get("images_per_class") is not None and recipe.image.batch_size is not None:
+        raise ValueError(
+            f"images_per_class: image.batch_size says how many images there are, {recipe.image.batch_size}; set that, "
+            "or leave it out (--set image.batch_size=null)"
+        )
     if total is None:
         return recipe
     if isinstance(total, bool) or not isinstance(total, int):
@@ -70,14 +98,24 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
 
 
 def _command_of(data: Mapping[str, Any]) -> str:
-    """Which other command takes such a file; "" for what may be a recipe of images."""
+    """Whose file this looks like; "" where nothing tells."""
     if "teachers" in data:
-        return ""
-    if {"student", "dataset"} <= data.keys():
-        return "invert.py distill --recipe"
+        return IMAGES
+    if "arms" in data:
+        return LEAKAGE
+    if {"student", "dataset"} & data.keys():
+        return STUDENTS
     if {"model", "data"} <= data.keys():
-        return "invert.py train --recipe"
+        return TRAINING
     return "invert.py search --space" if any(set(".[") & set(str(key)) for key in data) else ""
+
+
+def in_one_line(error: ConfigError) -> str:
+    """What is wrong with a recipe that a run wrote; where a kind is unknown, a plugin may be what is missing."""
+    said = "; ".join(error.problems)
+    if "unknown kind" not in said:
+        return said
+    return f"{said}; if a plugin made the run, load it first (--plugin FILE; in Python ensemble.load_plugin(FILE))"
 
 
 def is_known_model(name: str) -> bool:

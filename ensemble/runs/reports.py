@@ -16,6 +16,7 @@ from rich.table import Table
 from ensemble.engine.inversion import Inversion
 from ensemble.machine.hardware import set_up
 from ensemble.machine.ranks import ProcessContext
+from ensemble.machine.words import plural
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import STUDENT, Plan, ranks_per_replica
 from ensemble.teachers.layers import layers_of
@@ -105,7 +106,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
         whole = seconds * plan.recipe.iterations * plan.recipe.trials
         say(f"a step of the last stage takes {seconds:.3g} s in one process: {_clock(whole)} for all steps there")
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load > 1.5 * cores:
+        if load > 1.5 * cores and torch.get_num_threads() > 1:  # a single thread waits for no other
             say(f"there is other work here (load {load:.1f} on {cores} cores): OMP_WAIT_POLICY=passive helps then")
     else:
         say("--timed takes some steps and says how long the run takes")
@@ -184,7 +185,7 @@ def print_summary(summary: Mapping[str, Any], output: str | Path) -> None:
     rate = summary["steps_per_second"]
     pace = f"{rate:.2f} steps/s" if rate else "too short for a rate"
     console.print(
-        f"{summary['images']} images in {summary['wall_seconds']:.0f} s "
+        f"{plural(summary['images'], 'image')} in {summary['wall_seconds']:.0f} s "
         f"({pace}, start-up {summary['startup_seconds']:.0f} s): {output}",
         highlight=False,
     )
@@ -201,7 +202,8 @@ def print_dataset(manifest: Mapping[str, Any], cost: Mapping[str, Any], output: 
         table.add_row(name, "verifier", f"{values['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}")
     console.print(table)
     console.print(
-        f"{manifest['images']:,} images in {len(manifest['shards']):,} shards; {cost['passes_per_image']:.4g} passes, "
+        f"{plural(manifest['images'], 'image')} in {plural(len(manifest['shards']), 'shard')}; "
+        f"{cost['passes_per_image']:.4g} passes, "
         f"{cost['gflop_per_image']:.4g} GFLOP and {cost['seconds_per_image']:.3g} s an image: {output}",
         highlight=False,
     )

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml
 from ensemble.engine.agreement import Agreement
 from ensemble.image.pictures import draw_grid
+from ensemble.machine.files import user_path
+from ensemble.machine.lock import contents
 from ensemble.machine.words import plural
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.folder import PER_IMAGE, PER_LAYER, ResultsFolder
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Results:
     """The results of one run, all trials together."""
 
@@ -59,7 +60,9 @@ class Results:
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write all of it, as the command line does; ValueError where the folder is not empty or in use."""
-        target = ResultsFolder(Path(folder).expanduser())
+        target = ResultsFolder(user_path(folder))
+        if contents(target.path) and not overwrite:  # `check` would offer to resume
+            raise ValueError(f"output: {target.path} is not empty; pass overwrite=True, or give another folder")
         target.check(overwrite=overwrite)  # before this holds it, and would find itself there
         with target.held():
             target.begin(overwrite)
@@ -79,21 +82,21 @@ class Results:
     @classmethod
     def open(cls, folder: str | Path) -> Results:
         """The results in a folder; ValueError where none are, or they are damaged."""
-        source = ResultsFolder(Path(folder).expanduser())
+        source = ResultsFolder(user_path(folder))
         images, targets = source.read_images()
         summary = source.read_summary()
         return cls(
-            images,
-            targets,
-            source.read_logits(),
-            source.read_rows(PER_IMAGE),
-            source.read_rows(PER_LAYER),
-            summary,
-            _parsed(source),
-            tuple(summary.get("class_names", ())),
-            tuple(summary.get("in_memory", ())),
-            source.read_agreement(),
-            source.read_attribution(),
+            images=images,
+            targets=targets,
+            logits=source.read_logits(),
+            per_image=source.read_rows(PER_IMAGE),
+            per_layer=source.read_rows(PER_LAYER),
+            summary=summary,
+            recipe=_parsed(source),
+            class_names=tuple(summary.get("class_names", ())),
+            notes=tuple(summary.get("in_memory", ())),
+            agreement=source.read_agreement(),
+            attribution=source.read_attribution(),
         )
 
     def __repr__(self) -> str:
@@ -112,11 +115,8 @@ class Results:
 
 
 def _parsed(folder: ResultsFolder) -> Recipe:
-    try:
+    with folder.parsing():
         return parse_recipe(folder.read_recipe())
-    except ConfigError as error:
-        hint = "if a plugin made the run, load it first: ensemble.load_plugin(FILE)"
-        raise ValueError(f"{folder.path}: {'; '.join(error.problems)}; {hint}") from None
 
 
 def recipe_text(recipe: Recipe, notes: Sequence[str] = ()) -> str:

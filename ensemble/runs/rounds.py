@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from ensemble.config.checked import Checked
 from ensemble.config.overrides import differences
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
-from ensemble.machine.files import write_json, write_text
+from ensemble.machine.files import user_path, write_json, write_text
 from ensemble.machine.output_folder import OutputFolder
 from ensemble.machine.progress import ProgressReporter
 from ensemble.runs.dataset_folder import DatasetFolder
@@ -25,6 +25,7 @@ from ensemble.runs.dataset_job import DatasetJob, dataset_job
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
+from ensemble.training.student import prepare
 
 MARK = "rounds.yaml"
 """What shows whose a folder is: the distillation and its rounds."""
@@ -42,8 +43,9 @@ class Rounds(Checked):
     """New ones in each round."""
     epochs: PositiveInt = 20
     """Of the student before each round; `schedule.epochs` are those after the last."""
-    competition: PositiveFloat = 1.0
-    """The weight of the term `competition`, 1 - JS of teacher and student; the first pool was made without."""
+    competition: NonNegativeFloat = 1.0
+    """The weight of the term `competition`, 1 - JS of teacher and student; the first pool was made without. At 0 all
+    are: what rounds are worth without it."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ class RoundsRun:
     device: torch.device
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """ValueError where the run may not write here, or its images cannot be made; changes nothing."""
+        """ValueError where the run may not write here, cannot end, or its images cannot be made; changes nothing."""
         free = tuple(f"distillation.{name}" for name in self.recipe.free)
         self.folder.check(self._described(), free, resume=resume, overwrite=overwrite)
         student = self.recipe.student
         self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
+        prepare(self.recipe)  # real images that the last lesson is tested on are read here, too
 
     def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:
         """The last student's summary, which is written beside its weights in the folder itself."""
@@ -119,7 +122,7 @@ class RoundsRun:
 
     def _lesson(self, number: int) -> DistillationRecipe:
         """What the student does before round number + 1, or after the last."""
-        mine = tuple(str(self.folder.images(i).path) for i in range(1, number + 1))
+        mine = tuple(str(self.folder.images(i).path.resolve()) for i in range(1, number + 1))
         recipe = replace(self.recipe, student=self._student(number), dataset=(*self.recipe.dataset, *mine))
         if number:
             recipe = replace(recipe, prune=None)  # it has lost its channels
@@ -133,7 +136,7 @@ class RoundsRun:
         if not number:
             return self.recipe.student
         name = self.recipe.student.partition("@")[0]
-        return f"{name}@{self.folder.student(number - 1).weights}"
+        return f"{name}@{self.folder.student(number - 1).weights.resolve()}"
 
     def _make(self, number: int, resume: bool, overwrite: bool, progress: ProgressReporter) -> None:
         """The images of a round."""
@@ -145,7 +148,7 @@ class RoundsRun:
 
     def _job(self, number: int, student: str, *, resume: bool, overwrite: bool) -> DatasetJob:
         """By the first pool's recipe, with the student beside its teachers."""
-        pool = DatasetFolder(Path(self.recipe.dataset[0]).expanduser())
+        pool = DatasetFolder(user_path(self.recipe.dataset[0]))
         if not pool.finished:
             raise ValueError(f"dataset: {pool.path} is no finished dataset, whose recipe makes the new images")
         recipe = pool.read_recipe()

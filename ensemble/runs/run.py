@@ -14,17 +14,17 @@ from ensemble.engine.guard import NotFiniteError
 from ensemble.machine.checkpoint import CheckpointError
 from ensemble.machine.errors import Failure
 from ensemble.machine.files import JsonLines
-from ensemble.machine.hardware import set_up
 from ensemble.machine.launch import stop_on_signals
+from ensemble.machine.output_folder import writing
 from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext
-from ensemble.runs.build import build_ensemble, build_inversion
-from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime, versions
+from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime
 from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.origin import Origin, versions
 from ensemble.runs.plan import Plan, own_targets
-from ensemble.runs.prepare import agree_on_auto, micro_batch_of, notes_of
+from ensemble.runs.prepare import agree_on_auto, notes_of, ready
 from ensemble.runs.results import Results, image_rows, recipe_text
-from ensemble.runs.summary import Verifiers, layer_rows, load_verifiers, summarise, verify, warnings_of
+from ensemble.runs.summary import Verifiers, layer_rows, summarise, verify, warnings_of
 from ensemble.runs.tensorboard import Board
 from ensemble.runs.trial import Clock, Replica, run_trial
 from ensemble.runs.trial_results import TrialResults
@@ -58,23 +58,24 @@ def run(
     restored = Restored({})
     if resume and folder is not None:
         restored, plan = _restore(plan, folder, context, replica, trials)
+    plan, ensemble, verifiers = ready(plan, context, replica, trials[0], progress.message, restored.check_weights)
     recipe = plan.recipe
-    set_up(recipe.runtime.precision, context.device)
-    with context.agree():
-        ensemble = build_ensemble(plan, replica)
-        restored.check_weights(ensemble.weights)
-    with context.agree():
-        verifiers = load_verifiers(plan) if context.is_main else {}
-    micro_batch = micro_batch_of(plan, ensemble, context, replica, progress.message)
-    plan = plan.with_runtime(micro_batch=micro_batch)
-    with context.agree():  # a folder is touched once nothing is refused
-        build_inversion(plan, ensemble, replica, trials[0])
     metrics: JsonLines | None = None
     if folder is not None:
         _open(plan, folder, context, restored, trials, resume or overwrite)
         with context.agree():  # all are open before any is written: opening cuts off what a crash left half written
             metrics = folder.open_metrics() if replica.is_main else None
-    here = Replica(plan, folder, replica, ensemble, restored, progress, metrics, Clock(began), keeps_partial)
+    here = Replica(
+        plan=plan,
+        folder=folder,
+        context=replica,
+        ensemble=ensemble,
+        restored=restored,
+        progress=progress,
+        metrics=metrics,
+        clock=Clock(began),
+        keeps_partial=keeps_partial,
+    )
     if tensorboard is not None and replica.is_main:
         here.board = Board(tensorboard, plan)
     try:
@@ -161,17 +162,17 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
     attributed = [result.attribution for result in done.values() if result.attribution is not None]
     attribution = torch.cat(attributed) if len(attributed) == len(done) else None
     return Results(
-        images,
-        targets,
-        logits,
-        rows,
-        per_layer,
-        summary,
-        plan.recipe,
-        plan.class_names,
-        plan.in_memory,
-        agreement,
-        attribution,
+        images=images,
+        targets=targets,
+        logits=logits,
+        per_image=rows,
+        per_layer=per_layer,
+        summary=summary,
+        recipe=plan.recipe,
+        class_names=plan.class_names,
+        notes=plan.in_memory,
+        agreement=agreement,
+        attribution=attribution,
     )
 
 
@@ -211,7 +212,8 @@ def _tell_notes(here: Replica, context: ProcessContext) -> None:
     """What the user should know before the first step."""
     for text in notes_of(here.plan, here.ensemble):
         here.progress.message(text)
-    notes = here.restored.notes(here.plan, here.context.world_size, versions(context.device))
+    now = Origin(here.ensemble.weights, versions(context.device), here.context.world_size)
+    notes = here.restored.notes(here.plan, now)
     for text in dict.fromkeys(text for texts in context.gather(notes) for text in texts):
         here.progress.message(f"warning: {text}")
 
@@ -225,15 +227,12 @@ def _open(
     with context.agree():
         if not context.is_main:
             return
-        try:
+        with writing(folder.path):
             if until:
                 folder.go_on(until)
             else:
                 folder.begin(replace_files)
             folder.write_recipe(recipe_text(plan.recipe, plan.in_memory))
-        except OSError as error:
-            why = error.strerror or error
-            raise ValueError(f"output: {folder.path} cannot be written ({why}); give another folder") from None
 
 
 # --- after the last step --------------------------------------------------------------------------------------

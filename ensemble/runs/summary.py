@@ -14,7 +14,7 @@ from ensemble.machine.hardware import peak_memory
 from ensemble.machine.ranks import ProcessContext
 from ensemble.objectives.terms import TeacherTerm
 from ensemble.runs.build import PlacedEnsemble
-from ensemble.runs.checkpoints import versions
+from ensemble.runs.origin import versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial import Clock
 from ensemble.runs.trial_results import TrialResults

@@ -13,6 +13,8 @@ import torch
 from ensemble.machine.rng import generator
 from ensemble.teachers.class_names import ClassNames
 
+_FEW = 20
+"""Classes that a message names all of."""
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)")
 
 
@@ -34,7 +36,8 @@ def parse_targets(
     items = spec.split(",") if isinstance(spec, str) else list(spec)
     names = ClassNames(class_names, numbers)
     unnamed = f"the first teacher names none, give indices 0..{num_classes - 1}, or its class names"
-    otherwise = "" if class_names or numbers else unnamed
+    few = f"the classes are {', '.join(class_names)}" if 0 < len(class_names) <= _FEW else ""
+    otherwise = few if class_names or numbers else unnamed
     indices: list[int] = []
     problems: list[str] = []
     for item in items:

@@ -57,7 +57,7 @@ class Clock:
         return first
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Replica:
     """What the trials of one replica share."""
 
@@ -144,11 +144,13 @@ def run_trial(here: Replica, trial: int) -> bool:
 
 
 def _earlier(here: Replica) -> Earlier | None:
-    """The batches before, on every rank; of those from before a resume only the main one has the images."""
-    if not looks_back(here.plan) or not here.done:
+    """The last images before, on every rank; of those from before a resume only the main one has them."""
+    most = looks_back(here.plan)
+    if not most or not here.done:
         return None
     images = torch.cat([result.images for result in here.done.values()]) if here.context.is_main else torch.empty(0)
-    return here.context.broadcast(images), torch.cat([here.plan.targets(trial) for trial in here.done])
+    targets = torch.cat([here.plan.targets(trial) for trial in here.done])
+    return here.context.broadcast(images[-most:]), targets[-most:]
 
 
 def count(here: Replica, step: Step) -> None:

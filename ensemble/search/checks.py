@@ -43,7 +43,8 @@ def check_settings(settings: Settings, tried: Sequence[Recipe], points: int) -> 
         raise ValueError(f"--metric {metric.kind} compares with real images; name them by --data")
     if settings.data is not None and not metric.needs_data:
         raise ValueError(f"--data: the metric {metric.kind} reads no real images; leave it out")
-    metric.check(Kit(settings.judge, settings.recipe, settings.data, torch.device("cpu"), _none))
+    kit = Kit(settings.judge, settings.recipe, settings.data, torch.device("cpu"), _none)
+    metric.check(kit)
     if settings.sampler == "grid":
         from ensemble.search.sampling import grid_of
 

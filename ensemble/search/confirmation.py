@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
 
-from ensemble.evaluation.mean_interval import half_width, mean_interval
+from ensemble.evaluation.estimate import mean_interval, t_interval
 from ensemble.machine.progress import ProgressReporter
 from ensemble.recipe import Recipe
 from ensemble.search.images import confirming
@@ -34,8 +33,9 @@ class Confirmation:
 def compare(best: Sequence[float], baseline: Sequence[float], minimised: bool) -> Confirmation:
     """Both in words; differences are paired, for both runs of a seed have the same targets, noise and student."""
     differences = [a - b for a, b in zip(best, baseline, strict=True)]
-    gain, half = mean(differences) * (-1 if minimised else 1), half_width(differences)
-    verdict = "better" if gain > half else "worse" if -gain > half else "no difference shown"
+    found = t_interval(differences)
+    gains = found.value < 0 if minimised else found.value > 0
+    verdict = "no difference shown" if found.holds(0) else "better" if gains else "worse"
     return Confirmation(
         tuple(best), tuple(baseline), mean_interval(best), mean_interval(baseline), mean_interval(differences), verdict
     )

@@ -39,9 +39,9 @@ class SearchFolder(OutputFolder):
     what = "search"
 
     @property
-    def database(self) -> str:
-        """The URL of the folder's own study."""
-        return f"sqlite:///{(self.path / STUDY).absolute()}"
+    def database(self) -> Path:
+        """The folder's own study."""
+        return (self.path / STUDY).absolute()
 
     # --- begin, go on -----------------------------------------------------------------------------------------
 

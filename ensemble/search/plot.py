@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ensemble.search.points import Row
+from ensemble.search.points import PointRow
 from ensemble.search.ranges import Choice, Range
 from ensemble.search.settings import Settings
 
@@ -19,7 +19,7 @@ _COLUMNS = 3
 _COLOURS = {"complete": "C0", "pruned": "C7"}
 
 
-def plot(settings: Settings, rows: Sequence[Row]) -> bytes:
+def plot(settings: Settings, rows: Sequence[PointRow]) -> bytes:
     """A PNG: the metric over the points with the best so far, and a panel a field with its values against the metric.
 
     Pruned points are grey, at the mean of the seeds that they saw; point 0, the recipe as it is, is a star.
@@ -38,7 +38,7 @@ def plot(settings: Settings, rows: Sequence[Row]) -> bytes:
     return stream.getvalue()
 
 
-def _over_points(panel: Any, settings: Settings, shown: Sequence[Row]) -> None:
+def _over_points(panel: Any, settings: Settings, shown: Sequence[PointRow]) -> None:
     _dots(panel, [row["point"] for row in shown], shown)
     complete = [row for row in shown if row["state"] == "complete"]
     better = min if settings.metric.minimised else max
@@ -49,7 +49,7 @@ def _over_points(panel: Any, settings: Settings, shown: Sequence[Row]) -> None:
     panel.legend()
 
 
-def _of_field(panel: Any, path: str, values: Range | Choice, shown: Sequence[Row]) -> None:
+def _of_field(panel: Any, path: str, values: Range | Choice, shown: Sequence[PointRow]) -> None:
     known = [row for row in shown if path in row["values"]]
     if isinstance(values, Choice):
         names = list(dict.fromkeys(json.dumps(v) for v in (*values.values, *(row["values"][path] for row in known))))
@@ -63,7 +63,7 @@ def _of_field(panel: Any, path: str, values: Range | Choice, shown: Sequence[Row
     panel.set_title(path, fontsize=9)
 
 
-def _dots(panel: Any, x: Sequence[float], rows: Sequence[Row]) -> None:
+def _dots(panel: Any, x: Sequence[float], rows: Sequence[PointRow]) -> None:
     for at, row in zip(x, rows, strict=True):
         marker, size = ("*", 90) if row["point"] == 0 else ("o", 20)
         panel.scatter([at], [row["mean"]], marker=marker, s=size, color=_COLOURS[row["state"]])

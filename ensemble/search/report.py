@@ -9,12 +9,12 @@ from typing import Any
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml
 from ensemble.search.confirmation import Confirmation
-from ensemble.search.points import Row
+from ensemble.search.points import PointRow
 from ensemble.search.settings import Settings
 from ensemble.search.space import point_of
 
 
-def table(settings: Settings, rows: Sequence[Row], best: Row | None, said: Confirmation | str | None) -> str:
+def table(settings: Settings, rows: Sequence[PointRow], best: PointRow | None, said: Confirmation | str | None) -> str:
     """A page in Markdown: what was searched, what is confirmed, and a line a point, the best first."""
     metric = settings.metric
     paths = list(settings.space.fields)
@@ -35,7 +35,7 @@ def table(settings: Settings, rows: Sequence[Row], best: Row | None, said: Confi
     return "\n".join([*lines, *(_line(_cells(row, paths)) for row in order)]) + "\n"
 
 
-def confirmed(best: Row | None, said: Confirmation | str | None) -> list[str]:
+def confirmed(best: PointRow | None, said: Confirmation | str | None) -> list[str]:
     """What the confirmation says, in lines."""
     if best is None:
         return ["No point is complete."]
@@ -51,7 +51,7 @@ def confirmed(best: Row | None, said: Confirmation | str | None) -> list[str]:
     ]
 
 
-def best_recipe(settings: Settings, best: Row, said: Confirmation | str | None) -> str:
+def best_recipe(settings: Settings, best: PointRow, said: Confirmation | str | None) -> str:
     """The recipe of the best point as YAML, under a comment that says where it comes from."""
     about = [
         f"Point {best['point']} of a search by {settings.metric.kind}, {best['mean']:.6g}, judged by {settings.judge}.",
@@ -63,7 +63,7 @@ def best_recipe(settings: Settings, best: Row, said: Confirmation | str | None) 
 
 
 def summary_of(
-    settings: Settings, rows: Sequence[Row], best: Row | None, said: Confirmation | str | None
+    settings: Settings, rows: Sequence[PointRow], best: PointRow | None, said: Confirmation | str | None
 ) -> Mapping[str, Any]:
     """For summary.json."""
     states = [row["state"] for row in rows]
@@ -82,7 +82,7 @@ def summary_of(
     }
 
 
-def _cells(row: Row, paths: Sequence[str]) -> list[str]:
+def _cells(row: PointRow, paths: Sequence[str]) -> list[str]:
     shown = "" if row["mean"] is None else f"{row['mean']:.4g}"
     seeds = " ".join(f"{value:.4g}" for value in row["seeds"])
     state = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]

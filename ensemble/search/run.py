@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import mean
@@ -18,7 +18,7 @@ from ensemble.machine.progress import ProgressReporter
 from ensemble.search.confirmation import Confirmation, confirm
 from ensemble.search.folder import SearchFolder
 from ensemble.search.plot import plot
-from ensemble.search.points import Row, best_of, rows_of
+from ensemble.search.points import PointRow, best_of, rows_of
 from ensemble.search.report import best_recipe, summary_of, table
 from ensemble.search.sampling import make_pruner, make_sampler
 from ensemble.search.settings import Settings
@@ -50,9 +50,13 @@ def search(
     folder.check(settings, resume=resume, overwrite=overwrite)
     if storage is None and not overwrite:
         folder.check_study()
-    with folder.turn():
-        folder.begin(settings, resume=resume, overwrite=overwrite)
-    with folder.worker() as worker, database(storage or folder.database, folder.turn(), own=not storage) as opened:
+    with ExitStack() as stack:  # what may be refused comes before what is written, or removed
+        opened = stack.enter_context(database(storage, folder.turn())) if storage else None
+        with folder.turn():
+            folder.begin(settings, resume=resume, overwrite=overwrite)
+        worker = stack.enter_context(folder.worker())
+        if opened is None:
+            opened = stack.enter_context(database(folder.database, folder.turn()))
         with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised, make_pruner(settings))
         tasks = Tasks(study, worker)
@@ -112,14 +116,16 @@ class _Search:
     # --- the end ----------------------------------------------------------------------------------------------
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PointRow]:
         return rows_of(self.tasks.all(), self.points)
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> PointRow | None:
         return best_of(self.rows, self.settings)
 
-    def confirmed(self, storage: Any, best: Row, seeds: int, worker: Mapping[str, str]) -> Confirmation | str | None:
+    def confirmed(
+        self, storage: Any, best: PointRow, seeds: int, worker: Mapping[str, str]
+    ) -> Confirmation | str | None:
         """What new seeds say of the best point; None where it is the baseline, or none are asked for."""
         if not seeds or best["point"] == 0:
             return None
@@ -129,7 +135,7 @@ class _Search:
         recipes = point_of(settings.recipe, best["values"]), settings.recipe
         return confirm(Tasks(study, worker), recipes, seeds, settings.metric.minimised, self.value, self.progress)
 
-    def finish(self, best: Row | None, said: Confirmation | str | None) -> Mapping[str, Any]:
+    def finish(self, best: PointRow | None, said: Confirmation | str | None) -> Mapping[str, Any]:
         """Writes everything; the summary comes last."""
         rows = self.rows
         summary = summary_of(self.settings, rows, best, said)
@@ -139,7 +145,7 @@ class _Search:
             self.folder.write_summary(summary)
         return summary
 
-    def _write(self, rows: list[Row], best: Row | None, said: Confirmation | str | None) -> None:
+    def _write(self, rows: list[PointRow], best: PointRow | None, said: Confirmation | str | None) -> None:
         text = best_recipe(self.settings, best, said) if best is not None else None
         self.folder.write_points(rows, table(self.settings, rows, best, said), text)
 
@@ -176,7 +182,7 @@ class _Search:
 _ENDED = ("complete", "pruned", "failed")
 
 
-def _said(row: Row) -> str:
+def _said(row: PointRow) -> str:
     values = ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
                        for path, value in row["values"].items())  # fmt: skip
     shown = row["reason"] if row["mean"] is None else f"{row['mean']:.4g}"

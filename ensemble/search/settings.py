@@ -18,9 +18,6 @@ from ensemble.recipe import Recipe
 from ensemble.search.metric import Metric
 from ensemble.search.space import Space
 
-SAMPLERS = ("tpe", "random", "grid")
-PRUNERS = ("median", "none", "hyperband")
-
 for _module in pkgutil.iter_modules(ensemble.search.metrics.__path__):  # a kind is known once its file is imported
     import_module(f"{ensemble.search.metrics.__name__}.{_module.name}")
 

@@ -12,6 +12,7 @@ from ensemble.config.mistakes import ConfigError, show
 from ensemble.config.overrides import value_at
 from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import load_yaml
+from ensemble.machine.files import user_path
 from ensemble.recipe import Recipe
 from ensemble.runs.job import job
 from ensemble.runs.recipes import assembled
@@ -50,7 +51,7 @@ class Space:
 
 def read_space(file: str | Path) -> Space:
     """The space in a YAML file; ConfigError with a line for each mistake."""
-    data = load_yaml(Path(file).expanduser())
+    data = load_yaml(user_path(file))
     if not data:
         raise ConfigError([f"{file}: it names no field; write one as objectives[0].weight: {{low: 0.1, high: 10}}"])
     fields: dict[str, Range | Choice] = {}

@@ -8,11 +8,13 @@ So who has which task follows from the trials alone, and two workers that take t
 from __future__ import annotations
 
 import datetime
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -27,6 +29,8 @@ HEARTBEAT, GRACE = 10, 60
 _TRIES = 3
 """A task of which so many workers died is not tried again: it may be what kills them."""
 _POLL = 0.5
+_PATIENCE = 60
+"""Seconds that a locked database is waited for."""
 _ALIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -184,8 +188,8 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def database(url: str, turn: AbstractContextManager[None], own: bool = False) -> Iterator[optuna.storages.RDBStorage]:
-    """The database, with signs of life; silent. Its tables are made within `turn`. `own`: it is the folder's.
+def database(where: str | Path, turn: AbstractContextManager[None]) -> Iterator[optuna.storages.RDBStorage]:
+    """The database, a URL or the folder's own file, with signs of life; silent. Its tables are made within `turn`.
 
     ValueError where there is none, MachineFailure where it fails later.
     """
@@ -194,13 +198,12 @@ def database(url: str, turn: AbstractContextManager[None], own: bool = False) ->
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     with turn:
         try:
-            storage = _opened(url)
+            storage = _opened(where)
         except (SQLAlchemyError, ImportError, RuntimeError) as error:
             why = str(error).strip().splitlines()[0]
-            if own:
-                file = url.partition(":///")[2]
-                raise ValueError(f"output: {file} is damaged ({why}); pass --overwrite to search anew") from None
-            text = f"--storage{_shown(url)}: {why}; give a database that can be reached"
+            if isinstance(where, Path):
+                raise ValueError(f"output: {where} is damaged ({why}); pass --overwrite to search anew") from None
+            text = f"--storage{_shown(where)}: {why}; give a database that can be reached"
             raise ValueError(f"{text}, as sqlite:///FILE or postgresql://HOST/NAME") from None
     try:
         yield storage
@@ -223,8 +226,17 @@ def open_study(storage: Any, name: str, minimised: bool, pruner: optuna.pruners.
     )
 
 
-def _opened(url: str) -> optuna.storages.RDBStorage:
-    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+def _opened(where: str | Path) -> optuna.storages.RDBStorage:
+    arguments: dict[str, Any]
+    if isinstance(where, Path):  # no URL, in which a name's ? and % would mean something
+
+        def connected() -> sqlite3.Connection:
+            return sqlite3.connect(where, timeout=_PATIENCE, check_same_thread=False)
+
+        url, arguments = "sqlite:///study.db", {"creator": connected}
+    else:
+        url = where
+        arguments = {"connect_args": {"timeout": _PATIENCE}} if where.startswith("sqlite") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.storages.RDBStorage(url, arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE)

@@ -18,14 +18,12 @@ from torch import nn
 from ensemble.teachers.channels import channel_dim, channels_of, is_norm
 from ensemble.teachers.measured import Levels, MeasuredLayer, Measurement, identity_of
 from ensemble.teachers.observing import has_statistics, shown
-from ensemble.teachers.statistics import BNStatistics
+from ensemble.teachers.statistics import ROUNDING, BNStatistics
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard
 
 _PILOTS = 8
 """Images that say roughly where a layer's values lie, so that its variance does not cancel in fp32."""
-_ROUNDING = 1e-6
-"""Of a layer's spread."""
 
 
 @torch.no_grad()
@@ -263,4 +261,4 @@ def _four(row: Sequence[float]) -> Levels:
 
 def _is_alike(var_scale: float, levels: Levels) -> bool:
     """Whether all images have the same mean or the same variance there, up to rounding."""
-    return var_scale < 1e-30 or min(levels[1], levels[3]) < _ROUNDING
+    return var_scale < 1e-30 or min(levels[1], levels[3]) < ROUNDING

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+
+from ensemble.machine.errors import is_out_of_memory
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -53,19 +56,25 @@ def channel_dim(module: nn.Module, shape: Sequence[int]) -> int | None:
     if len(getattr(module, "normalized_shape", ())) == 3:  # the whole of (C, H, W)
         fits = [dim for dim in fits if dim == 1]
     if len(fits) == 2 and len(shape) > 2:
-        fits = [dim for dim in fits if _takes(module, channels, dim, len(shape))] or [-1]
+        like = next(module.parameters(), torch.zeros(()))
+        fits = [dim for dim in fits if runs_on(module, channels, dim, len(shape), like)] or [-1]
     return fits[-1] if fits else None
 
 
-def _takes(module: nn.Module, channels: int, dim: int, rank: int) -> bool:
-    """Whether the layer runs on an input that has its channels there alone."""
+def runs_on(
+    module: nn.Module, channels: int, dim: int, rank: int, like: torch.Tensor, others: Sequence[Any] = ()
+) -> bool:
+    """Whether the layer runs on an input of that rank, of `like`'s dtype and device, with its channels at `dim` alone.
+
+    `others` are what else it is given. Its hooks do not run.
+    """
     shape = [2, *(channels + 1 + i for i in range(rank - 1))]
     shape[dim] = channels
-    parameter = next(module.parameters(), torch.zeros(()))
-    forward = type(module).forward  # without hooks
     try:
         with torch.no_grad():
-            forward(module, torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-    except (RuntimeError, ValueError):
+            type(module).forward(module, like.new_zeros(shape), *others)
+    except Exception as error:  # a layer may be anybody's
+        if is_out_of_memory(error):
+            raise
         return False
     return True

@@ -15,10 +15,13 @@ def copied(net: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module
     """A deep copy of `net`; `shared` holds, by id, what both are to have in common.
 
     A network that keeps an activation on itself, as most examples of hooks do, holds a tensor with a history, which
-    torch refuses to copy: the copy gets its values.
+    torch refuses to copy: the copy gets its values. ValueError for one that holds what Python cannot copy.
     """
     with _Histories():
-        return copy.deepcopy(net, dict(shared or {}))
+        try:
+            return copy.deepcopy(net, dict(shared or {}))
+        except TypeError as error:
+            raise ValueError(f"a network is copied before it is watched, and this one cannot be: {error}") from error
 
 
 class _Histories(TorchFunctionMode):

@@ -10,13 +10,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ensemble.machine.files import user_path
+
 
 def read_direction(file: str) -> torch.Tensor:
     """The numbers in `file`, .npy or a .safetensors that holds one tensor, float64.
 
     ValueError where it cannot be read, or holds something else than finite numbers, or zeros alone.
     """
-    path = Path(file).expanduser()
+    path = user_path(file)
     try:
         state = path.stat()
     except OSError as error:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ensemble.teachers.observing import has_statistics
-from models import ModelCard, first_tensor, network_input, reason_of
+from models import ModelCard, first_tensor, network_input, retold
 
 
 class Layer(NamedTuple):
@@ -95,12 +95,8 @@ def layers_of(net: nn.Module, card: ModelCard) -> list[Layer]:
     """`list_layers` at the network's own input size, in eval mode; ValueError where its forward pass fails."""
     blank = torch.full((2, 3, card.input_size, card.input_size), 0.5)
     net.eval()
-    try:
+    with retold(f"{card.name}: its forward pass fails on {card.input_size} pixels"):
         return list_layers(net, lambda images: net(network_input(blank[:images], card)))
-    except Exception as error:  # a network may be anybody's
-        raise ValueError(
-            f"{card.name}: its forward pass fails on {card.input_size} pixels: {reason_of(error)}"
-        ) from error
 
 
 def called(inside: Sequence[str], function: str) -> str:

@@ -9,6 +9,7 @@ with every layer whose statistics were measured.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ensemble.machine.errors import is_out_of_memory
+from ensemble.teachers.channels import runs_on
 from ensemble.teachers.kernels import Activation, Form, activation_of, affine_with_moments
 from ensemble.teachers.measured import MeasuredLayer
 from ensemble.teachers.statistics import BNLayer, BNStatistics
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far a replaced layer may be from its own forward, relative to the output's l2 norm: rounding."""
+_FAR = 100.0
+"""How many standard deviations inputs are also spread, to see what a layer does where few images come."""
 
 
 class EmittingBatchNorm(nn.Module):
@@ -119,13 +124,18 @@ def has_statistics(module: nn.Module) -> bool:
     return all(isinstance(module._buffers.get(key), torch.Tensor) for key in ("running_mean", "running_var"))
 
 
+def _statistics_of(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    return module.get_buffer("running_mean"), module.get_buffer("running_var")
+
+
 def watch(
     net: nn.Module, sink: list[torch.Tensor], run: Callable[[], object], images: int, replace: bool = True
 ) -> Watch:
     """Make every layer of `net` that keeps running statistics emit the moments of its input, in place.
 
     `run()` is a forward pass of `images` images, at least two, by which the layers are tried. A layer that is an
-    affine map and an activation is replaced; with `replace` False none is. A layer under several names is one.
+    affine map and an activation is replaced; with `replace` False none is. A layer under several names is one. A
+    network that also keeps its layers where torch does not look (a plain list) runs them there: those stay, too.
     """
     named = {id(m): (name, m) for name, m in reversed(list(net.named_modules())) if has_statistics(m)}
     trials = {key: _Trial(name, module, images) for key, (name, module) in named.items()}
@@ -137,14 +147,34 @@ def watch(
     finally:
         for handle in handles:
             handle.remove()
-    watch = Watch({})
+    watch, decided = Watch({}), []
     for _, module in list(net.named_modules(remove_duplicate=False)):
         trial = trials.pop(id(module), None)
         if trial is not None:
             trial.decide(net, sink, watch, replace)
+            decided.append(trial)
+    if any(layer.replaced is not None for layer in watch.layers.values()):
+        runs = _runs_of(watch, run)
+        for trial in decided:
+            layer = watch.layers.get(trial.name)
+            if layer is not None and layer.replaced is not None and runs[trial.name] < trial.calls:
+                watch.layers[trial.name] = restored(net, layer, sink)
     for i in range(functional.calls):
         watch.left_out[f"batch_norm call {i + 1}"] = "a function with statistics of no layer; use nn.BatchNorm"
     return watch
+
+
+def _runs_of(watch: Watch, run: Callable[[], object]) -> Counter[str]:
+    """How often each layer that is watched runs; none does where the pass fails, as where a network reads what a layer
+    holds, which another in its place has not."""
+    try:
+        with record_execution({name: layer.module for name, layer in watch.layers.items()}) as calls:
+            run()
+    except Exception as error:  # a network may be anybody's
+        if is_out_of_memory(error):
+            raise
+        return Counter()
+    return Counter(name for name, _ in calls)
 
 
 def watch_measured(
@@ -197,7 +227,8 @@ class _Trial:
 
     def __init__(self, name: str, module: nn.Module, images: int) -> None:
         self.name, self.module, self.images = name, module, images
-        self.kept = len(module.get_buffer("running_mean"))
+        mean, var = _statistics_of(module)
+        self.kept = len(mean) if mean.ndim == 1 and mean.shape == var.shape else 0
         self.calls = 0
         self.dim: int | None = None
         self.channels = self.kept
@@ -206,6 +237,10 @@ class _Trial:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.calls += 1
+        if not self.kept:
+            shapes = " and ".join(str(tuple(part.shape)) for part in _statistics_of(module))
+            self.trouble = f"its statistics, of shape {shapes}, are not one number a channel"
+            return
         x = inputs[0] if inputs else None
         if not isinstance(x, torch.Tensor) or x.ndim < 2 or not x.is_floating_point():
             self.trouble = "its input is no tensor (N, C, ...) of floating-point numbers"
@@ -213,17 +248,37 @@ class _Trial:
         if x.numel() % self.images:
             self.trouble = "its input does not grow with the batch"
             return
-        self._find_channels(x)
+        self._find_channels(x, inputs[1:])
         if self.candidates is None:
             self.candidates = self._first_candidates(x)
         tolerance = _TOLERANCE[torch.promote_types(x.dtype, torch.float32)]
         self.candidates = [c for c in self.candidates if _says(c, x, output, tolerance)]
+        if self.candidates:
+            self._try_far(x, inputs[1:], tolerance)
 
-    def _find_channels(self, x: torch.Tensor) -> None:
-        if x.shape[1] == self.kept:
-            self.dim = 1
-        elif x.shape[-1] == self.kept:
-            self.dim = -1
+    def _try_far(self, x: torch.Tensor, others: tuple[Any, ...], tolerance: float) -> None:
+        """Also where activations saturate: noise alone does not tell ReLU6 from ReLU."""
+        shape = (-1, *(1,) * (x.ndim - 2))
+        mean, var = (values[: self.channels].reshape(shape) for values in _statistics_of(self.module))
+        away = x - mean
+        most = (away.abs().movedim(1, 0).flatten(1).amax(1)).reshape(shape)
+        spread = _FAR * (var + getattr(self.module, "eps", 1e-5)).sqrt() / most
+        far = (mean + away * torch.where(spread.isfinite(), spread, 1.0)).to(x.dtype)
+        try:
+            output = self.module.forward(far.clone(), *others)
+        except Exception as error:  # a layer may be anybody's
+            if is_out_of_memory(error):
+                raise
+            self.candidates = []
+            return
+        self.candidates = [c for c in self.candidates or () if _says(c, far, output, tolerance)]
+
+    def _find_channels(self, x: torch.Tensor, others: tuple[Any, ...]) -> None:
+        fits = [dim for dim in (1, -1) if x.shape[dim] == self.kept]
+        if len(fits) == 2 and x.ndim > 2:
+            fits = [dim for dim in fits if runs_on(self.module, self.kept, dim, x.ndim, x, others)] or fits
+        if fits:
+            self.dim = fits[0]
         elif self.kept % x.shape[1] == 0:  # statistics of several parts of a batch: eval mode uses the first
             self.dim, self.channels = 1, x.shape[1]
         else:
@@ -248,7 +303,7 @@ class _Trial:
             parts = f"it keeps {self.kept} statistics for {self.channels} channels and does not use the first of them"
             watch.left_out[self.name] = self.trouble or parts
             return
-        mean, var = (self.module.get_buffer(key)[: self.channels] for key in ("running_mean", "running_var"))
+        mean, var = (values[: self.channels] for values in _statistics_of(self.module))
         module: nn.Module = self.module
         if replace and self.candidates and self.name:  # a network that is one layer cannot be replaced
             module = self.candidates[0]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+ROUNDING = 1e-6
+"""Of a layer's spread: what differs by less is alike."""
+
 
 @dataclass(frozen=True)
 class BNLayer:
@@ -58,10 +61,17 @@ class BNStatistics:
         return [f"{name}#{n + 1}" if n else name for name, n in zip(names, count, strict=True)]
 
     def calibrate(self, levels: Mapping[str, Sequence[float]]) -> None:
-        """Take `levels` by `keys`, four numbers each, as those of real images; ValueError where a layer lacks them."""
+        """Take `levels` by `keys`, four numbers each, as those of real images; ValueError where a layer lacks them.
+
+        Where real images do not differ (a layer that none of them wakes) the error of sampling stands in: no image
+        that wakes it is then infinitely far.
+        """
         if missing := [key for key in self.keys if key not in levels]:
             raise ValueError(f"levels: none for {missing[0]}; measure them again with this network")
-        self.levels = self.mean.new_tensor([list(levels[key]) for key in self.keys]).T.contiguous()
+        found = self.mean.new_tensor([list(levels[key]) for key in self.keys]).T.contiguous()
+        sampling, spreads = _from_sampling(self.layers).to(found), [1, 3]
+        found[spreads] = torch.where(found[spreads] < ROUNDING, sampling[spreads], found[spreads])
+        self.levels = found
         self.levels_measured = True
 
     def level(self, images: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -222,7 +222,8 @@ def _is_sequence(module: nn.Module | None, shape: Sequence[int], net: nn.Module)
 
 def _kept(module: nn.Module) -> int | None:
     """The channels of a layer with running statistics, which it sees first; None for another."""
-    return len(module.get_buffer("running_mean")) if has_statistics(module) else None
+    mean = module._buffers.get("running_mean") if has_statistics(module) else None
+    return len(mean) if mean is not None and mean.ndim == 1 else None
 
 
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:

@@ -22,7 +22,7 @@ from ensemble.teachers.observing import EmittingBatchNorm, Watch, probe, restore
 from ensemble.teachers.rewriting import entry, rewritten
 from ensemble.teachers.statistics import BNStatistics
 from ensemble.teachers.taps import Tap, Tapped, Taps, find_taps, laid_out
-from models import ModelCard, are_probabilities, cautions, log_of, network_input, network_logits, reason_of
+from models import ModelCard, are_probabilities, cautions, log_of, network_input, network_logits, retold
 
 
 class Observation(NamedTuple):
@@ -110,7 +110,9 @@ class Teacher:
         self._places: list[int] = []
         self._stops = False
         self._run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = self._forward
-        self.net = _cast(copied(net).eval().requires_grad_(False), self.wide, {}).to(self.device)
+        with retold(name):
+            copy = copied(net)
+        self.net = _cast(copy.eval().requires_grad_(False), self.wide, {}).to(self.device)
         with torch.no_grad():
             self._check_logits()
             watched = self._observe_layers(net)
@@ -201,13 +203,8 @@ class Teacher:
         self.notes += [f"{self.name}: {text}" for text in cautions(self.net, logits)]
 
     def _checked_run(self, view: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        size = f"an image of {view.shape[2]} x {view.shape[3]}"
-        try:
+        with retold(f"{self.name}: its forward pass fails on an image of {view.shape[2]} x {view.shape[3]}"):
             return self._forward(view)
-        except Exception as error:  # a network may be anybody's
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(f"{self.name}: its forward pass fails on {size}: {reason_of(error)}") from error
 
     def _observe_layers(self, original: nn.Module) -> Watch:
         """Make the layers emit moments. Where the network then says something else, their own forwards stay."""
@@ -409,14 +406,18 @@ def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _cast(net: nn.Module, dtype: torch.dtype, keep: Container[int]) -> nn.Module:
-    """`net`, in place, with its weights in `dtype`, but for modules in `keep`, by id; statistics are at least fp32."""
+    """`net`, in place, with its weights in `dtype`, but for modules in `keep`, by id; statistics are at least fp32.
+
+    Complex weights, and integers, stay what they are.
+    """
     wide = torch.promote_types(dtype, torch.float32)
     for module in net.modules():
         if id(module) in keep:
             continue
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[key] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+                kind = dtype if parameter.is_floating_point() else parameter.dtype
+                module._parameters[key] = nn.Parameter(parameter.to(kind), requires_grad=False)
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[key] = buffer.to(wide if "running" in key else dtype)

@@ -13,7 +13,7 @@ from torch import nn
 from ensemble.config.checked import Checked
 from ensemble.machine.rng import generator
 from ensemble.training.pool import Pool
-from ensemble.training.reading import inputs_of, logits_of
+from ensemble.training.reading import forward_logits, inputs_of
 from models import ModelCard
 from models.pruned import mark
 
@@ -106,7 +106,7 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
                 _gradients(net, card, inputs, labels)
             pruner.step()
             after = tp.utils.count_ops_and_params(net, example)
-        logits_of(net, inputs[:2], card)
+        forward_logits(net, inputs[:2], card)
     except (RuntimeError, AttributeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"prune: {card.name} cannot be pruned ({type(error).__name__}: {reason})") from None
@@ -124,4 +124,4 @@ def _gradients(net: nn.Module, card: ModelCard, inputs: torch.Tensor, labels: to
     """Those of the mean cross-entropy, at the weights."""
     net.zero_grad()
     for part, classes in zip(inputs.split(100), labels.split(100), strict=True):
-        (F.cross_entropy(logits_of(net, part, card), classes, reduction="sum") / len(labels)).backward()
+        (F.cross_entropy(forward_logits(net, part, card), classes, reduction="sum") / len(labels)).backward()

@@ -80,7 +80,8 @@ def _distill(
             f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"
         )
     else:
-        folder.go_on(recipe, saved["epoch"])
+        other_test = any(path == "test" or path.startswith("test.") for path in folder.changes(recipe))
+        folder.go_on(recipe, saved["epoch"], without={"test_accuracy"} if other_test else ())
     told = recipe.lesson.names(pool)
     by = f", told by {', '.join(told)}" if told else ""
     progress.message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,15 @@ class TrainingFolder(OutputFolder):
         self.remove(_FILES)
         self._write_recipe(recipe)
 
-    def go_on(self, recipe: RunRecipe, epochs: int) -> None:
+    def go_on(self, recipe: RunRecipe, epochs: int, without: Collection[str] = ()) -> None:
         """Winds the folder back to the state after so many epochs: drops later metrics, and the summary.
 
-        Raises ValueError as `check` does.
+        Metrics `without` these keys stay. Raises ValueError as `check` does.
         """
         self.check(recipe, resume=True)
         (self.path / SUMMARY).unlink(missing_ok=True)
         rows = [row for row in read_json_lines(self.path / METRICS) if row.get("epoch", epochs + 1) <= epochs]
+        rows = [{key: value for key, value in row.items() if key not in without} for row in rows]
         write_json_lines(self.path / METRICS, rows)
         self._write_recipe(recipe)
 

@@ -11,12 +11,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from ensemble.config.kinds import Kind
-from ensemble.data.soft_labels import Average, centred, deviation, pooled
+from ensemble.data.soft_labels import Average, centred, deviation, pooled, scales
 from ensemble.training.augment import MixedLabels
 from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
 from ensemble.training.schedule import Schedule
-from ensemble.training.soft_labels import kl_divergence, scales, squared_distance
+from ensemble.training.soft_labels import kl_divergence, squared_distance
 from ensemble.training.teachers import LabelTeacher, made_teacher
 from models import ModelCard, create_model
 
@@ -159,6 +159,8 @@ def _network(name: str, pool: Pool, device: torch.device) -> LabelTeacher:
     order, classes = pool.data.class_names, None
     if source is not None:
         order, classes, weights = source.class_names, source.classes, card.loaded
+        if classes is None and len(order) == card.num_classes and set(pool.data.class_names) <= set(order):
+            classes = {label: index for index, label in enumerate(order)}  # whatever it calls them itself
         if source.sha256 and weights and weights.sha256 and weights.sha256 != source.sha256:
             raise ValueError(
                 f"teacher: the weights of {source.model} are others than those that made the dataset; name the "

@@ -17,7 +17,7 @@ from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.training.augment import Augmentation
 from ensemble.training.hard_labels import Teaching, hard_labels
-from ensemble.training.reading import black_pixel, evaluate, inputs_of, logits_of, recalibrate_bn
+from ensemble.training.reading import black_pixel, evaluate, forward_logits, inputs_of, recalibrate_bn
 from ensemble.training.schedule import Schedule
 from models import ModelCard
 
@@ -94,7 +94,7 @@ def train(
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, schedule.epochs * steps_per_epoch)
             batch, mixed = augmentation(inputs[index], index, rng, black)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
-                logits = logits_of(forward, batch, card)
+                logits = forward_logits(forward, batch, card)
             loss, told = lesson(logits.float(), batch, mixed)
             loss.backward()
             optimizer.step()

@@ -15,6 +15,7 @@ from ensemble.data.generated import GeneratedImages
 from ensemble.data.labelled import LabelledImages
 from ensemble.data.shards import is_dataset
 from ensemble.data.tree import few
+from ensemble.machine.files import user_path
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,8 @@ class Pool:
         """The same with the classes, which are the same, in this order."""
         old, new = self.data.class_names, tuple(class_names)
         columns = torch.tensor([old.index(name) for name in new])
-        labels = torch.tensor([new.index(name) for name in old])[self.data.labels]
-        data = replace(self.data, labels=labels, class_names=new)
-        return replace(self, data=data, stored={name: logits[:, columns] for name, logits in self.stored.items()})
+        stored = {name: logits[:, columns] for name, logits in self.stored.items()}
+        return replace(self, data=self.data.ordered(new), stored=stored)
 
 
 def read_pool(paths: Sequence[str]) -> Pool:
@@ -58,7 +58,7 @@ def read_pool(paths: Sequence[str]) -> Pool:
     Raises ValueError where one cannot be read, is named twice, or differs from the first in its classes or its size,
     and where two teachers have one name.
     """
-    folders = [Path(path).expanduser() for path in paths]
+    folders = [user_path(path) for path in paths]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("dataset: a folder is given twice; give each once")
     pools = [_read(folder) for folder in folders]

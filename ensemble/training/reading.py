@@ -23,7 +23,7 @@ def black_pixel(card: ModelCard) -> torch.Tensor:
     return network_input(torch.zeros(1, 3, 1, 1), card)[0]
 
 
-def logits_of(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
+def forward_logits(net: Callable[[torch.Tensor], Any], batch: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """`card_logits` of a batch as the network takes it."""
     return card_logits(net(batch), len(batch), card)
 
@@ -34,7 +34,7 @@ def evaluate(net: nn.Module, card: ModelCard, data: LabelledImages, device: torc
     net.eval()
     correct = 0
     for images, labels in zip(data.images.split(500), data.labels.split(500), strict=True):
-        logits = logits_of(net, inputs_of(images, card, device), card)
+        logits = forward_logits(net, inputs_of(images, card, device), card)
         correct += int((logits.argmax(1).cpu() == labels).sum())
     return correct / len(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 from ensemble.machine import hardware
 from ensemble.machine.files import JsonLines
+from ensemble.machine.output_folder import check_writable
 from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
 from ensemble.training.folder import TrainingFolder
 from ensemble.training.loop import Progress, State, train
@@ -45,7 +47,7 @@ def run(
     network cannot be exported under its name; and where the loss is not finite.
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    if export is None and resume and folder.finished:
+    if export is None and resume and folder.finished and not folder.changes(recipe):
         return folder.read_summary()
     with folder.held():
         display = FallingSilent(progress or SilentProgress())
@@ -68,6 +70,7 @@ def _train(
     hardware.set_up("fp32", device)
     if export is not None:
         _check_exportable(recipe.model)
+        check_writable(export, "export")
     net, card = build_network(recipe.model, recipe.seed)
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
     trained = replace(relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)
@@ -78,10 +81,18 @@ def _train(
     recipe.schedule.steps_per_epoch(len(train_set))
     check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
-    if saved is not None:
-        folder.go_on(recipe, done)
-    else:
+    digest = _digest_of(train_set)
+    if saved is None:
         folder.begin(recipe, overwrite=overwrite or resume)
+    elif saved.get("data", digest) != digest:
+        raise ValueError(
+            f"resume: {recipe.data.path} holds other training images or classes than where {folder.path} began; give "
+            "those, or pass --overwrite instead"
+        )
+    elif export is None and folder.finished:  # its data lie elsewhere now
+        return folder.read_summary()
+    else:
+        folder.go_on(recipe, done)
     progress.message(f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
     progress.start(recipe.schedule.epochs, done)
     with folder.open_metrics() as metrics:
@@ -97,7 +108,7 @@ def _train(
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
                 saved=saved,
-                after_epoch=recorder(folder, metrics, progress),
+                after_epoch=recorder(folder, metrics, progress, {"data": digest}),
             )
         finally:
             progress.close()
@@ -154,21 +165,37 @@ def build_network(spec: str, seed: int) -> tuple[nn.Module, ModelCard]:
 def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[LabelledImages, LabelledImages]:
     """The training and the test set, at `data.size` or the network's input size.
 
-    Raises ValueError where their classes differ from each other or in number from the network's, or where
-    the images are too small for the crop.
+    Their classes are in the network's order where it knows them, by name, else in that of their names: a network that
+    was trained says what its outputs mean. Raises ValueError where their classes differ from each other or in number
+    from the network's, or where the images are too small for the crop.
     """
     size = data.size or card.input_size
-    if crop_padding >= size:
-        raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
+    check_padding(crop_padding, size)
     train_set, test_set = (load_images(data.path, split, size) for split in (data.train, data.test))
     check_same_classes(data.path, {data.train: train_set, data.test: test_set})
     check_classes(data, card, train_set.class_names)
+    if set(card.class_names) == set(train_set.class_names):
+        return train_set.ordered(card.class_names), test_set.ordered(card.class_names)
     return train_set, test_set
+
+
+def check_padding(crop_padding: int, size: int) -> None:
+    """ValueError where images are too small to be padded by their mirror image so far."""
+    if crop_padding >= size:
+        raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
+
+
+def _digest_of(data: LabelledImages) -> str:
+    found = hashlib.sha256("\n".join(data.class_names).encode())
+    data.hash_into(found)
+    return found.hexdigest()
 
 
 def check_classes(data: DataSpec, card: ModelCard, class_names: tuple[str, ...]) -> None:
     """ValueError where the network has not as many classes as the data."""
     classes = len(class_names)
+    if classes < 2:
+        raise ValueError(f"data: {data.path} has one class; a classifier is trained on two or more")
     if classes != card.num_classes:
         raise ValueError(
             f"data: {data.path} has {classes} classes, {card.name} has {card.num_classes};"

@@ -42,7 +42,8 @@ class Schedule(Checked):
         """Whole batches in so many images; ValueError where there is none."""
         if images < self.batch_size:
             raise ValueError(
-                f"training: {images} images are fewer than one batch of {self.batch_size}; set schedule.batch_size"
+                f"training: {images} images are fewer than one batch of {self.batch_size}; "
+                f"set schedule.batch_size to {images} or less"
             )
         return images // self.batch_size
 

@@ -1,25 +1,10 @@
-"""How far teachers are scaled, and how far a student is from what it is told."""
+"""How far a student is from what it is told."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Mapping
 
 import torch
 
 from ensemble.data.soft_labels import centred
-
-
-def scales(deviations: Mapping[str, float]) -> dict[str, float]:
-    """What each teacher's centred logits are multiplied by, (mean over teachers of s) / s, so that all reach as far.
-
-    A single teacher's logits stay as they are. Raises ValueError for a teacher that says the same everywhere.
-    """
-    mean = math.fsum(deviations.values()) / len(deviations)
-    for name, s in deviations.items():
-        if not (math.isfinite(s) and s > 0):
-            raise ValueError(f"lesson: {name} tells no classes apart in these images; leave it out of the teachers")
-    return {name: mean / s for name, s in deviations.items()}
 
 
 def kl_divergence(told: torch.Tensor, logits: torch.Tensor, temperature: float, scale: bool) -> torch.Tensor:

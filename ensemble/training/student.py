@@ -15,7 +15,7 @@ from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
-from ensemble.training.run import build_network, relabelled
+from ensemble.training.run import build_network, check_padding, relabelled
 from models import ModelCard, check_reads, parse_spec, wordnet_numbers
 from models.pruned import narrow
 
@@ -41,9 +41,11 @@ def prepare(recipe: DistillationRecipe) -> Student:
     """The student, the images and the test images, with the classes in one order, which the student's card says.
 
     That is the card's own where it knows these classes. An untrained student of others takes the dataset's, as in
-    training. Raises ValueError where names or numbers of classes, or sizes, do not match.
+    training. Raises ValueError where names or numbers of classes, or sizes, do not match, or images are too few.
     """
     pool = read_pool(recipe.dataset)
+    recipe.schedule.steps_per_epoch(len(pool.data))  # too few images are told before a network or real ones are read
+    check_padding(recipe.augmentation.crop_padding, pool.size)
     # weights that are a model's default were trained on real images
     spec = recipe.student if "@" in recipe.student or recipe.prune else f"{recipe.student}@random"
     net, card = build_network(spec, recipe.seed)

@@ -12,7 +12,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.data.tree import few
 from ensemble.image.transforms import resize_bilinear
 from ensemble.machine.hardware import channels_last
-from ensemble.training.reading import logits_of
+from ensemble.training.reading import forward_logits
 from models import ModelCard, check_reads, network_input
 
 
@@ -34,7 +34,7 @@ class LabelTeacher:
             rgb = resize_bilinear(rgb, size)
         batch = network_input(rgb, self.card).contiguous(memory_format=torch.channels_last)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return logits_of(self.net, batch, self.card).float()[:, self.columns]
+            return forward_logits(self.net, batch, self.card).float()[:, self.columns]
 
     def read_all(self, data: LabelledImages) -> torch.Tensor:
         """The logits of all images, on the CPU."""

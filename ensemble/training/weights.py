@@ -16,7 +16,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.files import write_bytes, write_json
 from ensemble.training.reading import evaluate
-from models import ModelCard, WeightsFile, fit, sha256
+from models import NETWORK, ModelCard, WeightsFile, fit, sha256
 from models.edge_popup import compact, load_subnet, subnet_layers
 from models.pruned import METADATA, is_pruned
 
@@ -34,8 +34,9 @@ class Provenance:
 def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
     """Writes the network's state as safetensors, whole or not at all; the file says what `card` does of it.
 
-    Those are the classes, the label space, input size, mean and std: `models.create_model` reads them back. An
-    edge-popup subnet is stored compactly, as its masks; a pruned network as the narrower one that it is.
+    Those are the classes, the label space, input size, mean and std, which `models.create_model` reads back, and the
+    network's name, which it tells where the weights do not fit another. An edge-popup subnet is stored compactly, as
+    its masks; a pruned network as the narrower one that it is.
     """
     state, metadata = compact(net) if subnet_layers(net) else (net.state_dict(), {})
     if is_pruned(net):
@@ -114,4 +115,4 @@ def _about(card: ModelCard) -> dict[str, str]:
         "mean": card.mean,
         "std": card.std,
     }
-    return {"card": json.dumps(about)}
+    return {"card": json.dumps(about), NETWORK: card.name}

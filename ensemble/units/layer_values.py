@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ensemble.image.files import read_image
-from ensemble.machine.files import write_bytes
+from ensemble.machine.files import user_path, write_bytes
 from ensemble.objectives.selection import parse_layer
 from ensemble.teachers.teacher import Teacher
 from models import create_model
@@ -21,7 +21,7 @@ def write_layer_values(model: str, layer: str, image: str | Path, file: str | Pa
     "LAYER:mask=FILE" with `reduction: dot_cos` then asks for a caricature of the picture (Olah et al. 2018), which is
     resized to the network's input. ValueError for a layer or a picture that is not there, or a file that is.
     """
-    target = Path(file).expanduser()
+    target = user_path(file)
     if target.suffix != ".npy":
         raise ValueError(f"{target} is not the name of such a file; let it end in .npy")
     if target.exists():

@@ -83,8 +83,11 @@ def _descent(size: int, _: bool) -> Made:
 
 
 def _bounded(size: int, _: bool) -> Made:
-    """cnnpref's: pixels within their bounds, nothing else. From noise: at black rectified units have no gradient."""
-    image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "noise", "scale": 0.1}}
+    """cnnpref's: pixels within their bounds, nothing else.
+
+    It starts from dead leaves: at black, and in noise too, many rectified units are 0 and have no gradient.
+    """
+    image = {"parameterization": {"kind": "pixels"}, "start": {"kind": "dead_leaves"}}
     return image, {"iterations": 200}, {"kind": "lbfgsb"}
 
 

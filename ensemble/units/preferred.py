@@ -10,6 +10,7 @@ from PIL import Image
 
 from ensemble.image.pictures import draw_grid
 from ensemble.machine.words import plural
+from ensemble.objectives.selection import parse_selection
 from ensemble.runs.folder import TOP_SHEET, UNITS_ALPHA, UNITS_SHEET, ResultsFolder
 from ensemble.runs.results import Results
 
@@ -47,7 +48,7 @@ class Preferred:
 
     def sheet(self, columns: int = 10) -> Image.Image:
         """All images with the names of their units."""
-        return draw_grid(self.images, self._units(), self.names, columns, noun="units")
+        return self._drawn(self.images, self._units(), columns)
 
     def alpha_sheet(self, percentile: float = 80) -> Image.Image | None:
         """As `sheet`, faded to white where the gradient seldom went; None without `attribution=True`.
@@ -59,7 +60,7 @@ class Preferred:
             return None
         bound = maps.flatten(1).quantile(percentile / 100, dim=1)[:, None, None].clamp_min(1e-30)
         opacity = (maps / bound).clamp(max=1)[:, None]
-        return draw_grid(self.images * opacity + 1 - opacity, self._units(), self.names, noun="units")
+        return self._drawn(self.images * opacity + 1 - opacity, self._units())
 
     def top_sheet(self) -> Image.Image | None:
         """The real images that excite each unit most, a row a unit; None without real images."""
@@ -67,7 +68,7 @@ class Preferred:
             return None
         units, each = self.top.shape[:2]
         rows = torch.arange(units).repeat_interleave(each)
-        return draw_grid(self.top.flatten(0, 1).float() / 255, rows, self.names, noun="units")
+        return self._drawn(self.top.flatten(0, 1).float() / 255, rows)
 
     def write(self, folder: ResultsFolder) -> None:
         """The rows and the sheets."""
@@ -77,6 +78,17 @@ class Preferred:
             UNITS_ALPHA: self.alpha_sheet(),
         }
         folder.write_units(self.rows, sheets)
+
+    def _drawn(self, images: torch.Tensor, units: torch.Tensor, columns: int = 10) -> Image.Image:
+        """A sheet whose names leave out the network where there is one, and keep their channel where they are long."""
+        parsed = [parse_selection(name) for name in self.names]
+        networks = {summand.teacher for summands in parsed for summand in summands}
+        names = list(self.names)
+        if len(networks) == 1 and (network := networks.pop()):
+            for i, summands in enumerate(parsed):
+                for summand in summands:
+                    names[i] = names[i].replace(f"{network}/{summand.tap}:", f"{summand.tap}:", 1)
+        return draw_grid(images, units, names, columns, noun="units", ends=True)
 
     def _units(self) -> torch.Tensor:
         return torch.arange(len(self.images)) % len(self.names)

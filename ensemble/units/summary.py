@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from ensemble.machine.words import plural
 from ensemble.units.matching import Match
 from ensemble.units.preferred import Preferred
 from ensemble.units.robustness import CHANGES
@@ -29,7 +30,7 @@ def print_units(made: Preferred, output: str) -> None:
     networks = sorted({key.rpartition("/")[0] for row in made.rows for key in row if key.endswith("activation")})
     real = any(key.endswith("of_largest") for key in made.rows[0])
     columns = ["activation", *(("z", "of_largest") if real else ()), *CHANGES]
-    heads = ["activation", *(("z", "/ largest real") if real else ()), *(f"after {change}" for change in CHANGES)]
+    heads = ["activation", *(("z", "/ largest real") if real else ()), *(f"kept under {change}" for change in CHANGES)]
     table = Table("unit", *(["network"] if networks != [""] else []), *heads, box=None, pad_edge=False)
     for row in made.rows[:_SHOWN]:
         for name in networks:
@@ -49,7 +50,11 @@ def print_units(made: Preferred, output: str) -> None:
             console.print(f"{name} reads {read['accuracy']:.1%} of {read['images']} images as their class")
     for text in made.warnings:
         console.print(f"warning: {text}")
-    console.print(f"{len(made.images)} images: {output}/units.png; {made.results.summary['wall_seconds']:.0f} s")
+    if not real:
+        console.print("--real DATA says what real images reach")
+    console.print(
+        f"{plural(len(made.images), 'image')}: {output}/units.png; {made.results.summary['wall_seconds']:.0f} s"
+    )
 
 
 def _console() -> Console:

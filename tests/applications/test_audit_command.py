@@ -13,6 +13,7 @@ import torch
 from conftest import PLUGIN, write_pictures
 
 from ensemble.privacy import pictures
+from ensemble.privacy.folder import AuditFolder
 
 NET = ["--model", "tiny_a@random", *PLUGIN[:2]]
 RECIPE = """
@@ -79,6 +80,34 @@ def test_what_is_in_the_way_of_the_reference_networks_is_told_at_once(run, tmp_p
     assert refused.errors == [f"invert.py: output: {tmp_path / 'references'} is a file; give a folder"]
 
 
+@pytest.mark.parametrize("non_members", ["{}", "{}:test", "{}/../{name}", "{}/test"])
+def test_one_split_by_whatever_name_gives_halves(run, data: Path, tmp_path: Path, monkeypatch, non_members) -> None:
+    """Where they overlapped, they would hide what is asked."""
+    (data / "test" / "loose.png").write_bytes(next((data / "test" / "star").iterdir()).read_bytes())
+    seen: list[Any] = []
+
+    def stopped(given: Any, _: Any) -> None:
+        seen.append(given)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("ensemble.privacy.audit.audit", stopped)
+    words = ["--reference", data, "--members", f"{data}:train"]
+    words += ["--non-members", non_members.format(data, name=data.name)]
+    ended = run("audit", *NET, *words, "--output", tmp_path / "a")
+    (data / "test" / "loose.png").unlink()
+    assert ended.errors == ["invert.py: seen"]
+    (given,) = seen
+    assert (len(given.reference), len(given.others), len(given.members)) == (120, 120, 120)
+    both = [{image.numpy().tobytes() for image in part.images} for part in (given.reference, given.others)]
+    assert not both[0] & both[1]
+
+
+def test_two_audits_at_once(run, tmp_path: Path) -> None:
+    with AuditFolder(tmp_path / "a").held():
+        refused = run("audit", *NET, "--quick", "--output", tmp_path / "a")
+    assert refused.code == 2 and "is in use by process" in refused.errors[0]
+
+
 def test_the_network_alone(run, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     refused = run("audit", *NET, "--quick", "--output", out, "--fail-if", "loss_auc>0.9")
@@ -126,6 +155,10 @@ def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> 
         (["--members", "DATA"], "give both"),
         (["--references", 4], "give both"),
         (["--references", 1, "--training", "RECIPE"], "at least two"),
+        (
+            ["--members", "DATA", "--non-members", "DATA", "--references", 2, "--training", "OTHER"],
+            "has 10 classes and sees 32 pixels",
+        ),
         (["--fail-if", "los_auc>0.5"], "did you mean 'loss_auc'"),
         (["--members", "DATA:test", "--non-members", "DATA:test"], "give others"),
         (["--reference", "DATA:nothing"], "nothing"),
@@ -133,6 +166,7 @@ def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> 
 )
 def test_mistakes_are_one_line(run, data: Path, tmp_path: Path, words: list[str], message: str) -> None:
     words = [str(word).replace("DATA", str(data)).replace("RECIPE", str(data / "recipe.yaml")) for word in words]
+    words = [word.replace("OTHER", "training/resnet20_cifar") for word in words]
     ended = run("audit", *NET, *words, "--output", tmp_path / "a")
     assert ended.code == 2 and len(ended.errors) == 1 and message in ended.errors[0], ended
     assert not (tmp_path / "a").exists()

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ensemble import GeneratedImages, cli
+from ensemble.image.warm import Warm
 from ensemble.machine.progress import SilentProgress
 from ensemble.runs import dataset
 from ensemble.runs.build import build_inversion
@@ -155,7 +156,9 @@ def test_verifiers_read_what_is_stored(run, tmp_path):
     assert other.code == 0 and list(manifest(tmp_path)["verifiers"]) == ["tiny_plain"] and shards(tmp_path) == before
 
 
-@pytest.mark.parametrize("field", ["agreement=true", "record_every=2", "checkpoint.every=5", "runtime.micro_batch=3"])
+@pytest.mark.parametrize(
+    "field", ["agreement=true", "attribution=true", "record_every=2", "checkpoint.every=5", "runtime.micro_batch=3"]
+)
 def test_what_does_not_decide_the_images_may_change(field, run, tmp_path):
     command = [*COMMAND, "--output", tmp_path, "--images"]
     assert run(*command, "8").code == 0
@@ -192,6 +195,23 @@ def test_export_and_evaluation(whole, run, tmp_path):
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["tiny_plain@random"]["sets"][str(whole)]["n"] == 20
     assert "which has no report" in one_line(run("report", whole, "--output", tmp_path / "page.html"))
+
+
+def test_export_into_an_empty_folder_that_stays_what_it_is(whole, run, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert run("dataset", "--output", whole, "--export", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink() and {file.name for file in (tmp_path / "real").iterdir()} == {"train"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("dataset", "--output", whole, "--export", ".").code == 0
+    assert len(list((tmp_path / "here").rglob("*.png"))) == 20
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--targets", "star"], ["--seed", "4"], ["--set", "seed=4"]])
+def test_an_export_makes_nothing_else(more, whole, run, tmp_path):
+    ended = run("dataset", "--output", whole, "--export", tmp_path / "pictures", *more)
+    assert f"leave {more[0]} out" in one_line(ended) and not (tmp_path / "pictures").exists()
 
 
 # ---- it goes on
@@ -310,7 +330,7 @@ def test_batches_that_look_back_go_on_with_the_same_pool(looks_back, run, tmp_pa
 
 
 def test_what_batches_look_back_at(run, tmp_path, monkeypatch):
-    """The last stored images before each batch, no more than the pool, whether or not it was resumed between."""
+    """The last stored images before each batch, as many as the start remembers, whether or not it was resumed."""
     seen = {}
 
     def recorded(plan, ensemble, context, trial, earlier=None):
@@ -318,7 +338,7 @@ def test_what_batches_look_back_at(run, tmp_path, monkeypatch):
         return build_inversion(plan, ensemble, context, trial, earlier)
 
     monkeypatch.setattr(dataset, "build_inversion", recorded)
-    monkeypatch.setattr(dataset, "POOL", 12)
+    monkeypatch.setattr(Warm, "memory", 12)
     command = [*SINGLE, "--set", "image.start.kind=warm", "--output", tmp_path, "--resume", "--images"]
     for images in ("16", "28"):
         assert run(*command, images).code == 0

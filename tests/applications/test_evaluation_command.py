@@ -322,17 +322,16 @@ def test_damaged_images(evaluate, results, monkeypatch, images, targets):
     refusal(evaluate(results, *JUDGE), f"{results}: its images are damaged")
 
 
-def test_options_that_do_not_fit(evaluate, results, tmp_path, monkeypatch):
+def test_options_that_do_not_fit(evaluate, results, tmp_path):
     refusal(evaluate(results, *ON_CPU), "--judge", "evaluate --help")
     refusal(evaluate(results, *ON_CPU, "--judge", "tiny_q@random"), "unknown network 'tiny_q'")
     refusal(evaluate(results, *ON_CPU, "--judge", "tiny_b"), "tiny_b has no default weights")
     for split in ("--train-split", "--test-split"):
         refusal(evaluate(results, *JUDGE, split, "val"), split, "--data")
+    refusal(evaluate(results, *JUDGE, "--data", tmp_path, "--test-split", "train"), "it is train, as --train-split")
     refusal(evaluate(results, *TINY, "--judge", "tiny_b@random", "--device", "tpu"), "device", "tpu")
     ended = evaluate(results, *JUDGE, "--data", tmp_path / "nowhere.tar")
     assert ended.code == 2 and len(ended.errors) == 1 and "nowhere.tar does not exist" in ended.errors[0]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refusal(evaluate(results, *JUDGE), "without torchrun")
 
 
 def test_figures_that_cannot_be_written_are_told_before_the_work(evaluate, results, monkeypatch):

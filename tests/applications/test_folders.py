@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ONE, ROOT, TWO, end, environment, start, told, tree
 
@@ -172,6 +173,38 @@ def test_a_lock_alone_is_no_content(run, tmp_path):
         (out / ".lock.owner").touch()
         os.utime(out / ".lock.owner", (0, 0))
         assert run(*ONE, *SHORT, "--output", out, *how).code == 0
+
+
+SMALLER = ["--set", "stages=[{iterations: 2, size: 4},{iterations: 2}]"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            [
+                *("image.start={kind: noise}", "image.parameterization={kind: generator}", "optimizer={kind: lbfgsb}"),
+                *("objectives=[{kind: activation, units: 'conv:1'}]", "stages=[{iterations: 2}]"),
+            ],
+            "lbfgsb moves one tensor with a row an image",
+        ),
+        (
+            ["objectives=[{kind: activation, units: 'conv:mask=MASK'}]", SMALLER[1]],
+            "for 8 channels of 16 positions",
+        ),
+        (["objectives=[{kind: activation, units: 'conv:3@6,6'}]", SMALLER[1]], "there is no such place"),
+        (["objectives=[{kind: activation, units: ['conv:1', 'conv:3@6,6']}]", SMALLER[1]], "there is no such place"),
+    ],
+)
+def test_what_a_later_step_refuses_is_refused_before_results_are_overwritten(run, tmp_path, settings, message):
+    np.save(tmp_path / "mask.npy", np.ones((8, 8, 8), np.float32))
+    out = tmp_path / "out"
+    assert run(*ONE, *SHORT, "--output", out).code == 0
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    words = [w for text in settings for w in ("--set", text.replace("MASK", str(tmp_path / "mask.npy")))]
+    ended = run(*ONE, *words, "--output", out, "--overwrite")
+    assert ended.code == 2 and message in ended.errors[-1]
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_mistake_leaves_no_folder(run, tmp_path):

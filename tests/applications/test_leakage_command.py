@@ -126,7 +126,11 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
         (["--set", "arms[0].teachers=1", "--set", "ensembles.each=0"], "two networks"),
         (["--set", "ensembles.size=4"], "sit there twice"),
         (["--set", "arms[1].augmentation.flip=false"], "crop and flip alike"),
-        (["--resume", "--overwrite"], "give one"),
+        (
+            [word for arm in (0, 1) for word in ("--set", f"arms[{arm}].augmentation.crop_border=black")],
+            "crops or flips that statistics are not re-estimated with",
+        ),
+        (["--resume", "--overwrite"], "not allowed with"),
         (["--recipe", "nothing_so_named"], "nothing_so_named"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ONE, TWO, end, images, start
+from conftest import ONE, PLUGIN, TWO, end, images, start
 
 THREE = ["--iterations", "4", "--trials", "3", "--images-per-class", "2"]
 WARM = [*THREE, "--set", "image.start.kind=warm"]
@@ -29,6 +29,15 @@ def test_what_is_remembered_counts(run, tmp_path):
     assert run(*ONE, *forgetful, "--output", tmp_path / "b").code == 0
     first, second = images(tmp_path / "a").split(6), images(tmp_path / "b").split(6)
     assert torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
+
+
+def test_a_memory_may_cut_a_batch(run, tmp_path):
+    """With cells of one image, those beyond the cut hold none: no network is run on nothing, which this one refuses."""
+    network = [*PLUGIN, "--models", "tiny_viewing@random"]
+    for cells in ([], ["--micro-batch", "1"]):
+        out = tmp_path / str(len(cells))
+        assert run(*network, *(w.replace("9", "7") for w in KEPT_AWAY), *cells, "--output", out).code == 0
+    assert torch.allclose(*(images(tmp_path / name) for name in "02"), atol=2e-3)
 
 
 @pytest.mark.parametrize("looks_back", [WARM, KEPT_AWAY], ids=["warm", "kept away"])

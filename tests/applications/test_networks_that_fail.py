@@ -56,6 +56,7 @@ def test_students_and_their_teachers(run: Callable[..., Ended], network: str, tm
     made = run("dataset", *ONE, *SHORT, "--images", "6", "--output", tmp_path / "set")
     assert made.code == 0
     command = ["distill", *PLUGIN[:2], *FAILING, *CPU, "--dataset", tmp_path / "set", "--epochs", "1"]
+    command += ["--set", "schedule.batch_size=6"]
     told = one_line(run(*command, "--student", network, "--output", tmp_path / "a"))
     assert f"student: {network}: " in told and not (tmp_path / "a").exists()
     if network != "forgets":  # a teacher needs no gradient

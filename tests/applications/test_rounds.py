@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ONE, PLUGIN
+import torch
+from conftest import ONE, PLUGIN, tree
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -49,6 +50,42 @@ def test_rounds_keep_all_images_and_part_the_student_from_the_teachers(run, pool
     assert (out / "weights.safetensors").read_bytes() == (out / "student_2/weights.safetensors").read_bytes()
     load_plugin(PLUGIN[1])
     create_model(f"tiny_b@{out / 'weights.safetensors'}")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "schedule.batch_size=7"], "fewer than one batch"),
+        (["--set", "augmentation.crop_padding=8"], "must be below the image size 8"),
+        (["--test", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_the_last_lesson_would_refuse_is_refused_first(
+    more: list[str], message: str, run, pool: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(*line(pool, out, *ROUNDS)).code == 0
+    before = tree(out)
+    ended = run(*line(pool, out, *ROUNDS, *more, "--overwrite"))
+    assert ended.code == 2 and message in ended.errors[-1]
+    assert tree(out) == before
+
+
+def test_the_folder_may_be_named_in_another_way(run, pool: Path, tmp_path: Path, monkeypatch) -> None:
+    assert run(*line(pool, tmp_path / "out", *ROUNDS)).code == 0
+    (tmp_path / "out" / "student_2" / "summary.json").unlink()
+    monkeypatch.chdir(tmp_path / "pool")
+    ended = run(*line(pool, Path("../out"), *ROUNDS, "--resume"))
+    assert ended.code == 0, ended.errors
+
+
+def test_without_competition_images_are_those_that_no_student_saw(run, pool: Path, tmp_path: Path) -> None:
+    assert run(*line(pool, tmp_path / "out", *ROUNDS[:-1], "0")).code == 0
+    seed = load_yaml(tmp_path / "out" / "images_1" / "recipe.yaml")["seed"]
+    plain = ["--images", "6", "--images-per-class", "2", "--iterations", "4", "--seed", seed]
+    assert run("dataset", *ONE, *plain, "--output", tmp_path / "plain").code == 0
+    made, expected = (GeneratedImages(tmp_path / name).labelled().images for name in ("out/images_1", "plain"))
+    assert torch.equal(made, expected)
 
 
 def test_a_run_that_stopped_goes_on_to_the_same_bits(run, pool: Path, tmp_path: Path, monkeypatch) -> None:

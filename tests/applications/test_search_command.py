@@ -61,6 +61,34 @@ def line(tmp_path: Path) -> Callable[..., list[Any]]:
     return words
 
 
+@pytest.mark.parametrize(
+    ("more", "metric", "message"),
+    [
+        (["--data", "nowhere"], "distance", "nowhere"),
+        (["--storage", "nonsense"], "brightness", "give a database that can be reached"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_anything_is_written(
+    more: list[str], metric: str, message: str, fast: None, run: Run, line: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    assert run(*line("out")).code == 0
+    before = tree(tmp_path / "out")
+    again = [] if more[0] == "--storage" else ["--overwrite"]
+    ended = run(*line("new", *more, metric=metric))
+    assert ended.code == 2 and message in ended.errors[-1] and not (tmp_path / "new").exists()
+    ended = run(*line("out", *more, *again, metric=metric))
+    assert ended.code == 2 and tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["sea?x=1", "a%20b#c ü", "{x}"])
+def test_a_folder_of_any_name(name: str, fast: None, run: Run, line: Callable[..., list[Any]], tmp_path: Path) -> None:
+    assert run(*line(name, trials=2)).code == 0
+    assert (tmp_path / name / "study.db").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "space.yaml", name}
+    ended = run(*line(name, "--resume", trials=3))
+    assert ended.code == 0 and len(rows(tmp_path / name)) == 3
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in (folder / "points.jsonl").read_text().splitlines()]
 
@@ -119,7 +147,9 @@ def test_a_resumed_search_equals_an_uninterrupted_one(
     monkeypatch.setenv("STRIKE", "SIGTERM:8")
     monkeypatch.setenv("STRUCK", str(tmp_path / "struck"))
     ended = run(*line("ended", trials=12))
-    assert ended.code == 143 and ended.errors == ["invert.py: interrupted; the same command with --resume goes on"]
+    assert ended.code == 143 and ended.errors == [
+        "invert.py: interrupted by SIGTERM; the same command with --resume goes on from the last whole point"
+    ]
     before = points(tmp_path / "ended")
     assert [row["state"] for row in before] == ["complete"] * 3
     assert not (tmp_path / "ended" / "summary.json").exists()
@@ -377,11 +407,6 @@ def test_the_shipped_space_fits_its_recipe(run: Run, tmp_path: Path) -> None:
     space = read_space(space_file("quickstart"))
     check_space(space, recipe, "quickstart")
     assert None not in space.encoded(space.values_of(recipe)).values()  # the recipe as it is lies in it
-
-
-def test_torchrun_is_refused(run: Run, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(*line("out")).errors == ["invert.py: search is one process; start it without torchrun"]
 
 
 def test_what_a_study_lost_is_told(line: Callable[..., list[Any]], run: Run, fast: None, tmp_path: Path) -> None:

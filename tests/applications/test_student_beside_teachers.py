@@ -43,6 +43,11 @@ def test_two_ranks_do_as_one_and_the_student_is_written_beside_the_teachers(run,
     assert pulled["student/bn_matching"] == 0
 
 
+def test_a_student_has_no_part_to_scale(run, tmp_path):
+    ended = run(*line("ensemble.aggregation=equal"), "--output", tmp_path / "out")
+    assert ended.code == 2 and "a student is none; use `sum`" in ended.errors[-1]
+
+
 def test_a_line_of_progress_is_about_the_teachers(run, tmp_path):
     """What is shown of each loss is its mean over them, not over the student too, of which it is 0."""
     ended = run(*line(weight=20), "--set", "record_every=1", "--output", tmp_path / "out")

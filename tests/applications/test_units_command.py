@@ -40,6 +40,14 @@ def conv_of(pixels: torch.Tensor) -> torch.Tensor:
         return net.get_submodule("conv")((pixels / 255 - mean) / std).mean((2, 3))
 
 
+def test_a_dry_run_makes_nothing(run, tmp_path: Path) -> None:
+    words = [*COMMAND, "--units", "conv:0-2", "--output", tmp_path / "out"]
+    ended = run(*words, "--dry-run")
+    assert ended.code == 0 and "activation of conv:0-2" in ended.output and "images: 1 x 3 of 8 x 8" in ended.output
+    assert run(*words, "--timed").errors == ["invert.py: --timed goes with --dry-run"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sheet_of_a_layer(run, tmp_path: Path, real: Path) -> None:
     folder = tmp_path / "out"
     ended = run(*COMMAND, "--units", "conv:*", "--images-per-unit", "2", "--real", real, "--output", folder)
@@ -152,3 +160,14 @@ def test_mistakes_are_told_before_ranks_start(run, tmp_path: Path, real: Path, m
         ended = run(*many, *words)
         assert ended.code == 2 and len(ended.errors) == 1 and not started
     assert run(*many, "--units", "conv:0-1", "--real", real).code == 0 and started == [2]
+
+
+def test_units_of_one_teacher_beside_another_that_has_none(run, tmp_path):
+    """Four of the first; the second matches its statistics."""
+    terms = "objectives=[{kind: activation, units: 'tiny_a/conv:0-3'}, {kind: bn_matching}]"
+    words = ["--set", terms, "--images-per-class", "2", "--iterations", "2", "--output", tmp_path / "out"]
+    assert run(*TWO, *words).code == 0
+    losses = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+    assert losses["tiny_a/activation"] != 0 and losses["tiny_b/activation"] == 0
+    ended = run("units", *TWO, "--units", "tiny_a/conv:0-3", "--output", tmp_path / "units")
+    assert ended.code == 2 and "no selection names tiny_b; leave it out" in ended.errors[-1]

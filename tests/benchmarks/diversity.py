@@ -26,8 +26,8 @@ from ensemble import Results, invert, load_recipe
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.evaluation.classification import logits_of
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.evaluation.judge import Judge
-from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.files import JsonLines, read_json_lines
 from ensemble.machine.rng import generator
 from models import create_model
@@ -154,7 +154,7 @@ def print_tables(rows: list[dict[str, Any]], judges: list[str]) -> None:
 
     def cell(arm: str, key: str) -> str:
         values = [row[key] for row in rows if row["arm"] == arm and row.get(key) is not None]
-        return mean_interval(values) if len(values) > 1 else f"{values[0]:.3f}" if values else ""
+        return mean_interval(values) if values else ""
 
     for name in judges:
         table = Table("arm", "seeds", "read", *FIGURES, box=None, title=f"judge: {name}")

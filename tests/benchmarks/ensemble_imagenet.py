@@ -4,10 +4,10 @@
         [--size 128] [--passes 300] [--batches 10]
 
 The three EfficientNet-Lites take turns at being left out. Of the other two: each alone, summed, one a step in turn, and
-pooled, that is, every other batch of each alone. All have as many passes (an image's forwards with gradients) as the
-others, the ten classes of Imagenette once in each batch, and the settings of the recipe `imagenet`. VAL and TRAIN are
-folders or archives with <split>/<WordNet number>/<file>; a thousand of `val` are what is compared with, as many of
-`train` as there are made ones are the scale. The contrast is summed, or in turn, against
+pooled, that is, every other batch (of one batch, every other image) of each alone. All have as many passes (an image's
+forwards with gradients) as the others, the ten classes of Imagenette once in each batch, and the settings of the recipe
+`imagenet`. VAL and TRAIN are folders or archives with <split>/<WordNet number>/<file>; a thousand of `val` are what is
+compared with, as many of `train` as there are made ones are the scale. The contrast is summed, or in turn, against
 pooled. Runs that are there are not made again.
 """
 
@@ -23,8 +23,8 @@ from rich.table import Table
 
 from ensemble import Results, invert
 from ensemble.data.labelled import load_images
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.evaluation.judge import Judge, Judgement
-from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.machine.files import JsonLines, read_json_lines
 from models import create_model
 from tests.benchmarks.diversity import pooled
@@ -78,7 +78,8 @@ def main() -> None:
                 for arm, acting in (("summed", "all"), ("in turn", "turn")):
                     folder = options.output / f"{left_out}_{acting}_{seed}"
                     sets[arm] = made(folder, pair, acting, seed, options).images
-                sets["pooled"], targets = pooled([alone[name] for name in pair], len(CLASSES))
+                each = len(CLASSES) if options.batches > 1 else 1
+                sets["pooled"], targets = pooled([alone[name] for name in pair], each)
                 for arm, images in sets.items():
                     if (left_out, arm, seed) not in done:
                         found = row_of(judges[left_out](images, targets, arm))
@@ -97,7 +98,7 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
         for arm in dict.fromkeys(row["arm"] for row in mine):
             of = [row for row in mine if row["arm"] == arm]
             values = [[row[key] for row in of if row[key] is not None] for key in ("read", *FIGURES)]
-            cells = [mean_interval(v) if len(v) > 1 else f"{v[0]:.3f}" if v else "" for v in values]
+            cells = [mean_interval(v) if v else "" for v in values]
             table.add_row(arm, str(len(of)), *cells)
         Console(width=170).print(table)
 

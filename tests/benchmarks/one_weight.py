@@ -1,18 +1,19 @@
 """One weight for every network: how far images end from the statistics, by convention and network.
 
-    python -m tests.benchmarks.one_weight --data cifar10.tar.xz --model A --model B ... --output DIR [--steps 150]
+    python -m tests.benchmarks.one_weight --of cifar10.tar.xz A B --of imagenette.tar C --output DIR [--steps 150]
 
-Each network alone inverts one batch of 100 images of its own classes with one recipe (saturating class term, BN
-matching of weight 1, a little total variation), once with `convention: calibrated` and once with `paper`. Shown is
-how far mean and variance of each layer are at the end, in units of what batches of 100 real images of the training
-split have: the median over layers, and the middle half. Finished runs are not made again. Writes figures.json and
-one_weight.png.
+Each network alone inverts one batch of images of the ten classes of the data before it with one recipe (saturating
+class term, BN matching of weight 1, a little total variation), once with `convention: calibrated` and once with
+`paper`. Shown is how far mean and variance of each layer are at the end, in units of what batches of as many real
+images of the training split have: the median over layers, and the middle half. A batch is 100 images, or 50 for
+networks that see more than 64 pixels. Finished runs are not made again. Writes figures.json and one_weight.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from models import create_model
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-IMAGES = 100
+CLASSES = 10
 CONVENTIONS = ("calibrated", "paper")
 
 
-def recipe(convention: str, steps: int) -> dict[str, Any]:
+def recipe(convention: str, targets: Sequence[str], images: int, steps: int) -> dict[str, Any]:
     return {
-        "images_per_class": IMAGES // 10,
+        "targets": list(targets),
+        "images_per_class": images // CLASSES,
         "objectives": [
             {"kind": "saturating", "weight": 10.0},
             {"kind": "bn_matching", "weight": 1.0, "convention": convention},
@@ -53,31 +55,39 @@ def in_real_units(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([gap / level for gap, level in zip(found, statistics.level(len(images)), strict=True)])
 
 
+def figures_of(model: str, data: str, output: Path, steps: int) -> list[dict[str, Any]]:
+    net, card = create_model(model)
+    real = load_images(data, "train", card.input_size, at_most=1000)
+    images = 100 if card.input_size <= 64 else 50
+    teacher = Teacher(card.name, net, card)
+    assert teacher.statistics is not None
+    teacher.statistics.calibrate(measure_levels(teacher, (part.float() / 255 for part in real.images.split(images))))
+    file = Path(model.partition("@")[2]).name.partition("-")[0]
+    rows: list[dict[str, Any]] = []
+    for convention in CONVENTIONS:
+        folder = output / "_".join(filter(None, (card.name, file, convention)))
+        settings = recipe(convention, real.class_names, images, steps)
+        results = invert([model], output=folder, resume=True, progress=False, **settings)
+        assert results is not None and not results.summary.get("stopped")
+        units = in_real_units(teacher, results.images)
+        low, middle, high = units.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=units.dtype)).tolist()
+        rows.append({"network": f"{card.name}, {file}" if file else card.name, "convention": convention})
+        rows[-1] |= {"low": low, "median": middle, "high": high, "layers": len(units) // 2}
+        rows[-1]["read"] = results.summary["teachers"][card.name]["accuracy"]
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--of", action="append", nargs="+", required=True, metavar="DATA NETWORK")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args()
-    real = load_images(options.data, "train", 32, at_most=1000).images.float() / 255
-    rows = []
-    for number, model in enumerate(options.model):
-        net, card = create_model(model)
-        teacher = Teacher(card.name, net, card)
-        assert teacher.statistics is not None
-        teacher.statistics.calibrate(measure_levels(teacher, real.split(100)))
-        name = card.name if "@" not in model else f"{card.name}, {Path(model.partition('@')[2]).name.partition('-')[0]}"
-        for convention in CONVENTIONS:
-            folder = options.output / f"{number}_{card.name}_{convention}"
-            results = invert([model], output=folder, resume=True, progress=False, **recipe(convention, options.steps))
-            assert results is not None and not results.summary.get("stopped")
-            units = in_real_units(teacher, results.images)
-            low, middle, high = units.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=units.dtype)).tolist()
-            read = results.summary["teachers"][next(iter(results.summary["teachers"]))]["accuracy"]
-            rows.append({"network": name, "convention": convention, "low": low, "median": middle, "high": high})
-            rows[-1] |= {"layers": len(units) // 2, "read": read}
-            print(json.dumps(rows[-1]), flush=True)
+    rows: list[dict[str, Any]] = []
+    for data, *models in options.of:
+        for model in models:
+            rows += figures_of(model, data, options.output, options.steps)
     (options.output / "figures.json").write_text(json.dumps(rows, indent=2) + "\n")
     draw(rows, options.output / "one_weight.png")
 

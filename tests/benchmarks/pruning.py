@@ -15,7 +15,6 @@ Images and runs that are there are not made again; one that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,16 @@ from rich.table import Table
 from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.data.shards import is_dataset
 from ensemble.evaluation.classification import logits_of
-from ensemble.evaluation.mean_interval import mean_interval
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.machine.files import write_json
-from ensemble.machine.progress import SilentProgress
 from ensemble.machine.rng import generator
-from ensemble.runs.dataset_job import dataset_job
 from ensemble.training.cut import pruning_library
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
 from ensemble.training.folder import TrainingFolder
 from ensemble.training.reading import evaluate
 from models import create_model
+from tests.benchmarks.made import dataset_of
 from tests.training.made_datasets import write_dataset
 
 KINDS = ("generated", "noise", "real")
@@ -47,11 +45,7 @@ def images_of(kind: str, seed: int, train: LabelledImages, options: argparse.Nam
     """The folder of a kind's images at a seed, made unless it is there."""
     folder = options.output / f"seed{seed}" / kind
     if kind == "generated":
-        fields = {"seed": 1000 * seed, "verifiers": [], "device": "cpu"}
-        job = dataset_job(options.recipe, fields, options.set, folder, options.images, resume=folder.exists())
-        job.check(1)
-        if not job.is_finished:
-            job.run(time.perf_counter(), SilentProgress())
+        dataset_of(options.recipe, {"seed": 1000 * seed}, options.set, folder, options.images)
     elif not is_dataset(folder):
         net, card = create_model(options.model)
         rng = generator(seed, "pruning", kind)

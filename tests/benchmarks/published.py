@@ -58,13 +58,13 @@ def made(folder: Path, name: str, size: int, passes: int, seed: int) -> Results:
 
 
 def picture(found: dict[str, Results], path: Path) -> None:
-    figure, axes = plt.subplots(len(found), len(CLASSES), figsize=(1.6 * len(CLASSES), 1.75 * len(found)))
+    figure, axes = plt.subplots(len(found), len(CLASSES), figsize=(1.6 * len(CLASSES), 1.85 * len(found)))
     for row, (name, results) in zip(axes, found.items(), strict=True):
         for axis, image in zip(row, results.images, strict=True):
             axis.imshow(image.permute(1, 2, 0).numpy())
-            axis.set(xticks=[], yticks=[])
+            axis.set_axis_off()
         row[0].set_title(name, loc="left", fontsize=9)
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.6, h_pad=1.0)
     figure.savefig(path, dpi=110)
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble import Results, invert
-from ensemble.evaluation.mean_interval import mean_interval
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.machine.hardware import PRECISIONS
 from ensemble.teachers.teacher import Teacher
 from models import create_model

@@ -15,7 +15,6 @@ What is there is not made again; one that was stopped goes on. Prints a table an
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -29,16 +28,15 @@ from ensemble.data.generated import GeneratedImages
 from ensemble.data.labelled import load_images
 from ensemble.data.shards import is_dataset
 from ensemble.evaluation.classification import logits_of
-from ensemble.evaluation.mean_interval import mean_interval
+from ensemble.evaluation.estimate import mean_interval
 from ensemble.image.dead_leaves import dead_leaves
 from ensemble.machine.files import read_json, write_json
-from ensemble.machine.progress import SilentProgress
 from ensemble.machine.rng import generator
-from ensemble.runs.dataset_job import dataset_job
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
 from ensemble.training.folder import TrainingFolder
 from models import create_model
+from tests.benchmarks.made import dataset_of
 from tests.training.made_datasets import write_dataset
 
 TEACHERS = ("resnet20_cifar", "vgg16_bn_slim_cifar", "wrn16_2_cifar")
@@ -69,14 +67,10 @@ def made(arm: str, seed: int, folder: Path, count: int) -> tuple[torch.Tensor, t
     parts = []
     for j, (recipe, fields) in enumerate(makers):
         batches = len(range(j, count // BATCH, len(makers)))
-        whole = {"seed": 1000 * seed + 100 * j, "verifiers": [], "device": "cpu"}
+        whole: dict[str, Any] = {"seed": 1000 * seed + 100 * j}
         whole |= {key: value for key, value in fields.items() if "." not in key}
         paths = [f"{key}={value}" for key, value in fields.items() if "." in key]
-        part = folder / f"part{j}"
-        job = dataset_job(recipe, whole, paths, part, batches * BATCH, resume=part.exists())
-        job.check(1)
-        if not job.is_finished:
-            job.run(time.perf_counter(), SilentProgress())
+        part = dataset_of(recipe, whole, paths, folder / f"part{j}", batches * BATCH)
         parts.append(GeneratedImages(part).labelled())
     return torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
 

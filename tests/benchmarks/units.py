@@ -1,7 +1,7 @@
 """Preferred images of random units: what they reach, what is left of it, and whether other networks agree.
 
     python -m tests.benchmarks.units --real DATA --model A --layer LAYER [--layer LAYER ...] --partner B --judge C
-        --output DIR [--units 50] [--arms fourier gd lbfgs maco fourier+bn joint ...] [--classes] [--iterations N]
+        --output DIR [--units 50] [--arms fourier gd lbfgs maco fourier+bn joint ...] [--iterations N]
 
 For each layer of A so many units, drawn by seed 0. An arm is a method of `invert.py units`; `METHOD+bn` adds BN
 matching (weight BN), `METHOD+views` sees the image as `fourier` does, `joint` makes one image (fourier) for the unit
@@ -12,7 +12,7 @@ and its best match in B. All is judged on the saved 8 bits, against 2,000 real i
 - transfer: in C, which made no image, the unit is matched by correlation over half of the real images; its response to
   our image is in standard deviations over the other half, against that of the unit matched with another of our units
   (shuffled). The 95 % intervals are over units, by bootstrap;
-- with --classes, units of the class layer, read by C.
+- units of the class layer are read by C.
 
 Runs that are there are not made again. Prints tables, writes figures.jsonl.
 """

@@ -115,7 +115,8 @@ def test_kinds_may_hold_kinds_of_their_family() -> None:
 
 def test_a_kind_defined_later_is_known() -> None:
     assert problems({"shapes": [{"kind": "star"}]}) == [
-        "shapes[0].kind: unknown kind 'star'; valid kinds: circle, square-1, group"
+        "shapes[0].kind: unknown kind 'star'; valid kinds: circle, group, square-1; "
+        "class Unregistered has no kind: class Unregistered(.., kind=..)"
     ]
 
     @dataclass(frozen=True)
@@ -289,7 +290,8 @@ def test_all_tables_are_taken_back() -> None:
     assert list(Shape.kinds) == ["circle", "square-1", "group"] and list(Colour.kinds) == ["red", "circle"]
     assert families[0].kinds == {}
     assert problems({"shapes": [{"kind": "star"}]}) == [
-        "shapes[0].kind: unknown kind 'star'; valid kinds: circle, square-1, group"
+        "shapes[0].kind: unknown kind 'star'; valid kinds: circle, group, square-1; "
+        "class Unregistered has no kind: class Unregistered(.., kind=..)"
     ]
 
     @dataclass(frozen=True)

@@ -123,6 +123,14 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         # keys
         ({"terms": [{}, {"wieght": 3}]}, "terms[1].wieght: unknown key; did you mean 'weight'?"),
         ({"terms": [{"zzz": 3}]}, "terms[0].zzz: unknown key; valid keys: weight, layers"),
+        ({"lr": 3}, "lr: unknown key; did you mean 'optimizer.lr'?"),
+        (
+            {"optimizer": {"kind": "lbfgs"}, "lr": 3},
+            "lr: unknown key; valid keys: seed, optimizer, name, flip, precision, batch, clip, targets, terms, norm, "
+            "plain, by_layer, size, cells, level, share, below, steps, names, devices, sizes",
+        ),
+        ({"terms": [{}, {}], "weight": 1}, "weight: unknown key; did you mean 'terms[0].weight'?"),
+        ({"weight": 1}, "weight: unknown key; did you mean 'terms[0].weight'?"),
         ({"terms": [{3: 3}]}, "terms[0]: the key 3 is not a string; put it in quotes"),
         ({"by_layer": {1: 1}}, "by_layer: the key 1 is not a string; put it in quotes"),
         (
@@ -145,7 +153,7 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"optimizer": {"kind": None}}, "optimizer.kind: unknown kind null; valid kinds: adam, lbfgs"),
         ({"optimizer": {"lr": 1}}, "optimizer.kind: missing; valid kinds: adam, lbfgs"),
         ({"optimizer": "adam"}, "optimizer: expected a mapping, got 'adam'"),
-        ({"norm": {"kind": "adam"}}, "norm.kind: unknown kind 'adam'; valid kinds: plain, double"),
+        ({"norm": {"kind": "adam"}}, "norm.kind: unknown kind 'adam'; valid kinds: double, plain"),
         ({"norm": 5}, "norm: expected a mapping or null, got 5"),
         (
             {"norm": {"kind": "double", "outer": {"inner": {}}}},

@@ -15,6 +15,8 @@ from ensemble.config.overrides import apply_override
 from ensemble.config.parsing import parse
 from ensemble.config.yaml_files import dump_yaml, load_text, load_yaml
 
+INDENTED = "; indent it as the lines that it belongs to"
+
 
 def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
     path = folder / name
@@ -135,10 +137,16 @@ def test_a_tag_is_refused_and_not_executed(tmp_path: Path) -> None:
         ("a: &x [1]\nb: *x", ":2: the alias *x is not allowed; write the value out"),
         ("a: &x [*x]", ":1: the alias *x is not allowed; write the value out"),
         ("a:\n  <<: {b: 1}", ":2: the merge key << is not allowed; write the values out"),
+        (
+            "a:\n  b: 1\n c: 2",
+            f":3: while parsing a block mapping, expected <block end>, but found '<block mapping start>'{INDENTED}",
+        ),
+        ("a: 1\n b: 2", f":2: mapping values are not allowed here{INDENTED}"),
         ("a: [1,\nb: 2", ":2: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
         (
             "a: 1\n\tb: 2",
-            ":2: while scanning for the next token, found character '\\t' that cannot start any token",
+            ":2: while scanning for the next token, found character '\\t' that cannot start any token; "
+            "indent with spaces, not with tabs",
         ),
         ("a: 1\nb: \x00", ":2: special characters are not allowed"),
         ("a: 1\n---\nb: 2", ":2: expected a single document in the stream, but found another document"),

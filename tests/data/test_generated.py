@@ -141,13 +141,14 @@ def test_a_temperature_is_positive(made: Made, temperature: float) -> None:
         GeneratedImages(made.folder).soft_labels(temperature)
 
 
-def test_teachers_that_say_nothing_have_no_scale(tmp_path: Path) -> None:
+def test_a_teacher_that_says_nothing_is_refused(tmp_path: Path) -> None:
     made = Made(tmp_path / "made")
     for batch, count in enumerate(COUNTS):
         zeros = {f"logits/{name}": torch.ones(count, CLASSES).half() for name in TEACHERS}
         images, targets = torch.zeros(count, 3, SIZE, SIZE, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
         save_file({"images": images, "targets": targets} | zeros, made.shard(batch))
-    assert torch.equal(GeneratedImages(made.folder).soft_labels(), torch.full((13, CLASSES), 0.25))
+    with pytest.raises(ValueError, match=f"soft labels: {next(iter(TEACHERS))} tells no classes apart"):
+        GeneratedImages(made.folder).soft_labels()
 
 
 # ---- pictures

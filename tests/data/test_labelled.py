@@ -481,6 +481,20 @@ def test_some_that_the_seed_draws(kind: str, room: int, tmp_path: Path, monkeypa
     assert [some.class_names[label] for label in some.labels] == names
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_each_class_as_many(kind: str, tmp_path: Path) -> None:
+    """A class of two among large ones gives both, in any draw, and the large ones share what is left."""
+    content = files(per_class=9)
+    for i in range(2, 9):
+        del content[f"train/{CLASSES[1]}/{i}.png"]
+    path = make(tmp_path, kind, content)
+    for seed in range(5):
+        some = load_images(path, "train", at_most=11, evenly=True, seed=seed)
+        assert sorted(torch.bincount(some.labels).tolist()) == [2, 4, 5]
+    with pytest.raises(ValueError, match="2 images are fewer than the 3 classes; ask for more"):
+        load_images(path, "train", at_most=2, evenly=True)
+
+
 # --- layouts without splits, or without classes ----------------------------------------------------------------------
 
 

@@ -14,10 +14,14 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.engine import image_operators as operators
 from ensemble.engine.gradient_descent import GradientDescent
 from ensemble.engine.inversion import Inversion, LiveStage
-from ensemble.image.pixels import PixelImage
+from ensemble.image.fourier import Fourier
+from ensemble.image.maco import Maco
+from ensemble.image.parameterization import Parameterization
+from ensemble.image.pixels import PixelImage, Pixels
+from ensemble.image.start import Noise
 from ensemble.image.transforms import Compose, Jitter
 from ensemble.machine.rng import generator
-from ensemble.recipe import Recipe, Stage, TeacherEntry
+from ensemble.recipe import ImageRule, Recipe, Stage, TeacherEntry
 
 RNG = np.random.default_rng(0)
 
@@ -210,10 +214,37 @@ def test_what_does_not_go_together(stage: dict[str, Any], optimizer: dict[str, A
         Recipe((TeacherEntry("a"),), stages=(Stage(**stage),), optimizer=GradientDescent(**optimizer))
 
 
-def test_operators_of_pixels_are_for_pixels() -> None:
-    with pytest.raises(ValueError, match="are for pixels"):
-        GradientDescent(blur=1.0).make([torch.nn.Parameter(torch.zeros(2, 5))], 3)
-    GradientDescent(decay=0.1).make([torch.nn.Parameter(torch.zeros(2, 5))], 3)
+@pytest.mark.parametrize(
+    ("parameterization", "optimizer", "message"),
+    [
+        (Fourier(), {"blur": 1.0}, "optimizer.blur: it is for pixels"),
+        (Maco(), {"clip_extreme": 1.0}, "optimizer.clip_extreme: it is for pixels"),
+        (Fourier(), {"faithful": True}, "optimizer.faithful: it shifts pixels"),
+        (Fourier(), {"decay": 0.1}, ""),
+        (Pixels(), {"blur": 1.0, "faithful": True}, ""),
+    ],
+)
+def test_operators_of_pixels_are_for_pixels(
+    parameterization: Parameterization, optimizer: dict[str, Any], message: str
+) -> None:
+    def make() -> Recipe:
+        stages = (Stage(jitter=2, jitter_mode="wrap"),)
+        image = ImageRule(parameterization, start=Noise())
+        return Recipe((TeacherEntry("a"),), image=image, stages=stages, optimizer=GradientDescent(**optimizer))
+
+    if not message:
+        make()
+        return
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_what_all_images_share_is_not_moved() -> None:
+    row, shared = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 5), (5,)))
+    with pytest.raises(ValueError, match="moves one tensor with a row an image"):
+        GradientDescent().make([row, shared], 3)
+    shared.requires_grad_(False)
+    GradientDescent().make([row, shared], 3)
 
 
 def test_a_small_exponent_leaves_pixels_at_zero() -> None:

@@ -620,7 +620,7 @@ def test_a_teacher_that_is_not_finite_stops_the_run(poll_every: int) -> None:
 def test_the_first_step_can_fail() -> None:
     raw = ModelCard("raw", "test", 8, 4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     inversion = make([member(0, Cliff(net(0), -1.0), card=raw)], pixels=True)
-    with pytest.raises(NotFiniteError, match="of teacher t0 is not finite at step 0"):
+    with pytest.raises(NotFiniteError, match="of teacher t0 is not finite at step 0; no step was taken"):
         finish(inversion)
     assert torch.equal(inversion.image(), torch.full((IMAGES, 3, 8, 8), 0.5, dtype=torch.float64))
 

@@ -14,13 +14,13 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.classification import accuracy
 from ensemble.evaluation.density_coverage import density_coverage
 from ensemble.evaluation.diversity import diversity
+from ensemble.evaluation.estimate import Estimate, mean_interval
 from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.inception_score import inception_score
 from ensemble.evaluation.intervals import clopper_pearson
 from ensemble.evaluation.judge import Judge
 from ensemble.evaluation.kernel_distance import kernel_distance
-from ensemble.evaluation.mean_interval import mean_interval
 from ensemble.evaluation.neighbours import nearest_neighbours
 from ensemble.evaluation.precision_recall import precision_recall
 from models._card import ModelCard
@@ -459,9 +459,15 @@ def test_mean_interval() -> None:
     assert mean_interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
     assert mean_interval([1.0, 2.0, 3.0], 1) == "2.0 ± 2.5"
     assert mean_interval([0.5], 2) == "0.50"
-    for values in ([], [1.0] * 6):
-        with pytest.raises(ValueError, match="one to five"):
-            mean_interval(values)
+    assert mean_interval([1.0] * 6) == "1.000 ± 0.000"
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+
+
+def test_an_estimate_is_written_with_its_interval() -> None:
+    found = Estimate(0.71, 0.6, 0.8)
+    assert f"{found:.2f}" == "0.71 [0.60, 0.80]" and f"{found:+.1%}" == "+71.0% [+60.0%, +80.0%]"
+    assert found.holds(0.6) and not found.holds(0.81) and found.interval == (0.6, 0.8)
 
 
 # the judge

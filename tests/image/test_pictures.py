@@ -86,6 +86,17 @@ def test_grid_with_one_narrow_image_and_a_long_name(tmp_path):
     assert read(tmp_path / "grid.png").shape[1] < 160
 
 
+def test_of_a_long_name_the_beginning_or_the_end_is_shown():
+    images, targets = batch([0], size=96)
+    named, ended = "a name of an image xyz", "abc an end of a layer:7"
+
+    def same(one, other, **how):
+        return np.array_equal(*(np.array(draw_grid(images, targets, [name], **how)) for name in (one, other)))
+
+    assert same(named, named + " which is long") and not same(named, "b" + named[1:])
+    assert same(ended, "which is long " + ended, ends=True) and not same(ended, ended[:-1] + "8", ends=True)
+
+
 def test_grid_needs_a_column(tmp_path):
     with pytest.raises(ValueError, match="columns"):
         draw_grid(*batch([0]), columns=0).save(tmp_path / "grid.png")

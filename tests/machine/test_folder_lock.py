@@ -134,7 +134,8 @@ def test_a_file_of_another_machine_is_stale_after_a_while(tmp_path: Path, monkey
     os.utime(tmp_path / ".lock.owner", (0, time.time() - 3600))
     assert holder(tmp_path) is None
     with held(tmp_path):
-        assert json.loads((tmp_path / ".lock.owner").read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / ".lock.owner.x").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_alone_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,41 @@ def test_a_process_that_had_this_ones_number_is_gone(tmp_path: Path, monkeypatch
     (tmp_path / ".lock.owner").write_text(text)
     with held(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("killed", [0, 1, 3])
+def test_one_that_is_held_up_does_not_take_what_another_has(
+    killed: int, keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever time passes between that it looks and that it takes."""
+    monkeypatch.setattr(lock, "fcntl", None)
+    for _ in range(killed):
+        dead = start(tmp_path, "no locks")
+        assert says(dead) == "held"
+        dead.kill()
+        ends(dead)
+    other = held(tmp_path)
+    looks = lock._owner
+
+    def held_up(folder: Path) -> Path | None:
+        monkeypatch.setattr(lock, "_owner", looks)
+        owner = looks(folder)
+        other.__enter__()
+        if not keeps:
+            other.__exit__(None, None, None)
+        return owner
+
+    monkeypatch.setattr(lock, "_owner", held_up)
+    if keeps:
+        with pytest.raises(ValueError, match="in use by"), held(tmp_path):
+            pass
+        assert holder(tmp_path)
+        other.__exit__(None, None, None)
+    else:
+        with held(tmp_path):
+            assert holder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ensemble.teachers.teacher import Teacher
 from ensemble.training.weights import save_weights
-from models import create_model, list_models, model_card, untrained_model
+from models import NETWORK, create_model, list_models, model_card, untrained_model
 from models.edge_popup import (
     METADATA,
     SubnetConv2d,
@@ -306,7 +306,7 @@ def test_global_subnet_with_equal_scores_is_stored_and_loaded(tmp_path: Path):
 
 
 def test_files_of_one_subnet_are_equal_to_the_bit(tmp_path: Path):
-    """Two entries of metadata, of which safetensors itself writes now this one first, now that one."""
+    """Entries of metadata, of which safetensors itself writes now this one first, now that one."""
     net, file, digests = scored(SPEC), tmp_path / "subnet.safetensors", set()
     for _ in range(12):
         save_weights(net, file, model_card(SPEC))
@@ -314,7 +314,7 @@ def test_files_of_one_subnet_are_equal_to_the_bit(tmp_path: Path):
     assert len(digests) == 1
     data = file.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert list(header["__metadata__"]) == [METADATA, "card"]  # as in the bundled file
+    assert list(header["__metadata__"]) == [METADATA, "card", NETWORK]
 
 
 def test_network_without_layers():

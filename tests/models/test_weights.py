@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ensemble.training.weights import save_weights
 from models import ModelCard, Weights, create_model, list_models, model_card
 from models._bundled import FOLDER, read_bundled, with_bundled
 from models._loading import read_card, read_weights, sha256
@@ -47,6 +48,14 @@ def test_wrappings(state, tmp_path: Path, wrapper: str | None, prefix: str) -> N
         f"{tmp_path}/net.pt",
         sha256(tmp_path / "net.pt"),
     )
+
+
+def test_a_file_says_of_which_network_it_is(tmp_path: Path) -> None:
+    net, card = create_model("resnet32_cifar@random")
+    save_weights(net, tmp_path / "net.safetensors", card)
+    with pytest.raises(ValueError, match=r"net.safetensors \(which says that it is of resnet32_cifar\) does not fit"):
+        create_model(f"resnet20_cifar@{tmp_path}/net.safetensors")
+    assert _same(create_model(f"resnet32_cifar@{tmp_path}/net.safetensors")[0], net.state_dict())
 
 
 def test_safetensors_in_half_precision_with_a_card(state, tmp_path: Path) -> None:

@@ -307,6 +307,26 @@ def test_soft_targets_are_drawn_for_each_image() -> None:
     assert again.equal(q) and not other.equal(q)
 
 
+def test_mapped_teachers_are_asked_for_the_same_soft_targets() -> None:
+    """Classes a, b, c, d; another has e, d, c, b, a; a third has d and a alone."""
+    first = SoftTargets().distributions(batch_of(torch.tensor([0, 3, 0])), 4)
+
+    def asked(columns: tuple[int, ...], targets: list[int], classes: int) -> torch.Tensor:
+        about = replace(batch_of(torch.tensor(targets)), teacher=Profile("u", CARD, None, columns=columns))
+        return SoftTargets().distributions(about, classes)
+
+    other = asked((4, 3, 2, 1), [4, 1, 4], 5)
+    assert other[:, [4, 3, 2, 1]].equal(first) and not other[:, 0].any()
+    few = asked((1, -1, -1, 0), [1, 0, 1], 2)
+    torch.testing.assert_close(few.sum(1), torch.ones(3, dtype=torch.float64))
+    assert few[0, 1] == first[0, 0] and few[1, 0] == first[1, 3]
+    alone = asked((-1, -1, -1, 1), [1, 1, 1], 2)  # it knows nothing else of these classes
+    assert alone.equal(torch.tensor([[0.0, 1.0]] * 3, dtype=torch.float64))
+    joined = asked((0, 1, 1, 2), [0, 2, 0], 3)  # two classes are one of its own
+    torch.testing.assert_close(joined[:, 1], first[:, 1] + first[:, 2])
+    torch.testing.assert_close(joined.sum(1), torch.ones(3, dtype=torch.float64))
+
+
 def test_soft_targets_are_the_divergence_and_slices_add() -> None:
     logits, targets = 3 * draw(7, 4), torch.tensor([0, 1, 2, 3, 3, 0, 1])
     term, profile = SoftTargets(), Profile("t", CARD, None)

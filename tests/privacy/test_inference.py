@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ensemble.evaluation.estimate import t_interval
+from ensemble.privacy.study.conclusions import _quantiles
 from ensemble.privacy.study.inference import (
     auroc,
     fixed_sequence,
@@ -18,7 +20,6 @@ from ensemble.privacy.study.inference import (
     permutation_p,
     sign_flip_p,
     splits,
-    t_interval,
 )
 
 
@@ -101,3 +102,11 @@ def test_a_better_detector_is_better_by_its_auroc() -> None:
     assert value == pytest.approx(1 - auroc(noise[:12], noise[12:])) and low <= value <= high and low > 0
     same, low, high = paired_auroc_difference((mixed, plain), (mixed, plain), seed=0)
     assert (same, low, high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(2, "0.00", "1.00"), (4, "0.00", "1.00")])
+def test_what_chance_allows_is_cut_alike_at_both_ends(n: int, low: str, high: str) -> None:
+    assert _quantiles(splits(list(range(n)))) == f"[{low}, {high}]"
+    for many in (5, 7, 12):
+        ends = [float(end) for end in _quantiles(splits(list(range(many)))).strip("[]").split(", ")]
+        assert sum(ends) == pytest.approx(1, abs=0.011)

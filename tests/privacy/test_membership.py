@@ -10,13 +10,21 @@ from scipy import stats
 from small_networks import CARD, small_net, textured
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy.blind import blind_baseline
-from ensemble.privacy.members import Shadows, membership
+from ensemble.privacy.members import Shadows, _answer, _blind, closer_to_members, membership
 from ensemble.privacy.membership import margin, tail_share
-from ensemble.privacy.moments import bn_layers, moments_of, stored, with_stored
+from ensemble.privacy.moments import bn_layers, moments_of, running_layers, stored, with_stored
+from ensemble.privacy.overlap import apart
 from ensemble.privacy.rates import auc, tpr_at
 from ensemble.privacy.shadows import lira, lira_offline, rmia
-from ensemble.privacy.tracing import expected_auc, expected_auc_of_lengths, tracing_scores
+from ensemble.privacy.tracing import (
+    expected_auc,
+    expected_auc_of_lengths,
+    image_moments,
+    released,
+    tracing_scores,
+)
 from ensemble.training.reading import inputs_of
 
 
@@ -247,6 +255,74 @@ def test_an_untrained_network_is_not_accused() -> None:
     part = membership(net, CARD, members, others, textured(400, 3), None, None, 0, lambda text: None)
     assert {finding.word for finding in part.findings} == {"not distinguishable here"}
     assert stored(net, bn_layers(net)).mean.shape == (1, 60)
+
+
+class Reversed(torch.nn.Module):
+    """Layers registered in the reverse of the order in which they run, one in its head, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside, self.head = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm1d(16)
+        self.second, self.first = torch.nn.BatchNorm2d(16), torch.nn.BatchNorm2d(12)
+        self.convs = torch.nn.ModuleList([torch.nn.Conv2d(3, 12, 3), torch.nn.Conv2d(12, 16, 3)])
+        self.linear = torch.nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.convs[1](self.first(self.convs[0](x)).relu())).relu()
+        return self.linear(self.head(x.mean((2, 3))))
+
+
+def test_released_means_are_those_of_the_layers_they_are_compared_at() -> None:
+    torch.manual_seed(0)
+    images = textured(200, 1)
+    net = Reversed().eval()
+    inputs = inputs_of(images, CARD, torch.device("cpu"))
+    net = with_stored(net, moments_of(net, [inputs]))
+    seen = image_moments(net, CARD, images)
+    assert running_layers(net, CARD) == ["head", "second", "first"] and seen.shape == (200, 2 * (16 + 16 + 12))
+    # at the first layer that runs nothing differs between training and eval mode
+    at_first = slice(32, 44)
+    stored_there = released(stored(net, running_layers(net, CARD)))
+    torch.testing.assert_close(seen[:, :44].mean(0)[at_first], stored_there[:44][at_first], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen, image_moments(net, CARD, inputs))
+    part = membership(
+        net,
+        CARD,
+        labelled(images[:100], 1),
+        labelled(images[100:], 2),
+        textured(300, 3),
+        None,
+        None,
+        0,
+        lambda text: None,
+    )
+    assert "tracing_auc" in part.figures
+
+
+def test_what_two_sets_share_is_left_out_or_refused() -> None:
+    a, b, c = (labelled(textured(100, seed), seed) for seed in (1, 2, 3))
+    reference, members, others, said = apart(c, a, b)
+    assert (reference, members, others, said) == (c, a, b, [])
+    few = LabelledImages(torch.cat([b.images, a.images[:5]]), torch.zeros(105, dtype=torch.long), CARD.class_names)
+    known = LabelledImages(torch.cat([c.images, few.images[:30]]), torch.zeros(130, dtype=torch.long), CARD.class_names)
+    reference, members, others, said = apart(known, a, few)
+    assert reference is not None and members is not None and others is not None
+    assert torch.equal(reference.images, c.images)
+    assert torch.equal(members.images, a.images[5:]) and torch.equal(others.images, b.images)
+    assert said == [
+        "5 images that are members and non-members", "30 reference images that are members or non-members, too",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--members, --non-members: 90 images are in both"):
+        apart(None, a, a.subset(slice(90)))
+    assert apart(a, None, None) == (a, None, None, [])
+
+
+def test_below_chance_is_no_all_clear() -> None:
+    assert _blind(Estimate(0.26, 0.23, 0.29)).word == "undecided"
+    assert "would have been seen" not in _blind(Estimate(0.26, 0.23, 0.29)).reading
+    assert "below the 0.5 of chance" in _answer(Estimate(0.3, 0.2, 0.4))
+    same = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert closer_to_members(same, same, same).value == 0.5
 
 
 def test_shadow_attacks_are_findings_of_their_own() -> None:

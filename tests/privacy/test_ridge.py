@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.privacy.study.ridge import leave_pair_out, leave_pair_out_auroc, permutation_p
+from ensemble.privacy.study.ridge import leave_pair_out, leave_pair_out_auroc, ridge_p
 
 
 def bank(seeds: int, features: int, seed: int, effect: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_constant_features_tie() -> None:
 
 
 def test_permutations_are_uniform_where_there_is_nothing_to_find() -> None:
-    p = np.array([permutation_p(*bank(6, 4, seed), draws=99, seed=seed) for seed in range(120)])
+    p = np.array([ridge_p(*bank(6, 4, seed), draws=99, seed=seed) for seed in range(120)])
     assert abs(p.mean() - 0.5) < 0.1
     for level in (0.05, 0.1, 0.25):
         assert (p <= level).mean() < level + 3 * (level * (1 - level) / 120) ** 0.5
@@ -85,16 +85,14 @@ def test_permutations_are_a_sample_of_all_labellings() -> None:
     exact = float(np.mean(np.array(drawn) > observed - 1e-9))
     assert drawn[0] == drawn[-1]  # all labels swapped
     assert 0.02 < exact < 0.5
-    assert permutation_p(x, positive, seeds, draws=999) == pytest.approx(
-        exact, abs=4 * (exact * (1 - exact) / 999) ** 0.5
-    )
+    assert ridge_p(x, positive, seeds, draws=999) == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 999) ** 0.5)
 
 
 def test_what_is_planted_has_the_smallest_p_there_is_and_a_seed_says_which() -> None:
     planted = bank(12, 30, 0, effect=12.0)
-    assert permutation_p(*planted, draws=199) == pytest.approx(1 / 200)
+    assert ridge_p(*planted, draws=199) == pytest.approx(1 / 200)
     weak = bank(6, 4, 1)
-    assert permutation_p(*weak, draws=49, seed=1) == permutation_p(*weak, draws=49, seed=1)
+    assert ridge_p(*weak, draws=49, seed=1) == ridge_p(*weak, draws=49, seed=1)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
@@ -106,6 +104,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(ValueError, match="not all finite"):
         leave_pair_out(x * torch.inf, positive, seeds)
     with pytest.raises(ValueError, match="one positive and one negative"):
-        permutation_p(x[:-1], positive[:-1], seeds[:-1], draws=9)
+        ridge_p(x[:-1], positive[:-1], seeds[:-1], draws=9)
     with pytest.raises(ValueError, match="one positive and one negative"):
-        permutation_p(x, positive ^ (seeds == 0) & positive, seeds, draws=9)
+        ridge_p(x, positive ^ (seeds == 0) & positive, seeds, draws=9)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy import augmentation, pictures
-from ensemble.privacy.rates import Auc
 from ensemble.privacy.verdicts import candidate_word, lower_bound_word, mix_word, seams_word, sequence_word
 
 SHOWN, INDICATED, SILENT, UNTESTED = "shown", "indicated", "not distinguishable here", "not tested"
@@ -31,8 +31,8 @@ def test_the_best_candidate() -> None:
 def test_a_share_of_mixed_batches(silent: bool, fired: bool) -> None:
     assert mix_word(0.1, "cutmix", {"cutmix"}, silent, fired) == (SHOWN if silent and fired else INDICATED)
     assert mix_word(0.1, "cutmix", {"cutmix", "mixup"}, silent, fired) == INDICATED
-    assert mix_word(0.1, "cutmix", {"none"}, silent, fired) == SILENT
-    assert mix_word(0.0, "cutmix", {"cutmix"}, silent, fired) == SILENT
+    for low, alike in ((0.1, {"none"}), (0.0, {"cutmix"})):
+        assert mix_word(low, "cutmix", alike, silent, fired) == (SILENT if fired else UNTESTED)
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -68,14 +68,14 @@ def test_seams_of_inversions(
     images = {name: torch.full((2, 3, 8, 8), k / 10) for k, name in enumerate(("own", "null", "other", "planted"))}
     means = {0.0: own, 0.2: blank, 0.3: planted}
 
-    def difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float]:
+    def difference(a: torch.Tensor, b: torch.Tensor) -> Estimate:
         assert float(b[0, 0, 0, 0]) == pytest.approx(0.1)
         value = means[round(float(a[0, 0, 0, 0]), 1)]
-        return value, value - 0.1, value + 0.1
+        return Estimate(value, value - 0.1, value + 0.1)
 
     monkeypatch.setattr(pictures, "_difference", difference)
     monkeypatch.setattr(pictures, "turned_control", lambda x: torch.tensor([turned if float(x.mean()) < 0.05 else 0.0]))
-    finding, value = pictures._seams(*images.values(), Auc(0.9, 0.8, 1.0))
+    finding, value = pictures._seams(*images.values(), Estimate(0.9, 0.8, 1.0))
     assert (finding.word, value) == (word, own)
 
 
@@ -88,6 +88,8 @@ def test_seams_of_inversions(
         (0.1, (-0.1, 0.1), (0.9, 1.1), ("a", "b"), INDICATED),
         (0.1, (-0.1, 0.1), (0.9, 1.1), ("b",), SILENT),
         (0.0, (-0.1, 0.1), (0.9, 1.1), ("a",), SILENT),
+        (0.0, (-0.1, 0.1), (-0.1, 1.1), ("a",), UNTESTED),
+        (-3.0, (-0.1, 0.1), (0.9, 1.1), ("a",), UNTESTED),
     ],
 )
 def test_a_mix(
@@ -101,7 +103,7 @@ def test_a_mix(
     known: Any = {"a": SimpleNamespace(mix="cutmix"), "b": SimpleNamespace(mix="mixup")}
     monkeypatch.setattr(augmentation, "unmixed", lambda *_: torch.linspace(*null, 100))
     monkeypatch.setattr(augmentation, "all_mixed", lambda *_: torch.linspace(*control, 100))
-    estimate: Any = SimpleNamespace(value=0.5, low=low, high=0.9, seen_above=0.2)
     said: Any = SimpleNamespace(alike=alike)
-    finding = augmentation._mix("CutMix?", estimate, *[None] * 3, said, known, "cutmix", 0)  # type: ignore[arg-type]
-    assert finding.word == word
+    finding = augmentation._mix("CutMix?", Estimate(0.5, low, 0.9), *[None] * 3, said, known, "cutmix", 0)  # type: ignore[arg-type]
+    assert finding.word == word and ("blind here" in finding.reading) == (word == UNTESTED)
+    assert ("did not fire" in finding.reading) == (word == UNTESTED and control[0] <= 0)

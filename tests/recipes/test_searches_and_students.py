@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ensemble.config.mistakes import ConfigError
 from ensemble.config.yaml_files import load_yaml
 from ensemble.recipe import Recipe, parse_recipe
+from ensemble.runs.recipes import load_recipe
 from ensemble.search.metrics.inception import Inception
 from ensemble.search.sampling import grid_of
 from ensemble.search.settings import Settings
@@ -20,8 +23,16 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 SPACES = {"imagenet": "imagenet", "loss_weights": "quickstart", "quickstart": "quickstart"}
 SPACES |= {"rafi_cohen_grid": "rafi_cohen_grid"}
 """Spaces, and the recipes that they are for."""
-STUDENTS = ["cifar10", "cifar10_pruned", "imagenet", "imagenet_pruned", "nvlabs_cifar10", "rafi_cohen_resnet50"]
-OURS = ["search/quickstart", "distillation/cifar10"]
+STUDENTS = [
+    "cifar10",
+    "cifar10_long",
+    "cifar10_pruned",
+    "imagenet",
+    "imagenet_pruned",
+    "nvlabs_cifar10",
+    "rafi_cohen_resnet50",
+]
+OURS = ["search/quickstart", "distillation/cifar10", "distillation/cifar10_long"]
 """Nobody else's experiments."""
 
 
@@ -87,3 +98,16 @@ def test_published_students() -> None:
     hard, soft = student("rafi_cohen_resnet50"), student("nvlabs_cifar10")
     assert isinstance(hard.lesson, Hard) and not hard.augmentation.flip and not hard.augmentation.crop_padding
     assert soft.schedule.steps_per_epoch(1000 * 256) * soft.schedule.epochs == 200 * 400
+
+
+def test_a_recipe_of_ones_own_may_extend_a_shipped_one(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: quickstart\nseed: 7\n")
+    shipped = load_recipe("quickstart")
+    assert load_recipe(mine) == replace(shipped, seed=7)
+    mine.write_text("extends: quikstart\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: extends: .*did you mean 'quickstart'"):
+        load_recipe(mine)
+    (tmp_path / "quickstart").write_text("teachers: [{model: resnet20_cifar}]\n")  # a file beside it goes first
+    mine.write_text("extends: quickstart\n")
+    assert len(load_recipe(mine).teachers) == 1

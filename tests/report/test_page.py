@@ -23,7 +23,7 @@ from ensemble.machine.files import read_json, read_json_lines, write_json, write
 from ensemble.recipe import TeacherEntry
 from ensemble.report.page import page, percent
 from ensemble.report.reading import read_run
-from ensemble.report.thumbnails import maps, shown_width, side_of, thumbnails
+from ensemble.report.thumbnails import data_uris, maps, shown_width, side_of
 from ensemble.runs.folder import ResultsFolder
 
 VOID = {"meta", "img", "input", "br", "link"}
@@ -330,7 +330,7 @@ def test_a_run_that_was_stopped_says_so(tmp_path: Path) -> None:
 
 def test_large_pictures_are_reduced_and_small_ones_enlarged_whole() -> None:
     large = torch.rand(2, 3, 300, 200)
-    assert [pixels(uri).shape for uri in thumbnails(large)] == [(256, 171, 3)] * 2
+    assert [pixels(uri).shape for uri in data_uris(large)] == [(256, 171, 3)] * 2
     assert (
         side_of(large) == 256 and side_of(torch.zeros(201, 3, 300, 200)) == 160 and side_of(large[..., :96, :96]) == 96
     )

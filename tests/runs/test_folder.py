@@ -83,8 +83,39 @@ def test_overwrite_refuses_what_another_command_made(tmp_path, made):
 
 def test_overwrite_leaves_no_empty_folders(tmp_path):
     ResultsFolder(tmp_path).write_images(*batch([0, 1]), NAMES)
+    (tmp_path / "metrics.jsonl").touch()
     ResultsFolder(tmp_path).begin(overwrite=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_an_overwrite_that_was_cut_short_is_done_again(tmp_path, monkeypatch, after):
+    ResultsFolder(tmp_path).write_images(*batch([0, 1]), NAMES)
+    for name in ("metrics.jsonl", "recipe.yaml", "summary.json", "grid.png"):
+        (tmp_path / name).touch()
+    unlink, left = Path.unlink, [after]
+
+    def cut_short(path, **options):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            ResultsFolder(tmp_path).begin(overwrite=True)
+    ResultsFolder(tmp_path).begin(overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["images/0001/7.png", "grid.png", "units.png"])
+def test_overwrite_refuses_files_of_names_of_ours_where_no_run_wrote(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is no run's, and is not replaced"):
+        ResultsFolder(tmp_path).begin(overwrite=True)
+    assert files(tmp_path) == {name}
 
 
 def test_overwrite_keeps_checkpoints_no_run_of_ours_wrote(tmp_path):

@@ -50,6 +50,16 @@ def test_the_level_is_the_distance_of_batches_that_are_drawn(size: int) -> None:
     assert torch.allclose(found, expected, rtol=0.1), (found, expected)
 
 
+def test_where_real_images_are_all_alike_the_sampling_error_stands_in() -> None:
+    """Images that wake a layer which is dead on real ones are far, not infinitely far."""
+    statistics, plain = small().statistics, small().statistics
+    assert statistics is not None and plain is not None
+    first, second = statistics.keys
+    statistics.calibrate({first: (0.1, 1.0, 0.2, 2.0), second: (0.3, 0.0, 0.0, 1e-12)})
+    for own, sampled in zip(statistics.sampling_errors(50), plain.sampling_errors(50), strict=True):
+        assert torch.equal(own[6:], sampled[6:]) and not torch.equal(own[:6], sampled[:6])
+
+
 def test_without_images_it_is_the_sampling_error() -> None:
     statistics = small().statistics
     assert statistics is not None and not statistics.levels_measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -90,6 +91,27 @@ class Tokens(nn.Module):
         return self.head(self.vector(x.mean(1)))
 
 
+class Listed(nn.Module):
+    """Layers that the forward pass takes from a plain list, beside their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.blocks = []
+        for i in range(2):
+            conv, norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"norm{i}", norm)
+            self.blocks.append((conv, norm))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for conv, norm in self.blocks:
+            x = norm(conv(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
 def batch(n: int = 5) -> torch.Tensor:
     return torch.rand(n, 3, 12, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -110,6 +132,7 @@ CASES = {
     "ghost": lambda: trunk(Ghost),
     "instance": lambda: trunk(lambda c: nn.InstanceNorm2d(c, track_running_stats=True)),
     "tokens": Tokens,
+    "listed": Listed,
 }
 
 
@@ -153,6 +176,119 @@ def test_layers_are_replaced_where_that_says_the_same(case: str, fast: bool) -> 
     in_bf16 = Teacher("t", net, CARD, dtype=torch.bfloat16)
     exact = teacher.observe(batch().float()).logits
     torch.testing.assert_close(in_bf16.observe(batch().float()).logits, exact, rtol=0.1, atol=0.1)
+
+
+class Bounded(nn.BatchNorm2d):
+    """What noise does not tell from a plain ReLU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).clamp(0, 20)
+
+
+@pytest.mark.parametrize("dead", [None, 0.0, 1e-10])
+def test_a_bound_that_few_images_reach_is_seen(dead: float | None) -> None:
+    net = settled(trunk(Bounded, nn.Identity))
+    if dead is not None:  # a channel that says nothing does not hide the others
+        net[1].running_var[2] = dead
+        with torch.no_grad():
+            net[0].weight[2] = 0.0
+    teacher = Teacher("t", net, CARD)
+    glaring = (batch() > 0.5).float() * 400 - 200
+    with torch.no_grad():
+        expected = net(normalised(glaring).float())
+    torch.testing.assert_close(teacher.observe(glaring).logits, expected)
+
+
+class Last(nn.Module):
+    """Channels last, in a map with as many rows as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 12, 3, padding=1), OwnLast(12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+class OwnLast(Own):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == self.running_mean.dtype
+        return (x - self.running_mean) / self.running_var.sqrt()
+
+
+def test_channels_are_found_where_another_dimension_has_as_many() -> None:
+    net = settled(Last()).double()
+    teacher = Teacher("t", net, CARD, dtype=torch.float64)
+    x = net.conv(normalised(batch())).permute(0, 2, 3, 1).flatten(0, 2) - net.norm.running_mean
+    torch.testing.assert_close(teacher.observe(batch()).moments, torch.stack([x.sum(0), x.square().sum(0)]).detach())
+
+
+class Asked(nn.Module):
+    """A map that takes another number, as wide as it has channels; and a forward that reads what a layer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), Scaled(12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.bn(self.conv(x)), self.bn.weight.mean())
+        return self.head(x.mean((2, 3)))
+
+
+class Scaled(Own):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == 12
+        return super().forward(x * scale)
+
+
+def test_layers_that_take_more_and_a_network_that_reads_them() -> None:
+    net = settled(Asked())
+    teacher = Teacher("t", net, CARD)
+    assert list(teacher.layers) == ["bn", "norm"] and not teacher.left_out
+    with torch.no_grad():
+        expected = net(normalised(batch()).float())
+    torch.testing.assert_close(teacher.observe(batch().float()).logits, expected)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 6, 1, 1), (6, 1, 1)])
+def test_statistics_of_another_shape_are_left_out(shape: tuple[int, ...]) -> None:
+    net = settled(trunk(nn.BatchNorm2d))
+    net.insert(2, OwnLast(1))
+    for key in ("running_mean", "running_var"):
+        net[2].register_buffer(key, torch.ones(shape))
+    teacher = Teacher("t", net, CARD)
+    assert list(teacher.layers) == ["1", "5"] and "not one number a channel" in teacher.left_out["2"]
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 4)
+        self.register_parameter("filter", nn.Parameter(torch.randn(3, 12, 7, dtype=torch.cfloat)))
+        self.register_parameter("order", nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.fft.irfft2(torch.fft.rfft2(self.norm(x)) * self.filter)
+        return self.head(x[:, self.order].square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_complex_weights_and_indices_stay_what_they_are(dtype: torch.dtype) -> None:
+    net = settled(Complex())
+    view = batch().float()
+    with torch.no_grad():
+        expected = net(normalised(view).float())
+    teacher = Teacher("t", net, CARD, dtype=dtype)
+    torch.testing.assert_close(teacher.observe(view).logits, expected)
+    assert teacher.dtype == torch.float32 and len(teacher.notes) == (dtype == torch.bfloat16)
+
+
+def test_a_network_that_cannot_be_copied_is_one_line() -> None:
+    net = trunk(nn.BatchNorm2d)
+    net.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"^t: a network is copied before it is watched.* pickle"):
+        Teacher("t", net, CARD)
 
 
 class Foreign(nn.Module):
@@ -211,6 +347,11 @@ def test_one_logit_is_two_classes() -> None:
     logits = Teacher("t", settled(net), card).observe(batch().float()).logits
     expected = torch.sigmoid(net(normalised(batch()).float()))[:, 0].detach()
     torch.testing.assert_close(logits.softmax(1)[:, 1], expected)
+    alone = Teacher("t", net, card).observe(batch(1).float()).logits
+    torch.testing.assert_close(alone, -alone.flip(1))  # either class's score pulls
+    squeezed = nn.Sequential(net, nn.Flatten(0))
+    squeezed.forward = lambda x: net(x).squeeze()  # of one image a number without dimensions
+    torch.testing.assert_close(Teacher("t", squeezed, card).observe(batch(1).float()).logits, alone)
 
 
 def test_one_channel_sees_luminance() -> None:

@@ -23,7 +23,7 @@ from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
 from ensemble.machine.rng import generator
-from ensemble.training.distillation import DistillationRecipe, RealImages, parse_distillation_recipe
+from ensemble.training.distillation import DistillationRecipe, StudentSchedule, parse_distillation_recipe
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.student import prepare
 from models import create_model, model_card
@@ -155,7 +155,8 @@ def test_real_images_have_the_students_labels(tmp_path: Path) -> None:
     """The student takes the dataset's order of classes, folders are sorted; brightness says the class."""
     names = ("frog", "cat", "deer")
     made, real = a_dataset(tmp_path / "set", 9, names=names), real_images(tmp_path / "real", names)
-    recipe = DistillationRecipe(f"{STUDENT},num_classes=3", (str(made),), test=RealImages(str(real)), diagnose=True)
+    asked = {"student": f"{STUDENT},num_classes=3", "dataset": [str(made)], "schedule": {"batch_size": 9}}
+    recipe = parse_distillation_recipe(asked | {"test": {"path": str(real)}, "diagnose": True})
     student = prepare(recipe)
     assert student.card.class_names == names
     for data in (student.pool.data, student.test_set, student.real_set):
@@ -184,9 +185,19 @@ def test_the_last_epoch_counts(tmp_path: Path, dataset: Path, real: Path) -> Non
     assert not any("test_accuracy" in row for row in rows_of(tmp_path / "a")) and "best_along_the_way" not in a
 
 
+def test_the_best_along_the_way_is_of_the_test_that_is_asked_for(tmp_path: Path, dataset: Path, real: Path) -> None:
+    other = real_images(tmp_path / "other", per_class=2)
+    every = [*line(tmp_path, dataset, "--labels", "stored", "--set", "test_every=1"), "--test"]
+    assert cli.main([*every, str(other)]) == 0 and all("test_accuracy" in row for row in rows_of(tmp_path))
+    assert cli.main([*every, str(real), "--resume"]) == 0
+    assert not any("test_accuracy" in row for row in rows_of(tmp_path))
+    assert "best_along_the_way" not in summary_of(tmp_path)
+
+
 def test_a_student_begins_untrained(tmp_path: Path, dataset: Path) -> None:
     def weights(student: str, seed: int = 0) -> torch.Tensor:
-        return next(prepare(DistillationRecipe(student, (str(dataset),), seed=seed)).net.parameters())
+        recipe = DistillationRecipe(student, (str(dataset),), seed=seed, schedule=StudentSchedule(batch_size=20))
+        return next(prepare(recipe).net.parameters())
 
     bundled = next(create_model("resnet20_cifar")[0].parameters())
     plain = weights("resnet20_cifar")
@@ -341,6 +352,8 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--epochs", "0"], "schedule.epochs: must be"),
         (["--epochs", "x"], "argument --epochs: invalid int value"),
         (["--set", "schedule.batch_size=21"], "20 images are fewer than one batch of 21; set schedule.batch_size"),
+        (["--set", "schedule.batch_size=21", "--test", "nowhere"], "set schedule.batch_size to 20 or less"),
+        (["--set", "epochs=2"], "epochs: unknown key; did you mean 'schedule.epochs'?"),
         (["--set", "lesson.temprature=2"], "lesson.temprature: unknown key; did you mean 'temperature'?"),
         (["--set", "augmentation={mixup: 1, cutmix: 1}"], "mixup and cutmix exclude each other"),
         (["--test", "nowhere"], "nowhere does not exist"),
@@ -348,7 +361,14 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--diagnose"], "diagnose: there is nothing to test on; give real images, as --test DATA"),
         (["--set", "test_every=2"], "test_every: there is nothing to test on"),
         (["--recipe", "cifar11"], "recipe 'cifar11' is neither a file nor a shipped recipe"),
-        (["--recipe", "quickstart"], "--recipe: quickstart is a recipe of images; name one of distillation, such as"),
+        (
+            ["--recipe", "quickstart"],
+            "recipe quickstart: this file is one of invert.py --recipe; a recipe of a student",
+        ),
+        (
+            ["--recipe", "training/resnet20_cifar"],
+            "this file is one of invert.py train --recipe; a recipe of a student",
+        ),
         (["--device", "tpu"], "'tpu' is none of auto, cpu"),
         (["--overwrite", "--resume"], "not allowed with argument"),
         (["--export", "x"], "unrecognized arguments: --export x"),
@@ -393,7 +413,8 @@ def test_real_images_of_the_classes_that_images_were_made_for(tmp_path: Path) ->
     for folder, grey in (("n02102040", 60), ("n01440764", 200), ("n02979186", 120)):
         (tmp_path / "real/val" / folder).mkdir(parents=True)
         Image.new("RGB", (32, 32), (grey,) * 3).save(tmp_path / "real/val" / folder / "0.png")
-    asked = {"student": "resnet18", "dataset": [str(made)], "test": {"path": str(tmp_path / "real"), "split": "val"}}
+    asked: dict[str, Any] = {"student": "resnet18", "dataset": [str(made)], "schedule": {"batch_size": 4}}
+    asked["test"] = {"path": str(tmp_path / "real"), "split": "val"}
     real = prepare(parse_distillation_recipe(asked)).test_set
     assert real is not None and real.class_names == names
     brightness = {int(label): int(image[0, 0, 0]) for image, label in zip(real.images, real.labels, strict=True)}
@@ -410,11 +431,6 @@ def test_a_trained_student_of_other_classes(tmp_path: Path, capsys: pytest.Captu
     assert cli.main([*words, "resnet20_cifar@random"]) == 0
     _, card = create_model(f"resnet20_cifar@{tmp_path / 'out/weights.safetensors'}")
     assert card.class_names == (*CIFAR10_CLASSES[:9], "cow")
-
-
-def test_one_process(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr("ensemble.applications._options.launched_ranks", lambda: 2)
-    refused(line(tmp_path, dataset), "distill is one process; start it without torchrun", capsys)
 
 
 def test_out_of_memory(

@@ -261,6 +261,17 @@ def test_a_live_teachers_classes_are_those_that_the_dataset_says() -> None:
     assert torch.equal(told, z.argmax(1))
 
 
+def test_a_datasets_own_teacher_tells_its_classes_by_their_numbers() -> None:
+    """Where the first teacher has no names, the dataset invents some, which a later one that has some does not know."""
+    invented = tuple(f"{i:04d}" for i in range(10))
+    pool = pool_of({})
+    pool = replace(pool, data=replace(pool.data, class_names=invented), teachers={"second": Source(A, None, invented)})
+    card = replace(CARD, class_names=invented)
+    plain = Live().begin(replace(pool_of({}), teachers={"second": Source(A, None, CIFAR10_CLASSES)}), CARD, FP32, CPU)
+    told = Live().begin(pool, card, FP32, CPU)(STUDENT, VIEWS, PLAIN)
+    torch.testing.assert_close(told, plain(STUDENT, VIEWS, PLAIN))
+
+
 def test_other_weights_than_the_datasets_are_no_teacher() -> None:
     right = model_card(A).weights["cifar10"].sha256
     for digest in (None, right):

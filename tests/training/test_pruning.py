@@ -146,6 +146,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dataset: Path, tmp_path: Path
     [
         (["--model", "resnet20_cifar@random"], "--model: random weights have nothing to lose"),
         (["--flops", "1.5"], "prune.flops"),
+        (["--set", "prune=null"], "leave --set prune out"),
         (["--flops", "0.001"], "of its multiplications with a tenth of each layer left; ask for more"),
         (["--dataset", "nowhere"], "nowhere"),
     ],

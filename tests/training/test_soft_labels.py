@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.data.soft_labels import centred, deviation, pooled
+from ensemble.data.soft_labels import centred, deviation, pooled, scales
 from ensemble.machine.rng import generator
-from ensemble.training.soft_labels import kl_divergence, scales, squared_distance
+from ensemble.training.soft_labels import kl_divergence, squared_distance
 
 
 def logits(seed: int, n: int = 6, classes: int = 4) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_scales_by_hand() -> None:
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_a_teacher_that_says_the_same_everywhere(value: float) -> None:
-    with pytest.raises(ValueError, match="lesson: b tells no classes apart in these images; leave it out"):
+    with pytest.raises(ValueError, match="soft labels: b tells no classes apart here; leave it out"):
         scales({"a": 1.0, "b": value})
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from safetensors.torch import load_file
 
 import ensemble.training.run as training_run
 from ensemble import cli
-from ensemble.applications.train import recipe_path, reproducing_command
+from ensemble.applications.train import reproducing_command
 from ensemble.config.yaml_files import load_yaml
+from ensemble.runs.recipes import recipe_file
+from ensemble.training.weights import save_weights
 from models import create_model, model_card
 from models._bundled import with_bundled
 from models.cifar import CIFAR10_CLASSES
@@ -96,6 +100,57 @@ def test_a_run(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[s
     create_model(f"resnet20_cifar@{output / 'checkpoint.pt'}")
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == f"{output}: accuracy {summary['accuracy']:.2%} on 20 test images"
+
+
+def test_trained_weights_keep_the_order_of_their_classes(tmp_path: Path, cifar_like: Path) -> None:
+    """The same function with its rows in another order reads the same classes."""
+    (tmp_path / "a").mkdir()
+    assert cli.main(line(tmp_path / "a", cifar_like)) == 0
+    trained, card = create_model(f"resnet20_cifar@{tmp_path / 'a/out/weights.safetensors'}")
+    backwards = replace(card, class_names=tuple(reversed(card.class_names)), label_space="")
+    with torch.no_grad():
+        for parameter in (trained.linear.weight, trained.linear.bias):
+            parameter.copy_(parameter.flip(0).clone())
+    save_weights(trained, tmp_path / "back.safetensors", backwards)
+    said = []
+    for name in ("a/out/weights", "back"):
+        (tmp_path / name).mkdir(parents=True)
+        words = ["--set", f"model=resnet20_cifar@{tmp_path / name}.safetensors", "--set", "schedule.epochs=1"]
+        assert cli.main(line(tmp_path / name, cifar_like, *words)) == 0
+        said.append(json.loads((tmp_path / name / "out" / "metrics.jsonl").read_text()))
+    assert said[0]["loss"] == pytest.approx(said[1]["loss"], rel=1e-4)
+    kept = create_model(f"resnet20_cifar@{tmp_path / 'back/out/weights.safetensors'}")[1]
+    assert kept.class_names == backwards.class_names
+
+
+def test_other_data_are_not_gone_on_with(
+    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, moved = write_images(tmp_path / "other", CIFAR10_CLASSES[::-1], 3), tmp_path / "moved"
+    shutil.copytree(cifar_like, moved)
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        assert cli.main(line(tmp_path, cifar_like)) == 130
+    for finished in (False, True):
+        before = contents(tmp_path / "out")
+        assert cli.main(line(tmp_path, other, "--resume")) == 2
+        assert "holds other training images or classes than where" in capsys.readouterr().err
+        assert contents(tmp_path / "out") == before
+        assert finished or cli.main(line(tmp_path, moved, "--resume")) == 0
+
+
+def test_an_export_into_a_file_is_refused_first(
+    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(line(tmp_path, cifar_like, "--export", str(tmp_path / "file"))) == 2
+    assert "file is a file; give another folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_one_class_is_no_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_images(tmp_path / "one", ("cat",))
+    assert cli.main(line(tmp_path, data)) == 2
+    assert "has one class; a classifier is trained on two or more" in capsys.readouterr().err
 
 
 def test_interrupted_and_gone_on_with(
@@ -258,13 +313,13 @@ def test_bundled_records_are_reproduced_by_their_recipes() -> None:
 @pytest.mark.parametrize("name", ["resnet20_cifar", "edge_popup/dense", "training/resnet20_cifar"])
 def test_shipped_training_recipes_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipe_path(name) == ROOT / f"recipes/training/{name.removeprefix('training/')}.yaml"
+    assert recipe_file(name, "training") == ROOT / f"recipes/training/{name.removeprefix('training/')}.yaml"
 
 
 def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("resnet20_cifar").touch()
-    assert recipe_path("resnet20_cifar") == Path("resnet20_cifar")
+    assert recipe_file("resnet20_cifar", "training") == Path("resnet20_cifar")
 
 
 def test_a_run_by_name(tmp_path: Path, cifar_like: Path) -> None:
@@ -336,7 +391,9 @@ def test_all_mistakes_at_once(tmp_path: Path, cifar_like: Path, capsys: pytest.C
 
 def test_an_inversion_recipe_is_no_training_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--recipe", "quickstart", "--output", str(tmp_path / "out")]) == 2
-    assert "model: missing" in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    other = "recipe quickstart: this file is one of invert.py --recipe; a recipe of a training names model and data"
+    assert said == f"invert.py: {other}"
 
 
 @pytest.mark.parametrize("missing", ["--recipe", "--output"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from test_unit_readings import CARD, Net
 
 from ensemble import prefer
 from ensemble.objectives.activation import Activation
+from ensemble.units import preferred
+from ensemble.units.preferred import Preferred
 
 SHORT = {"iterations": 3, "progress": False, "device": "cpu", "precision": "fp32", "seed": 1}
 UNITS = "bn:0,2"
@@ -120,3 +123,30 @@ def test_a_unit_has_the_same_images_whichever_others_are_asked_for(method: str) 
         assert alone is not None
         torch.testing.assert_close(alone.images, several.images[[unit, unit + 4]], rtol=0, atol=1e-4)
         assert (alone.images[0] - alone.images[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("units", "captions"),
+    [
+        (["bn:0", "bn:1"], ["bn:0", "bn:1"]),
+        (["n0/bn:0", "n0/bn:2 - n0/bn:1"], ["bn:0", "bn:2 - bn:1"]),
+        (["2*n0/bn:0", "-n0/conv:1 + 3*n0/bn:1"], ["2*bn:0", "-conv:1 + 3*bn:1"]),
+        (["n0/bn:dir=n0/cat.npy"], ["bn:dir=n0/cat.npy"]),
+        (["n0/bn:0", "n1/bn:0"], ["n0/bn:0", "n1/bn:0"]),
+        (["bn:0", "n1/bn:0"], ["bn:0", "n1/bn:0"]),
+    ],
+)
+def test_sheets_name_the_network_where_there_are_two(
+    units: list[str], captions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr(preferred, "draw_grid", lambda *given, **how: shown.append((given[2], how["ends"])))
+    results = SimpleNamespace(images=torch.zeros(len(units), 3, 8, 8))
+    Preferred(results, tuple(units), []).sheet()  # type: ignore[arg-type]
+    assert shown == [(captions, True)]
+
+
+def test_lbfgs_starts_where_rectified_units_have_a_gradient() -> None:
+    """Of these, as of a seventh of the layer, noise excites none."""
+    found = prefer("resnet20_cifar", "layer3.1:5,15,53,55", method="lbfgs", **{**SHORT, "iterations": 5})  # type: ignore[arg-type]
+    assert found is not None and all(row["activation"] > 0 for row in found.rows) and not found.warnings

@@ -93,6 +93,13 @@ class Bank:
                 f"data: images of {self.size} pixels and crops by {padding}; detectors take 16 pixels at least, and "
                 f"re-estimate statistics with crops by an eighth of the side ({self.size // 8})"
             )
+        for name in (self.recipe.plain, self.recipe.mixed):
+            seen = self.recipe.arm(name).augmentation
+            if seen.crop_border != "mirrored" or not seen.flip or 0 < seen.crop_scale < 1:
+                raise ValueError(
+                    f"arms: {name} has crops or flips that statistics are not re-estimated with; leave crop_border, "
+                    "flip and crop_scale of the plain and the mixed arm as they are by default"
+                )
         if not bn_layers(build_network(self.recipe.model, 0)[0]):
             raise ValueError(f"model: {self.card.name} keeps no BatchNorm statistics, which the study is about")
         if len(self.pool) < 6 * self.recipe.schedule.batch_size:

@@ -15,7 +15,7 @@ from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import Candidate
 from ensemble.privacy.inversions import Networks, bn_inversions, class_inversions
 from ensemble.privacy.membership import answers
-from ensemble.privacy.moments import Moments, bn_layers, moments_of, stored, with_stored
+from ensemble.privacy.moments import Moments, moments_of, running_layers, stored, with_stored
 from ensemble.privacy.rates import auc
 from ensemble.privacy.reestimation import explain, share
 from ensemble.privacy.seams import seam_scores, turned_control
@@ -29,7 +29,7 @@ from ensemble.privacy.study.recency import last_batches, recency_auc
 from ensemble.privacy.study.stress import stressed
 from ensemble.privacy.study.windows import second_class
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
-from ensemble.training.reading import evaluate
+from ensemble.training.reading import black_pixel, evaluate, inputs_of
 from ensemble.training.weights import save_weights
 from models import create_model
 
@@ -116,7 +116,7 @@ class Cells:
     def moments(self, teacher: BankTeacher, net: nn.Module) -> dict[str, Moments]:
         """Of re-estimated statistics, by candidate."""
         tensors = self.folder.tensors(f"bank_{teacher.name}")
-        layers = stored(net, bn_layers(net)).layers
+        layers = stored(net, running_layers(net, self.bank.card)).layers
         return {name: Moments(layers, tensors[f"{name}/mean"], tensors[f"{name}/var"]) for name in CANDIDATES}
 
     # --- inversions -------------------------------------------------------------------------------------------
@@ -209,14 +209,14 @@ class Cells:
     def _read(self, teacher: BankTeacher) -> Cell:
         def make() -> None:
             net, card, bank = self.network(teacher), self.bank.card, self.bank
-            found, own = self.moments(teacher, net), stored(net, bn_layers(net))
+            found, own = self.moments(teacher, net), stored(net, running_layers(net, self.bank.card))
             outside = bank.outside(teacher.seed)
             probed = outside.subset(slice(bank.recipe.probed))
             estimate = share(own, found["plain"], found["cutmix"], bank.recipe.seed)
             said = explain(own, found, bank.recipe.seed)
             figures: dict[str, Any] = {
                 "share": estimate.value,
-                "share_interval": [estimate.low, estimate.high],
+                "share_interval": [*estimate.interval],
                 "best": said.best,
                 "fit": said.fit[said.best],
                 "explained": said.explained,
@@ -266,7 +266,7 @@ class Cells:
         found = {}
         for name, members in (("members", inside[chosen]), ("null", bank.inside(teacher.seed + 1)[chosen])):
             value = auc(scores[members], scores[~members])
-            found[name] = [value.value, value.low, value.high]
+            found[name] = [*value]
         return found
 
     @property
@@ -288,15 +288,16 @@ class Cells:
         )
         late, early = (part[:: max(1, len(part) // _TRACED)] for part in (late, early))
         arm, known = self.bank.recipe.arm(teacher.arm), self._reference
-        rng, black = generator(self.bank.recipe.seed, "recency"), torch.zeros(3, 1, 1)
-        seen = arm.augmentation(known.float(), torch.arange(len(known)), rng, black)[0]
+        rng, black = generator(self.bank.recipe.seed, "recency"), black_pixel(self.bank.card)
+        inputs = inputs_of(known, self.bank.card, torch.device("cpu"))
+        seen = arm.augmentation(inputs, torch.arange(len(known)), rng, black)[0]
         plain = moments_of(net, Candidate().batches(learned, self.bank.card, schedule.batch_size, 0)).average()
         found = {}
         for name, moments in (("stored", own), ("plain", plain)):
             value = recency_auc(
                 *(net, self.bank.card, learned, late, early),
-                reference=seen.round().clamp(0, 255).byte(),
+                reference=seen,
                 moments=moments,
             )
-            found[name] = [value.value, value.low, value.high]
+            found[name] = [*value]
         return found

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensemble.evaluation.estimate import t_interval
 from ensemble.privacy.findings import Finding, Table
-from ensemble.privacy.pictures import Row
-from ensemble.privacy.rates import Auc
+from ensemble.privacy.pictures import Strip
 from ensemble.privacy.study.cells import CANDIDATES, Cells
 from ensemble.privacy.study.contrasts import Detector, Scores, Swap, swap_of, swap_p
 from ensemble.privacy.study.controls import FIRES, Control, controls
@@ -22,8 +22,6 @@ from ensemble.privacy.study.inference import (
     page_p,
     paired_auroc_difference,
     splits,
-    t_interval,
-    written,
 )
 from ensemble.privacy.study.memberships import attacked, membership_findings, membership_tables
 from ensemble.privacy.verdicts import lower_bound_word, sequence_word
@@ -38,7 +36,7 @@ class Concluded:
 
     findings: tuple[Finding, ...]
     tables: tuple[Table, ...]
-    pictures: tuple[Row, ...]
+    pictures: tuple[Strip, ...]
     figures: dict[str, Any]
     """Of leakage.json, by name."""
 
@@ -81,7 +79,7 @@ def conclude(cells: Cells) -> Concluded:
         "p": tested,
         "sequence": fallen,
         "secondary": {name: {"p": secondary[name], "holm": corrected[name]} for name in secondary},
-        "controls": {f"{c.name}: {c.detector}": [c.value.value, c.value.low, c.value.high, c.kept] for c in checks},
+        "controls": {f"{c.name}: {c.detector}": [*c.value, c.kept] for c in checks},
     }
     return Concluded(tuple(findings), tuple(tables), _pictures(cells, scores), figures)
 
@@ -120,29 +118,32 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     tested = "not tested" if fallen is None else f"exact one-sided p = {p:.3g}, number {place + 1} at 0.05"
     turned = scores.auroc(scores.turned, arm).value
     return Finding(
-        f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in {arm}?",
-        sequence_word(fallen, value.low, kept, alone=not loud),
-        f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
-        value.value,
-        (value.low, value.high),
-        f"plain statistics in both arms' weights: {around.exchanged:.2f}; what chance allows for halves of the plain "
-        f"arm, whatever the data: {around.chance}",
-        f"planted CutMix statistics in plain weights: {around.planted:.2f}; real CutMix images: {real.value.value:.2f}",
-        _STATISTICS,
-        reading,
+        question=f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in "
+        f"{arm}?",
+        word=sequence_word(fallen, value.low, kept, alone=not loud),
+        evidence=f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
+        figure=value,
+        null=f"plain statistics in both arms' weights: {around.exchanged:.2f}; what chance allows for halves of the "
+        f"plain arm, whatever the data: {around.chance}",
+        control=f"planted CutMix statistics in plain weights: {around.planted:.2f}; real CutMix images: "
+        f"{real.value.value:.2f}",
+        access=_STATISTICS,
+        reading=reading,
     )
 
 
 def _quantiles(null: np.ndarray) -> str:
-    low, high = (sorted(null)[int(q * (len(null) - 1))] for q in (0.025, 0.975))
-    return f"[{low:.2f}, {high:.2f}]"
+    cut = int(0.025 * (len(null) - 1))  # as many on either side
+    ordered = sorted(null)
+    return f"[{ordered[cut]:.2f}, {ordered[-1 - cut]:.2f}]"
 
 
 def _secondary(scores: Scores, swap: Swap) -> dict[str, float]:
     """p-values of at most ten named contrasts, one-sided, in the recipe's mixed arm unless they say another."""
     recipe = scores.cells.bank.recipe
     found = {f"swap, {name}": p for name, p in swap_p(swap).items()}
-    doses = sorted({arm.dose: arm.name for arm in recipe.arms if arm.dose or arm.name == recipe.plain}.items())
+    named = [(arm.dose, arm.name) for arm in recipe.arms if arm.dose or arm.name == recipe.plain]
+    doses = sorted({**dict(named), recipe.arm(recipe.mixed).dose: recipe.mixed}.items())  # others may share its dose
     rows = _by_dose(scores, [name for _, name in doses])
     if len(doses) > 2 and len(rows) > 1:
         found["dose-response of seams (Page)"] = page_p(rows)
@@ -163,20 +164,20 @@ def _by_dose(scores: Scores, arms: list[str]) -> list[list[float]]:
 def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
     found = []
     for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
-        mean, low, high = t_interval(values)
+        added = t_interval(values)
         p = corrected[f"swap, {name}"]
-        word = lower_bound_word(low if p <= 0.05 else 0.0, 0.0, silent=False, fired=False)  # no null, no control
+        word = lower_bound_word(added.low if p <= 0.05 else 0.0, 0.0, silent=False, fired=False)  # no null, no control
         found.append(
             Finding(
-                f"Do seams follow the {name} when weights and statistics are exchanged?",
-                word,
-                f"mean over {len(values)} seeds of what CutMix {name} add to the seam score; Holm p = {p:.3g}",
-                mean,
-                (low, high),
-                "0",
-                "see the table of the swap",
-                _STATISTICS,
-                "Statistics were re-estimated on images that networks of that seed did not learn, with the same crops.",
+                question=f"Do seams follow the {name} when weights and statistics are exchanged?",
+                word=word,
+                evidence=f"mean over {len(values)} seeds of what CutMix {name} add to the seam score; Holm p = {p:.3g}",
+                figure=added,
+                null="0",
+                control="see the table of the swap",
+                access=_STATISTICS,
+                reading="Statistics were re-estimated on images that networks of that seed did not learn, with the "
+                "same crops.",
             )
         )
     return found
@@ -189,11 +190,10 @@ def _specific(scores: Scores) -> list[Finding]:
         value = scores.auroc(scores.seams, arm)
         found.append(
             Finding(
-                f"Do seams appear in {arm}, which has no CutMix?",
-                lower_bound_word(value.low, 0.5, silent=False, fired=False),
-                f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
-                value.value,
-                (value.low, value.high),
+                question=f"Do seams appear in {arm}, which has no CutMix?",
+                word=lower_bound_word(value.low, 0.5, silent=False, fired=False),
+                evidence=f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
+                figure=value,
                 access=_STATISTICS,
                 reading=f"AUROCs outside [{value.low:.2f}, {value.high:.2f}] are excluded.",
             )
@@ -210,23 +210,18 @@ def _detectors(scores: Scores) -> Table:
 
     rows = []
     for d in scores.detectors():
-        cells = [_said(scores.auroc(d, arm)) if d.arms is None or arm in d.arms else "–" for arm in arms]
+        cells = [f"{scores.auroc(d, arm):.2f}" if d.arms is None or arm in d.arms else "–" for arm in arms]
         beside = "–"
         if d.name[:2] in ("S1", "B1"):
             both = mixed_and_plain(scores.seams), mixed_and_plain(d)
             if not all(auroc(*each) == 1 for each in both):  # where both are perfect, draws of seeds cannot differ
-                value, low, high = paired_auroc_difference(*both, recipe.seed)
-                beside = f"{value:+.2f} [{low:.2f}, {high:.2f}]"
+                beside = f"{paired_auroc_difference(*both, recipe.seed):+.2f}"
         rows.append((d.name, d.access, *cells, beside))
     for ridge in scores.ridges():
         cells = [f"{scores.ridge(ridge, arm):.2f}" if len(scores.pairs(arm)) > 2 else "–" for arm in arms]
         rows.append((ridge.name, ridge.access, *cells, "–"))
     title = "Detectors: AUROC of each arm against the plain one [95 %, Newcombe]"
     return Table(title, ("detector", "access", *arms, f"I1 less it, {recipe.mixed} [bootstrap of seeds]"), tuple(rows))
-
-
-def _said(value: Auc) -> str:
-    return written((value.value, value.low, value.high), ".2f")
 
 
 def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
@@ -237,7 +232,7 @@ def _secondaries(p: dict[str, float], corrected: dict[str, float]) -> Table:
 def _controls(around: _Around) -> Table:
     must = f"fire: at least {FIRES}"
     rows = [
-        (check.name, check.detector, must if check.fires else "be silent", _said(check.value), _yes(check.kept))
+        (check.name, check.detector, must if check.fires else "be silent", f"{check.value:.2f}", _yes(check.kept))
         for check in around.checks
     ]
     planted = "plain weights with planted CutMix statistics"
@@ -253,9 +248,9 @@ def _yes(holds: bool) -> str:
 def _swap_table(swap: Swap) -> Table:
     rows = []
     for cell, seams in swap.seam.items():
-        accuracy = t_interval(swap.accuracy[cell])[0]
-        rows.append((", ".join(cell), written(t_interval(seams), ".4f"), f"{accuracy:.2%}"))
-    rows.append(("interaction", written(t_interval(swap.interaction()), ".4f"), "–"))
+        accuracy = t_interval(swap.accuracy[cell]).value
+        rows.append((", ".join(cell), f"{t_interval(seams):.4f}", f"{accuracy:.2%}"))
+    rows.append(("interaction", f"{t_interval(swap.interaction()):.4f}", "–"))
     return Table(
         "The swap: seam score, and accuracy", ("weights, statistics", "seam score [95 %]", "accuracy"), tuple(rows)
     )
@@ -267,7 +262,7 @@ def _doses(scores: Scores) -> Table:
     for arm in recipe.arms:
         shares = [float(scores.read(t)["share"]) for t in scores.teachers(arm.name)]
         spread = f"{min(shares):.2f} to {max(shares):.2f}"
-        rows.append((arm.name, arm.dose, written(t_interval(shares), ".2f"), spread))
+        rows.append((arm.name, arm.dose, f"{t_interval(shares):.2f}", spread))
     title = "Share of batches with CutMix, estimated by re-estimation (S1)"
     return Table(title, ("arm", "true share", "mean over networks [95 %]", "range"), tuple(rows))
 
@@ -312,20 +307,20 @@ def _ensembles(cells: Cells) -> list[Table]:
 
 
 def _beyond(values: list[float]) -> str:
-    mean, low, high = t_interval(values)
-    return f"{mean:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if len(values) > 2 else "")
+    found = t_interval(values)
+    return f"{found:+.4f}" if len(values) > 2 else f"{found.value:+.4f}"
 
 
 def _accuracies(scores: Scores) -> Table:
     rows = []
     for arm in scores.cells.bank.recipe.arms:
         found = [scores.cells.folder.figures(f"bank_{t.name}")["accuracy"] for t in scores.teachers(arm.name)]
-        said = (written(t_interval([row[split] for row in found]), ".2%") for split in ("test", "train"))
+        said = (f"{t_interval([row[split] for row in found]):.2%}" for split in ("test", "train"))
         rows.append((arm.name, len(found), *said))
     return Table("The bank", ("arm", "networks", "accuracy, test [95 %]", "accuracy on what it learned"), tuple(rows))
 
 
-def _pictures(cells: Cells, scores: Scores) -> tuple[Row, ...]:
+def _pictures(cells: Cells, scores: Scores) -> tuple[Strip, ...]:
     """The first images of the first networks, not chosen."""
     recipe = cells.bank.recipe
 
@@ -333,13 +328,13 @@ def _pictures(cells: Cells, scores: Scores) -> tuple[Row, ...]:
         return cells.folder.tensors(name)["images"][:_SHOWN]
 
     rows = [
-        Row(
+        Strip(
             f"{arm.name}: inversions of statistics as trained",
             first(f"images_{scores.teachers(arm.name)[0].name}_stored"),
         )
         for arm in recipe.arms
     ]
     plain = scores.teachers(recipe.plain)[0].name
-    rows.append(Row("planted: plain weights with re-estimated CutMix statistics", first(f"images_{plain}_cutmix")))
-    rows.append(Row("null: plain weights with re-estimated plain statistics", first(f"images_{plain}_plain")))
+    rows.append(Strip("planted: plain weights with re-estimated CutMix statistics", first(f"images_{plain}_cutmix")))
+    rows.append(Strip("null: plain weights with re-estimated plain statistics", first(f"images_{plain}_plain")))
     return tuple(rows)

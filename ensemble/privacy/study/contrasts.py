@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ensemble.privacy.rates import Auc, auc
+from ensemble.evaluation.estimate import Estimate
+from ensemble.privacy.rates import auc
 from ensemble.privacy.study.bank import BankTeacher
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.inference import permutation_p, sign_flip_p
-from ensemble.privacy.study.ridge import leave_pair_out_auroc
-from ensemble.privacy.study.ridge import permutation_p as ridge_p
+from ensemble.privacy.study.ridge import leave_pair_out_auroc, ridge_p
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Scores:
     def values(self, detector: Detector, arm: str) -> list[float]:
         return [detector.score(teacher) for teacher in self.teachers(arm)]
 
-    def auroc(self, detector: Detector, arm: str) -> Auc:
+    def auroc(self, detector: Detector, arm: str) -> Estimate:
         """Of the arm against the plain one, with Newcombe's interval."""
         plain = self.cells.bank.recipe.plain
         return auc(torch.tensor(self.values(detector, arm)), torch.tensor(self.values(detector, plain)))

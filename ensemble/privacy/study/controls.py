@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ensemble.evaluation.estimate import Estimate
 from ensemble.image.pictures import to_eight_bits
 from ensemble.image.recompression import recompressed
 from ensemble.machine.rng import generator
 from ensemble.privacy.candidates import cut_and_mixed
-from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.rates import auc
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
 from ensemble.privacy.study.phase import phase_randomised
@@ -28,14 +29,14 @@ class Control:
 
     name: str
     detector: str
-    value: Auc
+    value: Estimate
     fires: bool
     """Whether it should."""
 
     @property
     def kept(self) -> bool:
         """Whether it did as it should: at least FIRES, or an interval that holds 0.5."""
-        return self.value.value >= FIRES if self.fires else self.value.low <= 0.5 <= self.value.high
+        return self.value.value >= FIRES if self.fires else self.value.holds(0.5)
 
 
 def controls(cells: Cells, scores: Scores) -> list[Control]:

@@ -9,6 +9,8 @@ from math import comb
 import numpy as np
 from scipy import stats
 
+from ensemble.evaluation.estimate import Estimate
+
 
 def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     """The share of all ways to part the values in sets of these sizes whose AUROC is at least that of (a, b).
@@ -90,24 +92,9 @@ def splits(values: Sequence[float]) -> np.ndarray:
     return np.array([auroc([values[i] for i in c], [values[i] for i in range(n) if i not in c]) for c in chosen])
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean and its 95 % interval (Student's t); of one value, that value and no interval (NaN)."""
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
-    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
-
-
-def written(figure: tuple[float, float, float], form: str) -> str:
-    """`value [low, high]`, each in that form."""
-    value, low, high = (format(part, form) for part in figure)
-    return f"{value} [{low}, {high}]"
-
-
 def paired_auroc_difference(
     first: tuple[Sequence[float], Sequence[float]], second: tuple[Sequence[float], Sequence[float]], seed: int
-) -> tuple[float, float, float]:
+) -> Estimate:
     """AUROC of one detector less another's on the same networks, and its 95 % interval.
 
     Networks of a seed are drawn together (2,000 draws of seeds); each detector's scores are (mixed, plain), by seed.
@@ -118,4 +105,4 @@ def paired_auroc_difference(
     drawn = [rng.integers(0, n, n) for _ in range(2000)]
     each = [auroc(one[0][i], one[1][i]) - auroc(two[0][i], two[1][i]) for i in drawn]
     low, high = np.quantile(each, [0.025, 0.975])
-    return auroc(one[0], one[1]) - auroc(two[0], two[1]), float(low), float(high)
+    return Estimate(auroc(one[0], one[1]) - auroc(two[0], two[1]), float(low), float(high))

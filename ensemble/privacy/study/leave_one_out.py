@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from ensemble.evaluation.estimate import Estimate, t_interval
 from ensemble.machine.rng import generator
 from ensemble.privacy.membership import tail_share
-from ensemble.privacy.rates import LEAST_EXPECTED, Auc, Rate, auc, tpr_at
+from ensemble.privacy.rates import LEAST_EXPECTED, auc, tpr_at, tprs
 from ensemble.privacy.shadows import lira, lira_offline, rmia
-from ensemble.privacy.study.inference import t_interval
 
 REFERENCES = (1, 2, 4, 11)
 """Numbers of reference networks that RMIA is tried with."""
@@ -71,7 +71,7 @@ def null_rows(
     return _rows(_targets(margins, inside, canaries, references, seed, right, null=True), canaries)
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float] | None]]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Estimate | None]]:
     """By attack and figure: the mean over targets and its 95 % interval (Student's t), None where no target has one.
 
     Targets share images and are each other's shadows, so intervals are of this bank's images.
@@ -79,7 +79,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, 
     by_attack: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_attack.setdefault(row["attack"], []).append(row)
-    found: dict[str, dict[str, tuple[float, float, float] | None]] = {}
+    found: dict[str, dict[str, Estimate | None]] = {}
     for attack, each in by_attack.items():
         figures = [name for name in each[0] if name not in ("target", "attack") and not name.endswith("_interval")]
         values = {name: [row[name] for row in each if row[name] is not None] for name in figures}
@@ -126,17 +126,9 @@ def roc_band(
     if fewest <= LEAST_EXPECTED or not all(len(members) for members, _ in pairs):
         raise ValueError(f"a ROC takes members and more than {LEAST_EXPECTED} others of each network")
     fpr = torch.logspace(torch.tensor(LEAST_EXPECTED / fewest).log10().item(), 0, points, dtype=torch.float64)
-    curves = torch.stack([_tpr(members, others, fpr) for members, others in pairs])
+    curves = torch.stack([tprs(members, others, fpr) for members, others in pairs])
     mean, low, high = torch.tensor([t_interval(column) for column in curves.T.tolist()], dtype=torch.float64).T
     return Band(fpr, mean, low.clamp(0, 1), high.clamp(0, 1))
-
-
-def _tpr(members: torch.Tensor, others: torch.Tensor, fpr: torch.Tensor) -> torch.Tensor:
-    """(F,): the share of members above the threshold that at most so many of the others are above."""
-    thresholds = others.sort(descending=True).values
-    thresholds = torch.cat([thresholds, thresholds.new_full((1,), -torch.inf)])
-    at = thresholds[(fpr * len(others)).long().clamp_max(len(others))]
-    return (members[None] > at[:, None]).double().mean(1)
 
 
 def _targets(
@@ -207,10 +199,10 @@ def _figures(
     """AUC and true positive rates among the images of a group, with intervals."""
     pair = _parted(scores, members, group)
     both = all(map(len, pair))
-    found: dict[str, Auc | Rate | None] = {"auc": auc(*pair) if both else None}
+    found: dict[str, Estimate | None] = {"auc": auc(*pair) if both else None}
     found |= {name: tpr_at(*pair, rate) if both else None for name, rate in rates.items()}
     values: dict[str, float | list[float] | None] = {}
     for name, figure in found.items():
         values[name] = None if figure is None else figure.value
-        values[f"{name}_interval"] = None if figure is None else [figure.low, figure.high]
+        values[f"{name}_interval"] = None if figure is None else [*figure.interval]
     return values

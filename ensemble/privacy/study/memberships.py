@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ensemble.evaluation.estimate import Estimate, t_interval
 from ensemble.privacy.findings import Finding, Table
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.contrasts import Scores
-from ensemble.privacy.study.inference import t_interval, written
 from ensemble.privacy.study.leave_one_out import attacks, null_rows, summary
 from ensemble.privacy.verdicts import lower_bound_word
 
@@ -41,8 +41,8 @@ def arms_with_shadows(cells: Cells) -> dict[str, Shadowed]:
     return found
 
 
-Summary = Mapping[str, Mapping[str, tuple[float, float, float] | None]]
-"""By attack and figure: mean over targets and interval (`leave_one_out.summary`)."""
+Summary = Mapping[str, Mapping[str, Estimate | None]]
+"""By attack and figure: means over targets (`leave_one_out.summary`)."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def membership_tables(cells: Cells, arms: Mapping[str, Attacked]) -> list[Table]
     return tables
 
 
-def _said(figure: tuple[float, float, float] | None) -> str:
-    return "–" if figure is None else written(figure, ".3f")
+def _said(figure: Estimate | None) -> str:
+    return "–" if figure is None else f"{figure:.3f}"
 
 
 def _statistics(cells: Cells) -> Table:
@@ -114,7 +114,7 @@ def _statistics(cells: Cells) -> Table:
 def _planted(cells: Cells) -> Table:
     """Tracing where it must work, beside theory."""
     rows = [
-        (row["n"], row["d"], _said((row["auc"], row["low"], row["high"])), row["of_lengths"], row["expected"])
+        (row["n"], row["d"], _said(Estimate(row["auc"], row["low"], row["high"])), row["of_lengths"], row["expected"])
         for row in cells.folder.figures("planted")["line"]
     ]
     heads = ("images", "directions", "AUC over draws [95 %]", "theory, of lengths like these", "theory, normal")
@@ -140,25 +140,24 @@ def membership_findings(cells: Cells, arms: Mapping[str, Attacked]) -> list[Find
     if (plain := arms.get(cells.bank.recipe.plain)) is None:
         return []
     found = {name: value for name, figures in plain.found.items() if (value := figures.get("auc")) is not None}
-    best = max(found, key=lambda name: found[name][0])
-    middle, low, high = found[best]
+    best = max(found, key=lambda name: found[name].value)
+    value = found[best]
     null = plain.null[best]["auc"]
     stress = _stressed(cells)
     fired = bool(stress) and all(row["fires"] for row in stress)
-    silent = null is not None and null[1] <= 0.5 <= null[2]
+    silent = null is not None and null.holds(0.5)
     # the stress case is of the loss: of other attacks nothing is planted
-    word = lower_bound_word(low, 0.5, silent, fired and best == "loss")
+    word = lower_bound_word(value.low, 0.5, silent, fired and best == "loss")
     least = f"{min(row['loss_auc'] for row in stress):.2f}" if stress else ""
     return [
         Finding(
-            "Do networks of the plain arm know their members?",
-            word,
-            f"AUC of {best}, the strongest of all attacks here, mean over {plain.networks} networks",
-            middle,
-            (low, high),
-            f"memberships of another seed: {_said(null)}",
-            f"networks that learned by heart: loss AUC at least {least}" if stress else "not run",
-            "logits of the labelled image, and networks of the same recipe",
-            "The strongest was chosen by the same figures, so it is flattered a little.",
+            question="Do networks of the plain arm know their members?",
+            word=word,
+            evidence=f"AUC of {best}, the strongest of all attacks here, mean over {plain.networks} networks",
+            figure=value,
+            null=f"memberships of another seed: {_said(null)}",
+            control=f"networks that learned by heart: loss AUC at least {least}" if stress else "not run",
+            access="logits of the labelled image, and networks of the same recipe",
+            reading="The strongest was chosen by the same figures, so it is flattered a little.",
         )
     ]

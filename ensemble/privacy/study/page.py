@@ -7,7 +7,7 @@ import io
 from contextlib import suppress
 
 from ensemble.machine.files import write_bytes, write_json, write_text
-from ensemble.privacy.audit import Audit
+from ensemble.privacy.content import Content
 from ensemble.privacy.page import Titles, data, page
 from ensemble.privacy.study.cells import Cells
 from ensemble.privacy.study.conclusions import Concluded
@@ -47,25 +47,24 @@ def write(cells: Cells, found: Concluded, command: str, versions: str, seconds: 
         ("primary contrast", f"seams in {recipe.sequence[0]} against {recipe.plain}, statistics as trained"),
         ("then, in this order", ", ".join(recipe.sequence[1:]) or "nothing"),
     )
-    audit = Audit(
-        recipe.model,
-        facts,
-        sentences,
-        found.findings,
-        found.figures,
-        found.tables,
-        found.pictures,
-        UNTESTED,
-        {},
-        seconds,
+    content = Content(
+        model=recipe.model,
+        facts=facts,
+        sentences=sentences,
+        findings=found.findings,
+        figures=found.figures,
+        tables=found.tables,
+        pictures=found.pictures,
+        untested=UNTESTED,
+        seconds=seconds,
     )
     titles = Titles(
         f"What the statistics of {recipe.model.partition('@')[0]} give away",
         "What was studied",
         f"{DATA} beside this page holds its figures, {TABLE} scores of each network, {ROC} attacks on membership.",
     )
-    write_text(cells.folder.path / PAGE, page(audit, command, versions, titles))
-    write_json(cells.folder.path / DATA, {**data(audit, command, versions), "quick": quick})
+    write_text(cells.folder.path / PAGE, page(content, command, versions, titles))
+    write_json(cells.folder.path / DATA, {**data(content, command, versions), "quick": quick})
     write_text(cells.folder.path / TABLE, networks(cells))
     if (plain := arms_with_shadows(cells).get(recipe.plain)) is not None:
         with suppress(ValueError):  # too few images for a curve

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ensemble.evaluation.estimate import t_interval
 from ensemble.machine.rng import generator
 from ensemble.privacy.rates import auc
-from ensemble.privacy.study.inference import t_interval
 from ensemble.privacy.tracing import expected_auc, expected_auc_of_lengths, image_moments, whitening
 from models import ModelCard
 

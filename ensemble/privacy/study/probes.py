@@ -9,7 +9,7 @@ from torch import nn
 
 from ensemble.machine.rng import generator
 from ensemble.training.augment import cutout
-from ensemble.training.reading import inputs_of, logits_of
+from ensemble.training.reading import forward_logits, inputs_of
 from models import ModelCard
 
 _AT_ONCE = 500
@@ -83,7 +83,7 @@ def _loss(p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _probabilities(net: nn.Module, card: ModelCard, x: torch.Tensor) -> torch.Tensor:
     """(N, classes), float64."""
-    return torch.cat([logits_of(net, part, card).double().softmax(1) for part in x.split(_AT_ONCE)])
+    return torch.cat([forward_logits(net, part, card).double().softmax(1) for part in x.split(_AT_ONCE)])
 
 
 def _other_class(labels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ensemble.evaluation.estimate import Estimate
 from ensemble.machine.rng import generator
 from ensemble.privacy.moments import Moments, with_stored
-from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.rates import auc
 from ensemble.privacy.tracing import image_moments, released, tracing_scores
 from models import ModelCard
 
@@ -34,15 +35,15 @@ def recency_auc(
     early: torch.Tensor,
     reference: torch.Tensor,
     moments: Moments,
-) -> Auc:
+) -> Estimate:
     """AUC of the tracing statistic for late members against early ones, of a network that stores these moments (B = 1).
 
     A running average of momentum 0.1 is mostly of its last 20 batches, so that it tells these; statistics that are
     taken anew at the end do not, and 0.5 is expected. Weights learned late and early images alike.
 
-    `members` and `reference` are uint8 (N, 3, H, W), `late` and `early` indices into members. Where training augmented
-    images, give the reference augmented alike: else the shift of all means that augmentation makes is noise in every
-    score. ValueError where late or early is empty.
+    `members` are uint8 (N, 3, H, W), `reference` too or floats as the network takes them, `late` and `early` indices
+    into members. Where training augmented images, give the reference augmented alike: else the shift of all means that
+    augmentation makes is noise in every score. ValueError where late or early is empty.
     """
     made = with_stored(net, moments)
     known = image_moments(made, card, reference)

@@ -33,7 +33,7 @@ def leave_pair_out_auroc(features: torch.Tensor, positive: torch.Tensor, seeds: 
     return float(leave_pair_out(features, positive, seeds).mean())
 
 
-def permutation_p(
+def ridge_p(
     features: torch.Tensor, positive: torch.Tensor, seeds: torch.Tensor, draws: int = 999, seed: int = 0
 ) -> float:
     """(b + 1) / (m + 1), where b of m draws have an AUROC of at least the observed one.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from ensemble.machine.environment import alone
 from ensemble.machine.hardware import set_up
 from ensemble.machine.progress import ProgressReporter
 from ensemble.machine.ranks import ProcessContext, process_context
@@ -20,7 +18,6 @@ from ensemble.runs.job import held_for_all
 
 _PATIENCE = 7 * 24 * 3600.0
 """Seconds that a rank waits for others at the end of a phase; a launcher ends it sooner where one fails."""
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 def study(
@@ -52,7 +49,7 @@ def study(
         cells = Cells(bank, folder)
         _compute(cells, context, progress)
         if context.is_main:
-            with _alone():
+            with alone():
                 write(cells, conclude(cells), command, versions, time.perf_counter() - began, quick)
         return context.is_main
 
@@ -77,15 +74,5 @@ def _compute(cells: Cells, context: ProcessContext, progress: ProgressReporter) 
 def _make(cells: Cells, cell: Cell, progress: ProgressReporter) -> None:
     if not cells.folder.has(cell.name):
         progress.message(cell.what)
-        with _alone():
+        with alone():
             cell.make()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """What is computed inside is this process's own: inversions would else meet the other ranks."""
-    before = {name: os.environ.pop(name) for name in _LAUNCHED if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)

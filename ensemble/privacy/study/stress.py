@@ -8,7 +8,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages
 from ensemble.privacy.membership import answers
 from ensemble.privacy.moments import moments_of, with_stored
-from ensemble.privacy.rates import Auc, auc
+from ensemble.privacy.rates import auc
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
 from ensemble.training.reading import evaluate, inputs_of
 from models import ModelCard
@@ -38,13 +38,9 @@ def stressed(
         "train_accuracy": evaluate(net, card, members, cpu),
         "other_accuracy": evaluate(net, card, others, cpu),
         "loss_auc": loss.value,
-        "loss_auc_interval": _interval(loss),
+        "loss_auc_interval": [*loss.interval],
         "tracing_auc": tracing.value,
-        "tracing_auc_interval": _interval(tracing),
+        "tracing_auc_interval": [*tracing.interval],
         "tracing_expected": expected_auc(directions(known), len(members), len(known)),
         "fires": loss.value >= LOSS_FIRES and tracing.value >= TRACING_FIRES,
     }
-
-
-def _interval(value: Auc) -> list[float]:
-    return [value.low, value.high]

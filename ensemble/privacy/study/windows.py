@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.training.reading import logits_of
+from ensemble.training.reading import forward_logits
 from models import ModelCard, network_input
 
 _AT_ONCE = 50
@@ -50,4 +50,4 @@ def _probabilities(net: nn.Module, card: ModelCard, images: torch.Tensor) -> tor
     """(N, classes) of images of any size."""
     size = (card.input_size, card.input_size)
     enlarged = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False)
-    return logits_of(net, network_input(enlarged, card), card).double().softmax(1)
+    return forward_logits(net, network_input(enlarged, card), card).double().softmax(1)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from ensemble.data.labelled import load_images
+from ensemble.data.labelled import LabelledImages, load_images
 from ensemble.evaluation.judge import Judge
 from ensemble.search.metric import Kit, Measure, Metric
 
@@ -27,17 +27,22 @@ class Distance(Metric, kind="distance"):
     split: str = "train"
     """Which real images."""
     images: Annotated[int, Field(ge=2)] = 5000
-    """How many of them at most, drawn always alike."""
+    """How many of them at most, of each class as many, drawn always alike."""
+
+    def check(self, kit: Kit) -> None:
+        self._real(kit)
+
+    def _real(self, kit: Kit) -> LabelledImages:
+        assert kit.data is not None, "checked before"
+        return load_images(kit.data, self.split, kit.network[1].input_size, at_most=self.images, evenly=True)
 
     def measure(self, kit: Kit) -> Measure:
-        net, card = kit.network
-        assert kit.data is not None, "checked before"
-        judge = Judge(net, card, load_images(kit.data, self.split, card.input_size, at_most=self.images))
+        judge = Judge(*kit.network, self._real(kit))
 
         def distance(images: torch.Tensor, targets: torch.Tensor, seed: int) -> float:
-            found = judge(images, targets).frechet
-            if found is None:
+            value = judge(images, targets).frechet
+            if value is None:
                 raise ValueError("distance: it takes at least two images of a point, and two real ones of its classes")
-            return found
+            return value
 
         return distance

@@ -22,9 +22,10 @@ def depthwise_conv(
     """`F.conv2d` of x (N, C, H, W) with weight (C, 1, k, k), bias (C,) and groups = C, in x's dtype.
 
     `around` is the padding with zeros: top, bottom, left, right. The kernel adds in fp32, in the order of the taps, and
-    rounds once. Differentiable once, in x alone. RuntimeError where the padded image is smaller than the filter.
+    rounds once. Differentiable once, in x alone. RuntimeError where the padded image is smaller than the filter. In
+    bf16 without a stride it is torch's, which has vectors for that.
     """
-    if takes(x):
+    if takes(x) and (stride > 1 or x.dtype != torch.bfloat16):
         return _Depthwise.apply(x, weight, bias, stride, list(around))
     return _plain(x, weight, bias, stride, around)
 

@@ -1,0 +1,48 @@
+"""Sets of images that are to be apart: what is in two of them would answer for the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+from ensemble.data.labelled import LabelledImages
+
+_MOST = 0.1
+"""Of the smaller set: members and non-members that share more are not what they are called."""
+
+
+Images = LabelledImages | None
+
+
+def apart(reference: Images, members: Images, others: Images) -> tuple[Images, Images, Images, list[str]]:
+    """The sets without the images that are in two of them, bit by bit, and what was left out, in words.
+
+    Members and non-members lose what they share; the reference loses what is in either: non-members that are near the
+    reference by being in it would make members seem far. ValueError where members and non-members share a tenth.
+    """
+    found = {name: data for name, data in (("members", members), ("non-members", others)) if data is not None}
+    keys = {name: list(_keys(data)) for name, data in found.items()}
+    said = []
+    if len(found) == 2:
+        both = set(keys["members"]) & set(keys["non-members"])
+        if len(both) > _MOST * min(map(len, keys.values())):
+            raise ValueError(f"--members, --non-members: {len(both)} images are in both; give sets that are apart")
+        if both:
+            said.append(f"{len(both)} images that are members and non-members")
+            found = {name: _without(data, keys[name], both) for name, data in found.items()}
+    if reference is not None and found:
+        own, known = list(_keys(reference)), set().union(*keys.values())
+        if shared := sum(key in known for key in own):
+            said.append(f"{shared} reference images that are members or non-members, too")
+            reference = _without(reference, own, known)
+    return reference, found.get("members"), found.get("non-members"), said
+
+
+def _keys(data: LabelledImages) -> Iterator[bytes]:
+    return (hashlib.sha256(image.contiguous().numpy()).digest() for image in data.images)
+
+
+def _without(data: LabelledImages, keys: list[bytes], left_out: set[bytes]) -> LabelledImages:
+    return data.subset(torch.tensor([i for i, key in enumerate(keys) if key not in left_out], dtype=torch.long))

@@ -1,0 +1,25 @@
+"""Whose fault it is that a folder cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ensemble.machine.output_folder import writing
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR])
+def test_a_folder_that_may_not_be_written_is_the_users_mistake(number: int) -> None:
+    why = os.strerror(number)
+    said = rf"output: out cannot be written \({why}\); give another folder"
+    with pytest.raises(ValueError, match=said), writing(Path("out")):
+        raise OSError(number, why)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_not(number: int) -> None:
+    with pytest.raises(OSError, match="told as it is"), writing(Path("out")):
+        raise OSError(number, "told as it is")
