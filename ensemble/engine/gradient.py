@@ -317,7 +317,7 @@ class EnsembleLoss:
         """ValueError that names the term which cannot take what is tapped in views of one of these sizes."""
         for cell in {cell.teacher: cell for cell in self.cells}.values():
             profile = self.members[cell.teacher].profile
-            terms = [term for term in self.formulation.teacher_terms if term.needs(profile)]
+            terms = [term for term in self.formulation.teacher_terms if term.reads(profile) and term.needs(profile)]
             for size in sizes if terms else ():
                 seen = self._observe(cell, torch.full((1, 3, size, size), 0.5, device=self._device))
                 for i in range(self.images):  # each image may be for another unit
@@ -340,7 +340,7 @@ class EnsembleLoss:
         for k, term in enumerate(self.formulation.teacher_terms):
             totals = Totals({t: parts[t][k] for t in weights}, batches)
             for t, weight in weights.items():
-                silent = self.members[t].profile.student and not term.compares
+                silent = not term.reads(self.members[t].profile)
                 loss = total.new_zeros(()) if silent else term.loss(totals, t)
                 total = total + weight * term.weight * loss
                 rows[t].append(loss.detach())
@@ -386,8 +386,8 @@ class EnsembleLoss:
 
 
 def _sums_of(term: TeacherTerm, seen: Observation, batch: Slice) -> torch.Tensor:
-    """The term's sums; none of a student, unless the term compares it."""
-    return term.sums(seen, batch) if term.compares or not batch.teacher.student else seen.logits.new_zeros(0)
+    """The term's sums; none of one that it does not read."""
+    return term.sums(seen, batch) if term.reads(batch.teacher) else seen.logits.new_zeros(0)
 
 
 def _with_prior(record: Record, prior: torch.Tensor) -> Record:

@@ -127,6 +127,10 @@ class TeacherTerm(Objective):
         """Whether it asks how far batches of real images are from a layer's statistics."""
         return False
 
+    def reads(self, teacher: Profile) -> bool:
+        """Whether it is asked about that one: about a student only where it compares."""
+        return self.compares or not teacher.student
+
     def needs(self, teacher: Profile) -> Sequence[Tap]:
         """What to tap, for `seen.taps`; ValueError where the teacher lacks what the term reads."""
         return ()

@@ -110,7 +110,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             teacher.admit(stage.size or plan.size, plan.size)
         if any(term.reads_features for term in plan.formulation.teacher_terms):
             teacher.emit_features()
-        _tap(teacher, plan.formulation, entry.student)
+        _tap(teacher, replace(teacher.profile(), student=entry.student), plan.formulation)
         teachers.append(teacher)
         costs.append(count_cost(teacher))
         known = plan.networks.digests.get(entry.model) or (card.loaded and card.loaded.sha256)
@@ -120,7 +120,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         for teacher, entry in zip(teachers, recipe.teachers, strict=True)
     ]
     for term in plan.formulation.teacher_terms:
-        term.check([profile for profile in profiles if term.compares or not profile.student])
+        term.check([profile for profile in profiles if term.reads(profile)])
     images = len(plan.targets(0))
     flops = [cost.flops for cost in costs]
     world = world_size or context.world_size
@@ -153,10 +153,10 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     return PlacedEnsemble(tuple(placed), placement)
 
 
-def _tap(teacher: Teacher, formulation: Formulation, student: bool) -> None:
+def _tap(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:
     """Let the teacher observe what its terms ask for beside logits and moments."""
-    terms = [term for term in formulation.teacher_terms if term.compares or not student]
-    taps = [tap for term in terms for tap in term.needs(teacher.profile())]
+    terms = [term for term in formulation.teacher_terms if term.reads(profile)]
+    taps = [tap for term in terms for tap in term.needs(profile)]
     if taps:
         teacher.tap(taps, alone=all(term.reads_taps_alone for term in terms))
 

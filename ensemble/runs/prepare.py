@@ -55,10 +55,10 @@ def ready(
 def notes_of(plan: Plan, ensemble: PlacedEnsemble) -> list[str]:
     """What the user should know before the first step, a line each."""
     found = list(plan.notes)
-    matches = any(term.matches_layers for term in plan.formulation.teacher_terms)
+    matching = [term for term in plan.formulation.teacher_terms if term.matches_layers]
     for placed in ensemble.teachers:
         found += [f"warning: {text}" for text in placed.notes]
-        if placed.left_out and matches:
+        if placed.left_out and any(term.reads(placed.profile) for term in matching):
             found.append(f"warning: {placed.describe_layers()}")
     return found
 
