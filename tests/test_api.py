@@ -447,6 +447,10 @@ def test_runs_leave_nothing_in_memory() -> None:
         (lambda: invert(["resnet20_cifar"], terms=[lambda view: view.nonsense]), "lambda: AttributeError"),
         (lambda: invert(["resnet20_cifar"], terms=[lambda v: v.std((1, 2, 3))], targets=[3]), r"shape \(1,\); a term"),
         (lambda: invert(["resnet20_cifar"], terms=[lambda v: v.sum() * float("nan")]), "lambda: it is nan for the"),
+        (
+            lambda: invert(["resnet20_cifar"], terms=[lambda v: (v - v).norm(), lambda v: (0 * v.sum()).sqrt()]),
+            "not finite",
+        ),
         (lambda: invert(["resnet20_cifar"], objectives=[{"kind": "bn_matching", "layers": {"*": -1}}]), "at least 0"),
         (lambda: invert(["resnet20_cifar"], mean=[0.5] * 3), "mean: it is for modules without a ModelCard"),
         (lambda: invert(["resnet20_cifar"], terms=[Margin]), "Margin is a class; give an instance"),

@@ -301,6 +301,7 @@ class EnsembleLoss:
                 shapes.append(_sums_of(term, seen, batch).shape)
         return shapes
 
+    @torch.no_grad()
     def try_terms(self) -> None:
         """ValueError that names the term whose loss fails, or is not one number, on sums that are zeros."""
         flat = torch.zeros(self._exchange.size, dtype=torch.float64, device=self._device)

@@ -235,14 +235,19 @@ class Formulation:
         return (view - mean) / std
 
     def try_priors(self, view: torch.Tensor) -> None:
-        """ValueError that names the prior which fails on `view` (N, 3, H, W), or gives something else than a number."""
-        view = self._for_priors(view)
+        """ValueError that names the prior which fails on `view` (N, 3, H, W), gives something else than a number, or
+        has no finite gradient there."""
+        begun = "for the images that the run begins with"
         for prior in self.priors:
-            with naming(prior):
-                value = prior(view)
+            leaf = view.detach().requires_grad_()
+            with naming(prior), torch.enable_grad():
+                value = prior(self._for_priors(leaf))
             check_scalar(prior, value)
             if not torch.isfinite(value):
-                raise ValueError(f"{prior.name}: it is {value.item():g} for the images that the run begins with")
+                raise ValueError(f"{prior.name}: it is {value.item():g} {begun}")
+            gradient = torch.autograd.grad(value, leaf)[0] if value.requires_grad else leaf
+            if not bool(torch.isfinite(gradient).all()):
+                raise ValueError(f"{prior.name}: its gradient is not finite {begun}")
 
     def describe(self, teachers: Sequence[tuple[str, float]]) -> str:
         """The formula as text, e.g. for a dry run; `teachers` are (name, normalised weight)."""

@@ -200,9 +200,10 @@ def build_inversion(
     stages = [_stage(recipe, stage, plan.size) for stage in recipe.stages]
     if trial == 0:  # a term or an optimiser may be anybody's: what fails in it is told before the run
         with torch.no_grad():
-            plan.formulation.try_priors(image())
-            loss.try_terms()
-            loss.try_views({stage.size or plan.size for stage in recipe.stages})
+            begun = image()
+        plan.formulation.try_priors(begun)
+        loss.try_terms()
+        loss.try_views({stage.size or plan.size for stage in recipe.stages})
         for stage in stages:
             stage.optimizer.make(list(image.parameters()), stage.iterations)
     return Inversion(
