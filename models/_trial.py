@@ -28,7 +28,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     `ensemble.machine.errors` has one of its own: this package stands alone, and that module loads without torch.
     """
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+    names = {base.__name__ for base in type(error).__mro__}
+    said = ("can't allocate memory", "Storage size calculation overflowed")
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(text in str(error) for text in said)
 
 
 @contextmanager

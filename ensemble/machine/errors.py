@@ -52,7 +52,7 @@ def problems_of(error: ValueError) -> list[str]:
     return [" ".join(str(line).split()) for line in (held if isinstance(held, list) else [error])]
 
 
-OUT_OF_MEMORY = "out of memory; pass micro_batch auto (--micro-batch auto), or make fewer images at once"
+OUT_OF_MEMORY = "out of memory; pass micro_batch auto (--micro-batch auto), or make fewer or smaller images"
 
 
 def disk_text(error: OSError) -> str:
@@ -62,4 +62,6 @@ def disk_text(error: OSError) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine, where torch says so in words alone."""
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
+    names = {base.__name__ for base in type(error).__mro__}
+    said = ("can't allocate memory", "Storage size calculation overflowed")
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or any(text in str(error) for text in said)
