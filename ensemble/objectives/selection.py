@@ -54,6 +54,11 @@ class Unit:
     whole: bool = False
     """The file has numbers for each position, not for the channels alone."""
 
+    @property
+    def of_class(self) -> bool:
+        """Whether it is what the network says of one class, and to be raised."""
+        return self.tap.layer == LOGITS and len(self.channels) == 1 and self.factor > 0
+
     def text(self, teacher: str = "") -> str:
         """As a selection has it, without its sign."""
         channels = str(self.channels[0]) if len(self.channels) == 1 else "{" + ",".join(map(str, self.channels)) + "}"

@@ -254,7 +254,8 @@ def _of_units(
     for row, picture in zip(rows, pictures, strict=True):
         unit = str(row["unit"])
         readings = picture.readings if row["of_class"] else ()
-        found.append(replace(picture, target=units[unit], name=unit, readings=readings, excited=_excited(row)))
+        name = f"{unit} ({row['class']})" if "class" in row else unit
+        found.append(replace(picture, target=units[unit], name=name, readings=readings, excited=_excited(row)))
     if not all(row["of_class"] for row in rows):
         networks = tuple(replace(network, accuracy=None, interval=None) for network in networks)
     return tuple(found), networks

@@ -34,6 +34,12 @@ class Readers:
         self.names = term.names(self.profiles)
         """What each unit is called."""
 
+    @property
+    def classes(self) -> list[int | None]:
+        """Of each unit the first network's class that it is; None of one that is none."""
+        units = self.term.units_of(self.profiles[0])
+        return [several[0].channels[0] if len(several) == 1 and several[0].of_class else None for several in units]
+
     def is_named(self, network: str, unit: int) -> bool:
         """Whether the unit of that number has a part in the network."""
         return any(profile.name == network and self.term.units_of(profile)[unit] for profile in self.profiles)

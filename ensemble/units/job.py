@@ -19,7 +19,6 @@ from ensemble.objectives.activation import Activation
 from ensemble.runs.job import Job
 from ensemble.runs.networks import Named, named_networks
 from ensemble.runs.plan import unique_names
-from ensemble.teachers.taps import LOGITS
 from ensemble.units import METHODS
 from ensemble.units.excitation import Readers
 from ensemble.units.methods import fields_of
@@ -158,10 +157,8 @@ def _check_idle(readers: Readers) -> None:
 
 def _classes(readers: Readers) -> list[int]:
     """The units' classes, where each unit is one; they are the images' targets."""
-    units = readers.term.units_of(readers.profiles[0])
-    single = [several[0] for several in units if len(several) == 1 and len(several[0].channels) == 1]
-    classes = [unit.channels[0] for unit in single if unit.tap.layer == LOGITS]
-    return classes if len(classes) == len(units) else []
+    classes = [number for number in readers.classes if number is not None]
+    return classes if len(classes) == len(readers.names) else []
 
 
 def _placed(readers: Readers) -> bool:

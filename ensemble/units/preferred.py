@@ -22,7 +22,7 @@ class Preferred:
     results: Results
     names: tuple[str, ...]
     rows: list[dict[str, Any]]
-    """A row an image: its unit, and where that is at one place, the box of pixels that it sees (top, left, bottom,
+    """A row an image: its unit, where that is a class its name, and where it is at one place, the box of pixels that it sees (top, left, bottom,
     right); `activation`, read from the saved 8 bits in fp32; what is left of it after JPEG, a blur and a rescaling; and
     with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, `of_largest` =
     activation / largest, None where that is not above 0, and `above`: whether the activation is the larger."""
@@ -80,7 +80,8 @@ class Preferred:
         folder.write_units(self.rows, sheets)
 
     def _drawn(self, images: torch.Tensor, units: torch.Tensor, columns: int = 10) -> Image.Image:
-        """A sheet whose names leave out the network where there is one, and keep their channel where they are long."""
+        """A sheet whose names leave out the network where there is one, and keep their channel where they are long;
+        classes have theirs."""
         parsed = [parse_selection(name) for name in self.names]
         networks = {summand.teacher for summands in parsed for summand in summands}
         names = list(self.names)
@@ -88,6 +89,7 @@ class Preferred:
             for i, summands in enumerate(parsed):
                 for summand in summands:
                     names[i] = names[i].replace(f"{network}/{summand.tap}:", f"{summand.tap}:", 1)
+        names = [row.get("class", name) for row, name in zip(self.rows[: len(names)], names, strict=True)]
         return draw_grid(images, units, names, columns, noun="units", ends=True)
 
     def _units(self) -> torch.Tensor:

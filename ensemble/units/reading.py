@@ -24,9 +24,12 @@ def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None
     of_real = {} if real is None else readers.each(real)
     scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
     fields = _receptive_fields(readers, saved.shape[-1])
+    classes, known = readers.classes, readers.profiles[0].card.class_names
     rows = []
     for i, k in enumerate(which):
         row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
+        if known and (number := classes[k]) is not None:
+            row["class"] = known[number]
         if fields[k] is not None:
             row["receptive_field"] = fields[k]
         for name, excited in clean.items():

@@ -38,7 +38,8 @@ def print_units(made: Preferred, output: str) -> None:
             if values[0] is None:  # the unit has no part in this network
                 continue
             shown = ["" if value is None else f"{value:.3g}" for value in values]
-            table.add_row(row["unit"], *([name] if name else []), *shown)
+            unit = f"{row['unit']} ({row['class']})" if "class" in row else row["unit"]
+            table.add_row(unit, *([name] if name else []), *shown)
     console.print(table)
     if len(made.rows) > _SHOWN:
         console.print(f"and {len(made.rows) - _SHOWN} more, in units.jsonl")

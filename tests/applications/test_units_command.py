@@ -80,13 +80,17 @@ def test_class_units_have_their_classes_as_targets(run, tmp_path: Path) -> None:
     ended = run(*COMMAND, "--units", "logits:star,circle", "--verifier", "tiny_b@random", "--output", folder)
     assert ended.code == 0, ended.errors
     assert sorted(file.name for file in (folder / "images").iterdir()) == ["0000_circle", "0002_star"]
+    assert [row["class"] for row in rows(folder)] == ["star", "circle"] and "logits:2 (star)" in ended.output
     assert "tiny_b" in json.loads((folder / "summary.json").read_text())["verifiers"]
 
 
 def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(*COMMAND, "--units", "-conv:1", "--units", "-conv:1", "logits:0", "--output", out).code == 0
-    assert [row["unit"] for row in rows(out)] == ["-conv:1", "logits:0"]
+    assert run(*COMMAND, "--units", "-logits:1", "--units", "-logits:1", "logits:star", "--output", out).code == 0
+    assert [(row["unit"], row.get("class"), row["of_class"]) for row in rows(out)] == [
+        ("-logits:1", None, False),
+        ("logits:2", "star", False),
+    ]
     refused = run("evaluate", out, *PLUGIN[:2], "--judge", "tiny_b@random")
     assert refused.code == 2 and "units that are no classes" in refused.errors[0]
 

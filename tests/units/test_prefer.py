@@ -134,6 +134,7 @@ def test_a_unit_has_the_same_images_whichever_others_are_asked_for(method: str) 
         (["n0/bn:dir=n0/cat.npy"], ["bn:dir=n0/cat.npy"]),
         (["n0/bn:0", "n1/bn:0"], ["n0/bn:0", "n1/bn:0"]),
         (["bn:0", "n1/bn:0"], ["bn:0", "n1/bn:0"]),
+        (["logits:1", "bn:0"], ["star", "bn:0"]),
     ],
 )
 def test_sheets_name_the_network_where_there_are_two(
@@ -142,7 +143,8 @@ def test_sheets_name_the_network_where_there_are_two(
     shown: list[object] = []
     monkeypatch.setattr(preferred, "draw_grid", lambda *given, **how: shown.append((given[2], how["ends"])))
     results = SimpleNamespace(images=torch.zeros(len(units), 3, 8, 8))
-    Preferred(results, tuple(units), []).sheet()  # type: ignore[arg-type]
+    rows = [{"class": "star"} if unit.startswith("logits") else {} for unit in units]
+    Preferred(results, tuple(units), rows).sheet()  # type: ignore[arg-type]
     assert shown == [(captions, True)]
 
 
