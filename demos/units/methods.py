@@ -1,6 +1,6 @@
 """The same ten units of ResNet-20 by every way to make their preferred images: a row a way.
 
-python demos/units_methods.py --output results/units_methods.png
+python demos/units/methods.py --output results/methods.png
 """
 
 from __future__ import annotations
