@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 METADATA = "pruned"
@@ -16,8 +16,8 @@ METADATA = "pruned"
 def narrow(net: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Gives the modules of `net` the shapes that the state `tensors` has; their values are to be loaded.
 
-    Convolutions, BatchNorm and linear layers. A depthwise convolution stays one. Raises ValueError that names the
-    first tensor which no such layer can have, or which is wider than the network's own.
+    A depthwise convolution stays one. Raises ValueError that names the first tensor which is wider than the network's
+    own, or has other dimensions.
     """
     for name, module in net.named_modules():
         prefix = f"{name}." if name else ""
@@ -28,7 +28,7 @@ def narrow(net: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> 
             if given is None or given.shape == value.shape:
                 continue
             fits = given.ndim == value.ndim and all(a <= b for a, b in zip(given.shape, value.shape, strict=True))
-            if not fits or not isinstance(module, _ConvNd | _BatchNorm | nn.Linear):
+            if not fits:
                 raise ValueError(
                     f"{source}: {prefix}{key} has shape {list(given.shape)}, which pruning does not make of "
                     f"{list(value.shape)}; give the name of the network that was pruned"
@@ -51,9 +51,15 @@ def is_pruned(net: nn.Module) -> bool:
 
 
 def _describe(module: nn.Module) -> None:
-    """What a module says of its own shape, after its tensors'."""
-    if isinstance(module, _BatchNorm):
+    """What a layer of torch's says of its own shape, after its tensors'."""
+    if isinstance(module, _NormBase):
         module.num_features = len(module.running_mean if module.running_mean is not None else module.weight)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _ConvNd):

@@ -86,7 +86,7 @@ def memorised(features: torch.Tensor, train: Known, test: Known) -> Found:
     train_some = as_many_of_each(train.labels, test.labels)
     test_some = as_many_of_each(test.labels, train.labels)
     if not len(train_some):
-        return {}, ["nothing about copies: no training image is of a class of the images"]
+        return {}, ["nothing about copies: no training image of their classes is left to compare with"]
     near = nearest_neighbours(features, train.features[train_some], test.features[test_some])
     note = cautions.of_memorisation(len(features))
     return {"closer_to_train": near.closer_to_train}, [note] if note else []

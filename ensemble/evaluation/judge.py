@@ -91,17 +91,15 @@ class Judge:
         """
         return self._judge(name, images, targets, torch.empty(0, dtype=torch.long))
 
-    def scale(self, train: LabelledImages, n: int, seed: int = 0, classes: torch.Tensor | None = None) -> Judgement:
-        """The same for `n` real training images, drawn without replacement: what a perfect inversion would get.
+    def scale(self, train: LabelledImages, wanted: int | torch.Tensor, seed: int = 0) -> Judgement:
+        """The same for real training images, drawn without replacement: what a perfect inversion would get.
 
-        They are of `classes`, all where it is None; fewer than `n` where there are no more. Where `train` is the
-        judge's own, they are no copies of themselves. ValueError for none.
+        So many of all, or of each class as many as the targets `wanted` have; fewer where there are no more. Where
+        `train` is the judge's own, they are no copies of themselves. ValueError for none.
         """
         labels = _own_labels(self.card, train)
         index = torch.randperm(len(train), generator=generator(seed, "scale"))
-        if classes is not None:
-            index = index[torch.isin(labels[index], classes)]
-        index = index[:n]
+        index = index[:wanted] if isinstance(wanted, int) else index[as_many_of_each(labels[index], wanted)]
         if not len(index):
             raise ValueError("data: no real training image is of a class of the images that are judged")
         taken = index if train is self._train_data else index[:0]
@@ -122,7 +120,8 @@ class Judge:
         if test is not None and self._memory is not None:
             train, train_thumbnails = (known.of(classes, taken) for known in self._memory)
             found.append(memorised(features, train, test))
-            found.append(({"train_copies": _share(near_duplicates(small, train_thumbnails.features))}, []))
+            if len(train_thumbnails.features):
+                found.append(({"train_copies": _share(near_duplicates(small, train_thumbnails.features))}, []))
         return Judgement(
             n=len(features),
             accuracy=accuracy_of(logits, targets, self.card),

@@ -64,16 +64,16 @@ def verdict(name: str, judge: Judge, runs: Sequence[Judged], train: LabelledImag
 
 
 def _scales(judge: Judge, train: LabelledImages, runs: Sequence[Judged]) -> tuple[dict[str, Judgement], list[str]]:
-    """Real training images, as many and of the same classes as each run's, and a line where there are not so many."""
+    """Real training images, as many of each class as each run's, and a line where there are not so many."""
     sets: dict[str, Judgement] = {}
     warnings = []
     seen = set()
     for made in runs:
-        n, classes = len(made.targets), made.targets.unique()
-        if (n, *classes.tolist()) in seen:
+        n, counts = len(made.targets), tuple(made.targets.bincount().tolist())
+        if counts in seen:
             continue
-        seen.add((n, *classes.tolist()))
-        scale = judge.scale(train, n, classes=classes)
+        seen.add(counts)
+        scale = judge.scale(train, made.targets)
         name = f"{scale.n} real training images"
         sets[f"{name}, classes of {made.name}" if name in sets else name] = scale
         if scale.n < n:

@@ -208,7 +208,7 @@ class DatasetFolder(OutputFolder):
         if self.begun() is None:
             raise self.holds_none("resume")
         rows = self.rows()
-        if not rows and any(map(self.is_there, range(wanted.batches))):
+        if not rows and sum(map(self.is_there, range(wanted.batches))) > self._in_flight():
             raise ValueError(
                 f"resume: {self.path / BATCHES}, which lists the shards, is gone or damaged; pass --overwrite instead "
                 "to begin again, or give another folder"
@@ -224,6 +224,12 @@ class DatasetFolder(OutputFolder):
         if any(row.images > wanted.of(batch) for batch, row in rows.items()):
             most = max(batch * wanted.size + row.images for batch, row in rows.items())
             raise ValueError(f"images: {self.path} holds {most} images already; ask for at least as many")
+
+    def _in_flight(self) -> int:
+        """How many shards may be there, written before their rows, where no row is."""
+        file = self.path / BATCHES
+        begun = file.is_file() and b"\n" not in file.read_bytes()
+        return self.read_recipe().runtime.replicas if begun else 0
 
     def _check_ours(self) -> None:
         """ValueError where a file has a name of ours and is no dataset's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,11 +12,13 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from ensemble.config.checked import Checked
+from ensemble.machine.errors import is_out_of_memory
 from ensemble.machine.rng import generator
+from ensemble.teachers.features import find_classifier
 from ensemble.training.pool import Pool
 from ensemble.training.reading import forward_logits, inputs_of
 from models import ModelCard
-from models.pruned import mark
+from models.pruned import mark, narrow
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -74,7 +77,8 @@ def pruning_library() -> ModuleType:
 def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, device: torch.device) -> CutNetwork:
     """`net` with as many channels left as `rule` says, in place, by Torch-Pruning (Fang et al. 2023).
 
-    Raises ValueError where the library does not know how the network's channels hang together, or cannot take enough.
+    Raises ValueError where the library does not know how the network's channels hang together, or cannot take enough,
+    and where what is left could not be loaded again.
     """
     tp = pruning_library()
     net = net.to(device).eval().requires_grad_(True)
@@ -85,7 +89,7 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
         "magnitude": tp.importance.GroupMagnitudeImportance,
         "bn_scale": tp.importance.BNScaleImportance,
     }[rule.importance]()
-    classifiers = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == card.num_classes]
+    whole = copy.deepcopy(net)
     example = inputs[:1]
     try:
         pruner = tp.pruner.BasePruner(
@@ -96,7 +100,7 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
             pruning_ratio=0.9,
             max_pruning_ratio=0.9,
             iterative_steps=_STEPS,
-            ignored_layers=classifiers,
+            ignored_layers=_classifiers(net, card, example),
         )
         before = after = tp.utils.count_ops_and_params(net, example)
         for _ in range(_STEPS):
@@ -106,10 +110,16 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
                 _gradients(net, card, inputs, labels)
             pruner.step()
             after = tp.utils.count_ops_and_params(net, example)
-        forward_logits(net, inputs[:2], card)
-    except (RuntimeError, AttributeError, KeyError, IndexError) as error:
+        _check_loads(net, whole, card, inputs[:2])
+    except Exception as error:  # a network may be anybody's
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"prune: {card.name} cannot be pruned ({type(error).__name__}: {reason})") from None
+    if after[0] == before[0]:
+        raise ValueError(
+            f"prune: --importance {rule.importance} tells no channels of {card.name} apart; ask for another"
+        )
     if after[0] > rule.flops * before[0]:
         raise ValueError(
             f"prune: {card.name} keeps {after[0] / before[0]:.2f} of its multiplications with a tenth of each layer "
@@ -118,6 +128,23 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
     net.zero_grad()
     mark(net)
     return CutNetwork(net, before, after)
+
+
+def _classifiers(net: nn.Module, card: ModelCard, example: torch.Tensor) -> list[nn.Module]:
+    """The layer that says the classes, or where none is alone in it all linear ones of as many outputs."""
+    try:
+        return [find_classifier(net, card.num_classes, lambda: forward_logits(net, example, card))[1]]
+    except ValueError:
+        return [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == card.num_classes]
+
+
+@torch.no_grad()
+def _check_loads(net: nn.Module, whole: nn.Module, card: ModelCard, inputs: torch.Tensor) -> None:
+    """ValueError where the weights of `net`, in the network that it was before, do not say the same."""
+    narrow(whole, net.state_dict(), "its weights")
+    whole.load_state_dict(net.state_dict())
+    if not torch.allclose(forward_logits(net, inputs, card), forward_logits(whole, inputs, card), rtol=1e-3, atol=1e-3):
+        raise ValueError("what is left says something else once it is loaded")
 
 
 def _gradients(net: nn.Module, card: ModelCard, inputs: torch.Tensor, labels: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.hardware import channels_last
+from ensemble.machine.hardware import channels_last, resolve_precision
 from ensemble.machine.rng import generator
 from ensemble.training.augment import Augmentation
 from ensemble.training.hard_labels import Teaching, hard_labels
@@ -71,6 +71,7 @@ def train(
     output does not fit the card, or the loss is not finite.
     """
     net = channels_last(net.to(device))
+    precision = resolve_precision(schedule.precision, [device])
     optimizer = schedule.optimizer_of(net)
     ema = copy.deepcopy(net) if schedule.ema else None
     parts: dict[str, Any] = {"net": net, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
@@ -93,7 +94,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, schedule.epochs * steps_per_epoch)
             batch, mixed = augmentation(inputs[index], index, rng, black)
-            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = forward_logits(forward, batch, card)
             loss, told = lesson(logits.float(), batch, mixed)
             loss.backward()
@@ -124,11 +125,17 @@ def train(
 
 @torch.no_grad()
 def _average(ema: nn.Module, net: nn.Module, decay: float) -> None:
-    for averaged, current in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+    for averaged, current in zip(_tensors(ema), _tensors(net), strict=True):
         if averaged.is_floating_point():
             averaged.lerp_(current, 1 - decay)
         else:
             averaged.copy_(current)
+
+
+def _tensors(net: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers, each once, as `state_dict` has not those that layers share."""
+    yield from net.parameters()
+    yield from net.buffers()
 
 
 def _restore(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> int:

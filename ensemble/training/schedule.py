@@ -29,8 +29,9 @@ class Schedule(Checked):
     """Acts on tensors with more than one dimension; AdamW's is decoupled: a step takes lr times it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """AdamW (Loshchilov & Hutter 2019) wants an lr of about 1e-3 and a weight_decay of about 1e-2."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """What convolutions compute in; depthwise ones are slow in bf16 on a CPU."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What convolutions compute in; depthwise ones are slow in bf16 on a CPU. `auto` is bf16 where the device computes
+    in it."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of hard labels."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -40,6 +41,8 @@ class Schedule(Checked):
 
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in so many images; ValueError where there is none."""
+        if images < 2:
+            raise ValueError("training: there is one image; it takes two at least")
         if images < self.batch_size:
             raise ValueError(
                 f"training: {images} images are fewer than one batch of {self.batch_size}; "

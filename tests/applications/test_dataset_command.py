@@ -560,6 +560,18 @@ def test_one_that_was_killed_before_it_began(left, whole, run, tmp_path):
     check_same(tmp_path, whole)
 
 
+@pytest.mark.parametrize("left", [b"", b'{"file": "0000'])
+def test_one_that_was_killed_before_its_first_row(left, whole, run, tmp_path):
+    assert run(*COMMAND, "--images", "20", "--output", tmp_path).code == 0
+    for file in sorted((tmp_path / "shards").iterdir())[1:]:
+        file.unlink()
+    (tmp_path / "batches.jsonl").write_bytes(left)
+    for name in ("manifest.json", "cost.json", "grid.png"):
+        (tmp_path / name).unlink()
+    assert run(*COMMAND, "--images", "20", "--output", tmp_path, "--resume").code == 0
+    check_same(tmp_path, whole)
+
+
 def test_shards_without_their_list_are_not_removed(run, tmp_path):
     assert run(*SINGLE, "--images", "8", "--output", tmp_path).code == 0
     (tmp_path / "batches.jsonl").unlink()

@@ -513,7 +513,7 @@ def test_judge_compares_with_real_images_of_all_classes() -> None:
 def test_judge_compares_with_real_images_of_the_same_classes() -> None:
     judge = Judge(Colour(), RGB, coloured({"red": 300, "green": 300, "blue": 300}))
     train = coloured({"red": 200, "green": 200, "blue": 200}, seed=1)
-    reds = judge.scale(train, 100, classes=torch.tensor([0]))
+    reds = judge.scale(train, torch.zeros(100, dtype=torch.long))
     assert reds.n == 100 and reds.accuracy.top1 == 1
     assert reds.frechet < 1e-3 < judge(train.images[:100].float() / 255, torch.arange(100) % 3).frechet
 
@@ -524,6 +524,6 @@ def test_judge_refuses_classes_it_does_not_have() -> None:
             Judge(Colour(), RGB, coloured(dict.fromkeys(names, 5)))
     Judge(Colour(), RGB, coloured({"cyan": 5, "magenta": 5, "yellow": 5}))  # as many: in their order
     with pytest.raises(ValueError, match="no real training image is of a class"):
-        Judge(Colour(), RGB, coloured({"red": 9})).scale(coloured({"red": 9}), 5, classes=torch.tensor([2]))
+        Judge(Colour(), RGB, coloured({"red": 9})).scale(coloured({"red": 9}), torch.full((5,), 2))
     with pytest.raises(ValueError, match=r"no real image is of 1 of the 1 classes that are judged \(blue\)"):
         Judge(Colour(), RGB, coloured({"red": 9}))(torch.rand(4, 3, 2, 2), torch.full((4,), 2))

@@ -107,6 +107,17 @@ def test_real_training_images_are_no_copies_of_themselves() -> None:
     assert again.train_copies == 1 and again.frechet == scale.frechet
 
 
+def test_the_scale_has_as_many_of_each_class() -> None:
+    """And says nothing of copies where no other training image is left."""
+    test, train = data((50, 50, 50)), data((8, 8, 8), seed=1)
+    judge = Judge(Net(), CARD, test, train)
+    few = judge.scale(train, torch.tensor([0] * 6 + [2]))
+    assert few.n == 7 and [share != share for share in few.accuracy.per_class] == [False, True, False]
+    every = judge.scale(train, 24)
+    assert every.train_copies is None and every.closer_to_train is None
+    assert "no training image of their classes is left" in " ".join(every.notes)
+
+
 def test_only_real_images_of_the_classes_are_read() -> None:
     seen: dict[str, int] = {}
 
@@ -140,7 +151,7 @@ def test_too_few_real_images_for_a_figure() -> None:
     assert one.density is None and any("they take 6 real images, here are 5" in note for note in one.notes)
     assert one.precision is not None and one.frechet is not None
     nothing = Judge(Net(), CARD, data((0, 9, 0)), data((0, 0, 5), seed=1))(made(9)[0], torch.ones(9, dtype=torch.long))
-    assert nothing.closer_to_train is None and nothing.train_copies == 0
+    assert nothing.closer_to_train is None and nothing.train_copies is None
     assert any(note.startswith("nothing about copies") for note in nothing.notes)
 
 

@@ -85,6 +85,53 @@ def test_what_is_left_is_as_small_as_asked_and_loads_again(
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
 
 
+class Odd(nn.Module):
+    """A layer between two convolutions whose tensors are as many as there are channels, and a classifier."""
+
+    def __init__(self, between: nn.Module | None, head: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.between = between or nn.Identity()
+        self.gamma = nn.Parameter(torch.rand(1, 16, 1, 1)) if between is None else None
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x) if self.gamma is None else self.gamma * self.first(x)
+        x = self.second(self.between(x).relu()).relu()
+        return self.head(x).mean((2, 3)) if isinstance(self.head, nn.Conv2d) else self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("between", "head"),
+    [
+        (lambda: nn.GroupNorm(4, 16), lambda: nn.Linear(16, 10)),
+        (lambda: nn.PReLU(16), lambda: nn.Linear(16, 10)),
+        (lambda: None, lambda: nn.Linear(16, 10)),
+        (lambda: nn.BatchNorm2d(16), lambda: nn.Conv2d(16, 10, 1)),
+    ],
+    ids=["group norm", "prelu", "scale", "convolution at the end"],
+)
+def test_what_is_left_of_other_layers_loads_again(between, head, dataset: Path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    net, blank = (Odd(between(), head()) for _ in range(2))
+    card = create_model("resnet20_cifar")[1]
+    rule = Cut(flops=0.6, images=10, importance="magnitude")
+    left = cut(net, card, read_pool([str(dataset)]), rule, 0, torch.device("cpu")).net.eval()
+    narrow(blank, left.state_dict(), "test")
+    blank.load_state_dict(left.state_dict())
+    view = torch.randn(4, 3, 32, 32, generator=generator(2))
+    with torch.no_grad():
+        assert left(view).shape == (4, 10)
+        torch.testing.assert_close(blank.eval()(view), left(view))
+
+
+def test_an_importance_that_tells_nothing_apart_is_told(dataset: Path) -> None:
+    card = create_model("resnet20_cifar")[1]
+    rule = Cut(flops=0.6, images=10, importance="bn_scale")
+    with pytest.raises(ValueError, match="bn_scale tells no channels of resnet20_cifar apart; ask for another"):
+        cut(Odd(nn.PReLU(16), nn.Linear(16, 10)), card, read_pool([str(dataset)]), rule, 0, torch.device("cpu"))
+
+
 def test_channels_that_say_nothing_go_first(dataset: Path) -> None:
     """Half of a layer's channels are cut off from the rest: `taylor` takes these, and the logits do not change."""
     net = nn.Sequential(

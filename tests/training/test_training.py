@@ -20,6 +20,7 @@ from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import LabelledImages
+from ensemble.machine import hardware
 from ensemble.machine.rng import generator
 from ensemble.training.augment import Augmentation, _beta, crop_and_flip, cutmix, cutout, mixup, resized_crop
 from ensemble.training.hard_labels import mixed_cross_entropy
@@ -108,6 +109,29 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 # --- the loop ------------------------------------------------------------------------------------------
 
 SHORT = Schedule(epochs=6, batch_size=16, lr=0.1, precision="fp32")
+
+
+def test_shared_weights_are_averaged_once_a_step() -> None:
+    net = nn.Sequential(nn.Flatten(), *(nn.Linear(192, out, bias=False) for out in (192, 192, 2)))
+    net[2].weight = net[1].weight
+    before: list[torch.Tensor] = []
+    net[1].register_forward_pre_hook(lambda module, _: before.append(module.weight.detach().clone()))
+    found = trained(replace(SHORT, epochs=1, ema=0.9), net=net)
+    average = before[0]
+    for step in (*before[1:6], net[1].weight.detach()):  # what runs after six steps is the average
+        average = average.lerp(step, 0.1)
+    torch.testing.assert_close(found[1].weight, average)
+
+
+def test_precision_is_what_the_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    net = toy_net()
+    net.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for native in (False, True):
+        monkeypatch.setattr(hardware, "computes_in_bf16", lambda device, native=native: native)
+        trained(replace(SHORT, epochs=1, precision="auto"), net=net)
+        assert seen[0] is native
+        seen.clear()
 
 
 @pytest.mark.parametrize(

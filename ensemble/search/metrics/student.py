@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.image.pictures import to_eight_bits
-from ensemble.machine.hardware import computes_in_bf16, set_up
+from ensemble.machine.hardware import set_up
 from ensemble.search.metric import Kit, Measure, Metric
 from ensemble.training.augment import Augmentation
 from ensemble.training.loop import train
@@ -71,7 +71,6 @@ class Student(Metric, kind="student"):
                 epochs=max(1, round(self.steps / (len(images) // batch))),
                 batch_size=batch,
                 lr=self.lr,
-                precision="bf16" if computes_in_bf16(kit.device) else "fp32",
             ),
             augmentation=Augmentation(crop_padding=min(4, images.shape[2] // 8)),
             seed=seed,
