@@ -16,6 +16,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ensemble.applications._options import Parser, add_device, add_output, add_overrides
@@ -106,7 +107,8 @@ def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:
             raise ValueError(f"--{option} is missing; give it, or a --recipe that has it; see invert.py distill --help")
     if options.teacher and isinstance(data["lesson"], dict) and data["lesson"].get("kind") == "hard":
         raise ValueError("--teacher: hard labels have no teachers; leave it out, or ask for --labels live")
-    if options.test_split and not (data["test"] or {}).get("path"):
+    test = data.get("test") or {}
+    if options.test_split and isinstance(test, Mapping) and not test.get("path"):
         raise ValueError("--test-split names a part of real images; give them, as --test DATA")
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch.utils.data import Dataset
@@ -70,6 +70,8 @@ class GeneratedImages(Dataset[Item]):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Item:
+        if not isinstance(index, SupportsIndex):
+            raise TypeError(f"an index is one whole number, not {index!r}; torch.utils.data.Subset takes several")
         index = range(len(self))[index]  # IndexError, and from the end
         number = bisect_right(self._ends, index)
         shard = self._shard(number)

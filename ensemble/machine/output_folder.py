@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ensemble.machine.files import why_unwritable
 from ensemble.machine.lock import contents, held, not_empty
@@ -21,6 +22,8 @@ class OutputFolder:
     """What a command writes and reads below `path`. A class of this one knows the names there."""
 
     path: Path
+    begins_with: ClassVar[str] = ""
+    """The file that is written first: half-written and alone it says that nothing began."""
 
     @property
     def what(self) -> str:
@@ -37,7 +40,7 @@ class OutputFolder:
         Raises ValueError where something is there and neither was asked for, for a file, and where nothing may be
         written. Changes nothing.
         """
-        names = contents(self.path)
+        names = contents(self.path) - {f"{self.begins_with}.tmp"}
         check_writable(self.path)
         if names and not resume and not overwrite:
             raise not_empty(

@@ -27,7 +27,6 @@ from ensemble.machine.files import (
     write_json_lines,
     write_text,
 )
-from ensemble.machine.lock import contents
 from ensemble.machine.output_folder import OutputFolder
 from ensemble.recipe import Recipe, parse_recipe
 from ensemble.runs.origin import NOT_THE_IMAGES, Origin
@@ -95,6 +94,7 @@ class DatasetFolder(OutputFolder):
     """What `invert.py dataset` writes and reads below `path`."""
 
     what = "dataset"
+    begins_with = BEGUN
 
     @property
     def shards(self) -> Path:
@@ -163,7 +163,7 @@ class DatasetFolder(OutputFolder):
         """
         if not self.is_taken(resume=resume, overwrite=overwrite):
             return
-        if resume and contents(self.path) != {f"{BEGUN}.tmp"}:
+        if resume:
             self._check_same(recipe, wanted)
         elif overwrite:
             self._check_ours()

@@ -26,6 +26,7 @@ from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
 from ensemble.training.student import prepare
+from models import model_card
 
 MARK = "rounds.yaml"
 """What shows whose a folder is: the distillation and its rounds."""
@@ -53,6 +54,7 @@ class RoundsFolder(OutputFolder):
     """The parts of it: `student_0`, `images_1`, `student_1`, and so on, each a folder of its own below `path`."""
 
     what = "distillation in rounds"
+    begins_with = MARK
 
     def student(self, number: int) -> TrainingFolder:
         return TrainingFolder(self.path / f"student_{number}", DistillationRecipe)
@@ -100,8 +102,10 @@ class RoundsRun:
         free = tuple(f"distillation.{name}" for name in self.recipe.free)
         self.folder.check(self._described(), free, resume=resume, overwrite=overwrite)
         student = self.recipe.student
-        self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
+        if model_card(student).family == "edge_popup":
+            raise ValueError(f"student: {student} learns the scores of a subnet from the start, and rounds go on")
         prepare(self.recipe)  # real images that the last lesson is tested on are read here, too
+        self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
 
     def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:
         """The last student's summary, which is written beside its weights in the folder itself."""
@@ -116,7 +120,8 @@ class RoundsRun:
                 folder = self.folder.student(number)
                 go_on = {"resume": resume and folder.path.exists(), "overwrite": overwrite}
                 summary = distill(self._lesson(number), folder, self.device, progress=progress, **go_on)
-            summary |= {"rounds": list(self._told())}
+            first = self.folder.student(0).read_summary()
+            summary |= {key: first[key] for key in ("pruned",) if key in first} | {"rounds": list(self._told())}
             self.folder.end(folder.weights, summary)
         return summary
 
@@ -160,10 +165,18 @@ class RoundsRun:
             "device": str(self.device),
         }  # this process makes them, whoever made the pool
         alone = [entry | {"ranks": None} for entry in plain["teachers"]]
-        plain["teachers"] = [*alone, {"model": student, "student": True}]
+        classes = self._classes(model_card(recipe.teachers[0].model).class_names)
+        plain["teachers"] = [*alone, {"model": student, "student": True, "classes": classes}]
         plain["objectives"] = [*plain["objectives"], {"kind": "competition", "weight": self.rounds.competition}]
         output = self.folder.images(number).path
         return dataset_job(plain, {}, [], output, self.rounds.images, resume=resume, overwrite=overwrite)
+
+    def _classes(self, names: tuple[str, ...]) -> dict[str, int] | None:
+        """Where the first teacher's classes are among the student's, which has its own order where it knows these."""
+        own = model_card(self.recipe.student).class_names
+        if not own or not names or own == names:
+            return None
+        return {name: own.index(name) if set(own) == set(names) else index for index, name in enumerate(names)}
 
     def _described(self) -> dict[str, Any]:
         return {"rounds": to_plain(self.rounds), "distillation": to_plain(self.recipe)}

@@ -37,6 +37,7 @@ class SearchFolder(OutputFolder):
     """What a search writes and reads in `path`."""
 
     what = "search"
+    begins_with = SEARCH
 
     @property
     def database(self) -> Path:

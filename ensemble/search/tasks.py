@@ -153,7 +153,8 @@ class Tasks:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         for task in self.all():
             if task.number < total and task.trial.state == TrialState.FAIL and not task.ended:
-                self.study.enqueue_trial(task.trial.params, {"task": task.number})
+                drawn = task.trial.params if "values" in task.trial.user_attrs else {}  # else not all of them
+                self.study.enqueue_trial(drawn, {"task": task.number})
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

@@ -41,7 +41,7 @@ class Value:
         measure = self.measure
         try:
             images, targets = made(recipe, seed_at(recipe, place))
-            value = measure(images, targets, place)
+            value = float(measure(images, targets, place))
             if not math.isfinite(value):
                 raise ValueError(f"the metric is {value}")
             return value

@@ -41,7 +41,7 @@ class Cut(Checked):
     """
 
     flops: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the network's multiplications that is left, at most."""
+    """Share of the network's multiplications that is left, at most; as Torch-Pruning counts, with those of norms."""
     importance: Literal["taylor", "magnitude", "bn_scale"] = "taylor"
     images: PositiveInt = 500
     """So many, drawn, for `taylor`."""

@@ -38,6 +38,7 @@ _FILES = (SUMMARY, WEIGHTS, CHECKPOINT, METRICS, RECIPE)
 class TrainingFolder(OutputFolder):
     """What a training run writes and reads in `path`."""
 
+    begins_with = RECIPE
     reads: type[RunRecipe] = TrainingRecipe
     """Whose runs it holds."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat
 
 from ensemble.config.kinds import Kind
 from ensemble.data.soft_labels import Average, centred, deviation, pooled, scales
@@ -60,7 +60,7 @@ class Soft(Lesson):
     """All of the dataset's where none is named."""
     divergence: Literal["kl", "mse"] = "kl"
     """KL(softmax(z / T) || softmax(student / T)), or the mean squared difference of the centred logits."""
-    temperature: PositiveFloat = 4.0
+    temperature: Annotated[float, Field(gt=0, le=1e4)] = 4.0
     scale: bool = True
     """Multiply KL by T², so that its gradient does not shrink with T."""
     average: Average = "probabilities"

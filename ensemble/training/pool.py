@@ -109,7 +109,7 @@ def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
         )
     for name, source in pool.teachers.items():
         known = earlier.teachers.get(name, source)
-        if (known.model, known.sha256) != (source.model, source.sha256):
+        if (known.model, known.sha256, known.classes) != (source.model, source.sha256, source.classes):
             raise ValueError(
                 f"dataset: the teacher {name} of {folder} ({source.model}) is not that of {other} ({known.model}); "
                 "give datasets whose names mean the same networks"

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages, load_images
+from ensemble.data.shards import class_labels
 from ensemble.data.tree import Layout, few
 from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.run import build_network, check_padding, relabelled
-from models import ModelCard, check_reads, parse_spec, wordnet_numbers
+from models import ModelCard, check_reads, class_indices, parse_spec
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -55,18 +56,19 @@ def prepare(recipe: DistillationRecipe) -> Student:
             f"student: {card.name} has {card.num_classes} classes, the dataset {len(names)}; ask for "
             f"{card.name}:num_classes={len(names)}"
         )
-    if set(card.class_names) == set(names):
-        pool = pool.ordered(card.class_names)
+    own = class_labels(card.class_names, card.num_classes) if card.class_names else ()
+    if set(own) == set(names):
+        pool = pool.ordered(own)
     elif card.class_names and parse_spec(spec).weights != "random":
         raise ValueError(
             f"student: {recipe.student} knows other classes than the dataset's "
-            f"({few(set(card.class_names) ^ set(names))}); ask for @random"
+            f"({few(set(own) ^ set(names))}); ask for @random"
         )
-    card = replace(relabelled(card, pool.data.class_names), input_size=pool.size)
+    card = replace(card if own == pool.data.class_names else relabelled(card, names), input_size=pool.size)
     check_reads(f"student: {card.name}", net, card, learns=True)
     test_set = real_set = None
     if recipe.test is not None:
-        made = {card.class_names[i] for i in pool.data.labels.unique().tolist()}
+        made = {pool.data.class_names[i] for i in pool.data.labels.unique().tolist()}
         test_set = _real(recipe.test, recipe.test.split, card, made)
         real_set = _real(recipe.test, recipe.test.train, card, set(), _DIAGNOSED) if recipe.diagnose else None
     return Student(net, card, pool, test_set, real_set)
@@ -104,8 +106,8 @@ def _real(
     """
     layout: Layout = "classes" if split is None else "splits"
     data = load_images(spec.path, split or "test", card.input_size, at_most=at_most, layout=layout)
-    known = wordnet_numbers(card, " ".join(data.class_names))
-    known |= {name: index for index, name in enumerate(card.class_names)}
+    own = class_labels(card.class_names, card.num_classes)
+    known = class_indices(card, data.class_names) | {name: index for index, name in enumerate(own)}
     unknown = set(data.class_names) - set(known)
     where = spec.path + (f", {data.split}," if data.split else "")
     if unknown:
@@ -113,6 +115,6 @@ def _real(
             f"test: {where} has other classes than the dataset ({few(unknown)}); name its folders as the dataset's "
             "class_names"
         )
-    if missing := made - {card.class_names[known[name]] for name in data.class_names}:
+    if missing := made - {own[known[name]] for name in data.class_names}:
         raise ValueError(f"test: {where} lacks classes that images were made for ({few(missing)}); add their folders")
-    return replace(data, labels=data.numbered(known), class_names=card.class_names)
+    return replace(data, labels=data.numbered(known), class_names=own)

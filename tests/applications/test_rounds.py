@@ -120,12 +120,20 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(run, pool: Path, tmp_path: 
         (["--rounds", "0"], "rounds.count: must be at least 1, got 0"),
         (["--rounds", "1", "--dataset", "nowhere"], "nowhere is no finished dataset"),
         (["--rounds", "1", "--student", "resnet20_cifar"], "classes"),
+        (["--rounds", "1", "--student", "resnet20_popup_cifar:num_classes=3"], "the scores of a subnet from the start"),
     ],
 )
 def test_mistakes_are_one_line(run, pool: Path, tmp_path: Path, more: list[str], said: str) -> None:
     ended = run(*line(pool, tmp_path / "out", *more))
     assert ended.code == 2 and len(ended.errors) == 1 and said in ended.errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_whose_classes_stand_in_another_order(run, pool: Path, tmp_path: Path) -> None:
+    rounds = ["--rounds", "1", "--round-images", "6", "--round-epochs", "1", "--epochs", "1"]
+    assert run(*line(pool, tmp_path / "out", *rounds, "--student", "tiny_renamed")).code == 0
+    student = load_yaml(tmp_path / "out/images_1/recipe.yaml")["teachers"][-1]
+    assert student["student"] and student["classes"] == {"circle": 2, "square": 1, "star": 0}
 
 
 def test_what_is_no_rounds_is_not_replaced(run, pool: Path, tmp_path: Path) -> None:
@@ -144,6 +152,7 @@ def test_a_student_is_pruned_once(run, pool: Path, tmp_path: Path) -> None:
     assert run(*line(pool, tmp_path / "out", *ROUNDS, *prune)).code == 0
     lost = [json.loads((tmp_path / f"out/student_{i}/summary.json").read_text()).get("pruned") for i in range(3)]
     assert lost[0] is not None and lost[1] is None and lost[2] is None
+    assert json.loads((tmp_path / "out/summary.json").read_text())["pruned"] == lost[0]
     narrow = [load_file(tmp_path / f"out/student_{i}/weights.safetensors")["conv.weight"].shape for i in range(3)]
     assert narrow[0] == narrow[1] == narrow[2] and narrow[0][0] < 12
 

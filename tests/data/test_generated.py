@@ -78,6 +78,8 @@ def test_items(made: Made) -> None:
         assert target == int(made.targets[i]) and isinstance(target, int)
         assert logits.dtype == torch.float32
         assert torch.equal(logits, torch.stack([made.logits[name][i].float() for name in TEACHERS]))
+    with pytest.raises(TypeError, match=r"one whole number, not slice\(0, 2, None\); torch.utils.data.Subset"):
+        data[0:2]  # type: ignore[index]
     with pytest.raises(IndexError):
         data[13]
     assert "13 images of 6 x 6; teachers quiet, loud" in repr(data)

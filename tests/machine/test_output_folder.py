@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.machine.output_folder import writing
+from ensemble.machine.output_folder import OutputFolder, writing
+from ensemble.runs.dataset_folder import DatasetFolder
+from ensemble.runs.rounds import RoundsFolder
+from ensemble.search.folder import SearchFolder
+from ensemble.training.folder import TrainingFolder
+
+
+@pytest.mark.parametrize("kind", [DatasetFolder, RoundsFolder, SearchFolder, TrainingFolder])
+def test_a_folder_whose_first_file_is_half_written_is_free(kind: type[OutputFolder], tmp_path: Path) -> None:
+    (tmp_path / f"{kind.begins_with}.tmp").write_text("half")
+    assert not kind(tmp_path).is_taken(resume=True, overwrite=False)
+    (tmp_path / "mine").touch()
+    assert kind(tmp_path).is_taken(resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR])

@@ -57,6 +57,7 @@ def test_what_an_end_leaves_is_done_next_with_the_same_values(tasks: Tasks) -> N
 
     def do(trial: optuna.Trial, number: int) -> float:
         drawn.append((number, trial.suggest_float("x", 0, 1)))
+        trial.set_user_attr("values", {"x": drawn[-1][1]})  # all of them are drawn
         if len(drawn) in (2, 4, 5, 6):
             raise KeyboardInterrupt
         return 0.0
@@ -68,6 +69,25 @@ def test_what_an_end_leaves_is_done_next_with_the_same_values(tasks: Tasks) -> N
     assert [number for number, _ in drawn] == [0, 1, 1, 2, 2, 2, 2]
     assert drawn[1] == drawn[2] and len(set(drawn[3:])) == 1
     assert [number for number, _ in values(tasks)] == [0, 1, 2]
+
+
+def test_what_ends_before_all_values_are_drawn_draws_them_anew(tasks: Tasks) -> None:
+    """With the first alone given, a sampler would take the second for the first."""
+
+    def half(trial: optuna.Trial, number: int) -> float:
+        trial.suggest_float("x", 0, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tasks.work(1, half, nothing)
+    fixed: list[object] = []
+
+    def do(trial: optuna.Trial, number: int) -> float:
+        fixed.append(trial.system_attrs.get("fixed_params"))
+        return 0.0
+
+    tasks.work(1, do, nothing)
+    assert fixed == [{}]
 
 
 def test_a_task_that_cannot_be_done_is_not_tried_again(tasks: Tasks) -> None:

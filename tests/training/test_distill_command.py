@@ -109,6 +109,18 @@ def refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
 # --- from end to end -----------------------------------------------------------------------------------
 
 
+def test_classes_without_names_are_tested_by_their_numbers(tmp_path: Path) -> None:
+    names = CIFAR10_CLASSES[:3]
+    images, targets = pictures(20, 0, names)
+    made = write_dataset(tmp_path / "set", images, targets, (), {"first": torch.randn(20, 3)})
+    real = real_images(tmp_path / "real", names)
+    for folder in sorted(real.glob("*/*")):
+        folder.rename(folder.with_name(str(names.index(folder.name))))
+    more = ("--student", "resnet20_cifar:width=0.25,num_classes=3", "--labels", "hard", "--test", str(real))
+    assert cli.main(line(tmp_path, made, *more)) == 0
+    assert summary_of(tmp_path)["real_images_read"] == {"images": 9, "split": "test"}
+
+
 @pytest.mark.parametrize("labels", ["hard", "stored", "live"])
 def test_a_run(labels: str, tmp_path: Path, dataset: Path, real: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Classes stand in another order in the dataset than in the student's card and in the folders of real images."""

@@ -346,6 +346,8 @@ def test_datasets_that_do_not_fit(tmp_path: Path) -> None:
     refused(other, r"have different classes \(cat, cow, dog\)")
     model = {"a": {"model": "b", "sha256": None}}
     refused(toy(tmp_path / "model", teachers=model), r"the teacher a of .*model \(b\) is not that of .*one \(a\)")
+    mapped = {"a": {"model": "a", "sha256": None, "classes": {"ant": 2, "bee": 1, "cat": 0}}}
+    refused(toy(tmp_path / "mapped", teachers=mapped), "give datasets whose names mean the same networks")
     second, third = (
         toy(tmp_path / name, logits={"b": said(3, 7)[:, :3]}, teachers={"b": {"model": name, "sha256": None}})
         for name in ("second", "third")
