@@ -21,6 +21,7 @@ from ensemble.teachers.class_names import ClassNames
 from ensemble.teachers.taps import LOGITS, Tap, Tapped
 
 _POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
+_CALL = re.compile(r"(.+)#([0-9]{1,9})(?:\.out)?")
 _LIST = re.compile(r"\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*(,\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*)*")
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)\s*\*\s*(.*)", re.IGNORECASE)
 
@@ -57,7 +58,7 @@ class Unit:
     @property
     def of_class(self) -> bool:
         """Whether it is what the network says of one class, and to be raised."""
-        return self.tap.layer == LOGITS and len(self.channels) == 1 and self.factor > 0
+        return self.tap == Tap(LOGITS) and len(self.channels) == 1 and self.factor > 0
 
     def text(self, teacher: str = "") -> str:
         """As a selection has it, without its sign."""
@@ -143,12 +144,15 @@ def parse_layer(text: str) -> tuple[str, Tap]:
     """The teacher, empty where none is named, and what is tapped; ValueError where it is neither."""
     teacher, _, layer = text.rpartition("/")
     side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
-    layer, _, call = layer.removesuffix(".in").partition("#")
-    layer = LOGITS if layer == f"{LOGITS}.out" else layer
-    call = call.removesuffix(".out")  # without a call, the network tells whether a layer is called so
-    if not layer or (call and not (call.isdigit() and int(call) > 0)):
+    layer = layer.removesuffix(".in")
+    if (match := _CALL.fullmatch(layer)) is None:  # the network tells whether a layer is called so
+        layer, call = LOGITS if layer == f"{LOGITS}.out" else layer, 1
+    else:
+        layer, call = match[1], int(match[2])
+        layer = f"{LOGITS}#1" if (layer, call, side) == (LOGITS, 1, "out") else layer
+    if not layer or not call:
         raise ValueError(f"{text!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]")
-    return teacher, Tap(layer, int(call or 1), side)
+    return teacher, Tap(layer, call, side)
 
 
 def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Unit]:

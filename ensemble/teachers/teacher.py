@@ -280,7 +280,8 @@ class Teacher:
         found = self._taps.take(logits)
         self._places = [self._taps.wanted.index(tap) for tap in own.values()]
         self._tapped = {
-            tap: laid_out(self.name, tap, found[place], self.net) for tap, place in zip(own, self._places, strict=True)
+            tap: laid_out(self.name, own[tap], found[place], self.net)
+            for tap, place in zip(own, self._places, strict=True)
         }
 
     def emit_features(self) -> None:

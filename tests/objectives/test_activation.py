@@ -193,7 +193,7 @@ def test_tokens_that_nobody_knows_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("layer", "say which channels of layer"), (":3", "is no layer"), ("a#x:3", "is no layer")]
+    ("text", "message"), [("layer", "say which channels of layer"), (":3", "is no layer"), ("a#0:3", "is no layer")]
 )
 def test_what_cannot_be_read_is_told(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
