@@ -153,7 +153,7 @@ def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int
         if layer is None and own.layer == LOGITS:
             raise ValueError(f"{name}: {tap}: it has no layer {LOGITS!r}; write {LOGITS} for what the network says")
         if layer is None and (first := _first_name(own.layer, net)):
-            raise ValueError(f"{name}: {tap.layer} is the same layer as {first}; write {first}, whose calls count those of both")
+            raise ValueError(f"{name}: {tap.layer} is the same layer as {first}; write {first}, also for its calls")
         if layer is None and own != _SAID:
             hint = did_you_mean(tap.layer, layers, f"invert.py --list-layers {name} shows them", most=3)
             raise ValueError(f"{name} has no layer {tap.layer!r}; {hint}")
@@ -241,7 +241,7 @@ def _first_name(layer: str, net: nn.Module) -> str:
 
 
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
-    """As the network has it; a layer that is itself called `.in`, `.out` or `#2` goes before a side or call of another."""
+    """As the network has it; a layer that is itself called `.in`, `.out`, `#2` goes before a side or call of another."""
     if tap == Tap(LOGITS):
         return _SAID
     if tap.call > 1 and f"{tap.layer}#{tap.call}" in layers:

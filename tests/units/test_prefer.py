@@ -103,7 +103,7 @@ def test_units_at_places_are_seen_at_the_whole_size(method: str, tmp_path: Path)
 
 
 def test_places_are_those_of_each_network_whatever_is_silent_there() -> None:
-    """By hand: a unit of the 3 x 3 convolution at y, x sees three pixels both ways. Channel 0 of the first is silent."""
+    """By hand: a unit of the 3 x 3 convolution sees three pixels both ways. Channel 0 of the first is silent."""
     net = Net()
     with torch.no_grad():
         net.bn.bias[0] = -100
