@@ -241,7 +241,7 @@ def _first_name(layer: str, net: nn.Module) -> str:
 
 
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
-    """As the network has it; a layer that is itself called `.in`, `.out` or `#2` goes before what that says of another."""
+    """As the network has it; a layer that is itself called `.in`, `.out` or `#2` goes first."""
     if tap == Tap(LOGITS):
         return _SAID
     if tap.call > 1 and f"{tap.layer}#{tap.call}" in layers:
