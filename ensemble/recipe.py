@@ -277,7 +277,7 @@ class Recipe(Checked):
             stages.append(replace(stage, iterations=steps))
             left -= steps
         optimizer, shorter = self.optimizer, min(1.0, factor)
-        waits = {"warmup": round(optimizer.warmup * shorter)}
+        waits: dict[str, Any] = {"warmup": round(optimizer.warmup * shorter)}
         if optimizer.schedule == "plateau":
             waits["plateau_patience"] = max(1, round(optimizer.plateau_patience * shorter))
         if optimizer.early_stopping:
