@@ -122,7 +122,7 @@ class Activation(TeacherTerm, kind="activation"):
     def excitations(self, seen: Observation, teacher: Profile, which: Sequence[int]) -> torch.Tensor:
         """a_i of each image seen, for the unit of that number, (n,), float64."""
         units = self.units_of(teacher)
-        mine = [units[k] for k in which]
+        mine = [units[k % len(units)] for k in which]  # of a teacher that none are of, there is one that is empty
         found = seen.logits.new_zeros(len(mine), dtype=torch.float64)
         for tap, value in seen.taps.items():
             entries = [(row, unit) for row, several in enumerate(mine) for unit in several if unit.tap == tap]

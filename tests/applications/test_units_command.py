@@ -108,11 +108,12 @@ def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path)
 
 
 def test_a_network_that_no_selection_names(run, tmp_path: Path) -> None:
-    command = ["units", *TWO, "--iterations", "2", "--units", "tiny_a/conv:0", "--output", tmp_path / "out"]
-    refused = run(*command)
+    command = ["units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units"]
+    refused = run(*command, "tiny_a/conv:0-1")
     assert refused.code == 2 and "no selection names tiny_b; leave it out" in refused.errors[0]
-    assert run(*command, "--bn-matching", "1").code == 0
-    assert not any(key.startswith("tiny_b") for row in rows(tmp_path / "out") for key in row)
+    for one, other in (("tiny_a", "tiny_b"), ("tiny_b", "tiny_a")):
+        assert run(*command, f"{one}/conv:0-1", "--bn-matching", "1", "--overwrite").code == 0
+        assert not any(key.startswith(other) for row in rows(tmp_path / "out") for key in row)
 
 
 def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:
