@@ -128,8 +128,11 @@ def prepare(
     )
 
 
-def carry_out(prepared: Job, began: float, progress: bool) -> Results | None:
-    """What `invert` returns: of a run that has ended before, what is there."""
+def carry_out(prepared: Job, began: float, progress: bool, *, keeps_partial: bool = True) -> Results | None:
+    """What `invert` returns: of a run that has ended before, what is there.
+
+    Raises Interrupted after a stop that was asked for, unless `keeps_partial` is to give what there is.
+    """
     device = prepared.plan.recipe.runtime.device
     if not is_launched() and not isinstance(device, str) and len(device) > 1:
         raise ValueError("device: a list is for ranks, as torchrun or invert.py --devices start them; name one")
@@ -137,7 +140,7 @@ def carry_out(prepared: Job, began: float, progress: bool) -> Results | None:
     if prepared.is_finished and prepared.folder is not None:
         return Results.open(prepared.folder.path) if rank == 0 else None
     prepared.check(launched_ranks())
-    return prepared.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=True)
+    return prepared.run(began, progress_reporter(rank, quiet=not progress), keeps_partial=keeps_partial)
 
 
 def _from_teachers(

@@ -264,8 +264,8 @@ class Recipe(Checked):
     def iterations(self) -> int:
         return sum(stage.iterations for stage in self.stages)
 
-    def with_iterations(self, total: int) -> Recipe:
-        """The stages scaled to `total` steps, in their proportions, and the optimiser's waits with them."""
+    def with_iterations(self, total: int, but: Container[str] = ()) -> Recipe:
+        """The stages scaled to `total` steps, in their proportions, and with them the optimiser's waits, `but` some."""
         if total < 1:
             raise ValueError(f"iterations: must be at least 1, got {total}")
         if total < len(self.stages):
@@ -277,17 +277,18 @@ class Recipe(Checked):
             stages.append(replace(stage, iterations=steps))
             left -= steps
         optimizer, shorter = self.optimizer, min(1.0, factor)
-        optimizer = replace(optimizer, warmup=round(optimizer.warmup * shorter))
+        waits: dict[str, Any] = {"warmup": round(optimizer.warmup * shorter)}
         if optimizer.schedule == "plateau":
-            optimizer = replace(optimizer, plateau_patience=max(1, round(optimizer.plateau_patience * shorter)))
+            waits["plateau_patience"] = max(1, round(optimizer.plateau_patience * shorter))
         if optimizer.early_stopping:
-            optimizer = replace(optimizer, early_stopping=max(1, round(optimizer.early_stopping * shorter)))
+            waits["early_stopping"] = max(1, round(optimizer.early_stopping * shorter))
+        optimizer = replace(optimizer, **{name: steps for name, steps in waits.items() if name not in but})
         return replace(self, stages=tuple(stages), optimizer=optimizer)
 
     def with_steps_of(self, other: Recipe, but: Container[str] = ()) -> Recipe:
         """The other's stages and its optimiser's waits, `but` some: what `with_iterations` changes."""
         names = ("warmup", "plateau_patience", "early_stopping")
-        waits = {name: getattr(other.optimizer, name) for name in names if f"optimizer.{name}" not in but}
+        waits = {name: getattr(other.optimizer, name) for name in names if name not in but}
         return replace(self, stages=other.stages, optimizer=replace(self.optimizer, **waits))
 
     def continued_to(self, total: int) -> Recipe:

@@ -12,8 +12,11 @@ from ensemble.config.kinds import Kind
 from ensemble.image.parameterization import ImageParameterization, drawn_normal
 from ensemble.image.steady import in_one_thread
 from ensemble.image.transforms import resize_bilinear
+from models import retold
 
 _ABOUT = "image.parameterization.pretrained"
+_ROUNDING = 1e-3
+"""So far may images lie outside [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class CodeImage(ImageParameterization):
     networks" (NeurIPS 2016), whose bounds are 0 and mean + 3 deviations of real images' codes. Departures: whatever
     views a stage has act on G's images, and a start is clipped to the bounds too.
 
-    Raises ValueError for n or size below 1, a dtype other than float32 and float64, bounds that are none, or a G that
-    takes no such codes or makes no such images.
+    Raises ValueError for n or size below 1, a dtype other than float32 and float64, bounds that are none or infinite,
+    or a G that takes no such codes or makes no such images: the one of the first code is tried.
     """
 
     def __init__(
@@ -65,9 +68,13 @@ class CodeImage(ImageParameterization):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(n, size, dtype)
+        if not isinstance(space.low, Tensor) or not isinstance(space.high, Tensor):
+            raise ValueError(f"{_ABOUT}: `low` and `high` are tensors (*C), a bound for each number of a code")
         low, high = (bound.detach().to(device, dtype) for bound in (space.low, space.high))
         if low.shape != high.shape or not bool((low <= high).all()):
             raise ValueError(f"{_ABOUT}: `low` and `high` are of one shape, and low <= high")
+        if not low.ndim or not bool((low.isfinite() & high.isfinite()).all()):
+            raise ValueError(f"{_ABOUT}: `low` and `high` have one dimension or more, and finite numbers")
         self.low: Tensor
         self.high: Tensor
         self.register_buffer("low", low, persistent=False)
@@ -109,10 +116,11 @@ class CodeImage(ImageParameterization):
 
 @torch.no_grad()
 def _check_images(network: nn.Module, code: Tensor) -> None:
-    try:
-        shape = tuple(network(code).shape)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{_ABOUT}: the network does not take codes of {[*code.shape]} ({reason})") from None
+    with retold(f"{_ABOUT}: the network does not take codes of {[*code.shape]}"):
+        images = network(code)
+        shape = tuple(images.shape)
     if len(shape) != 4 or shape[:2] != (1, 3) or shape[2] != shape[3]:
         raise ValueError(f"{_ABOUT}: of a code {[*code.shape]} come images {[*shape]}, not [1, 3, S, S]")
+    lowest, highest = float(images.min()), float(images.max())
+    if not -_ROUNDING <= lowest <= highest <= 1 + _ROUNDING:
+        raise ValueError(f"{_ABOUT}: images are RGB in [0, 1], and the network's are {lowest:.3g} to {highest:.3g}")

@@ -54,9 +54,12 @@ class Activation(TeacherTerm, kind="activation"):
             yield "units: none given; as units: layer3.0:7"
         for text in self.selections:
             try:
-                parse_selection(text)
+                masked = any(part.channels.startswith("mask=") for part in parse_selection(text))
             except ValueError as error:
                 yield str(error)
+                continue
+            if masked and self.reduction in ("norm", "sum"):
+                yield f"reduction: `{self.reduction}` is of a map, and a mask makes one number; take mean or dot_cos"
         if self.reduction != "dot_cos" and self.power != type(self).power:
             yield f"power: it is for `reduction: dot_cos`, and it is `{self.reduction}`"
 
@@ -95,28 +98,31 @@ class Activation(TeacherTerm, kind="activation"):
         return _units(self.selections, teacher.name, taps, teacher.card.class_names)
 
     def names(self, teachers: Sequence[Profile]) -> list[str]:
-        """What each unit is called, in their order: as its selection would be for it alone."""
+        """What each unit is called, in their order: as its selection would be for it alone.
+
+        A class has its number, and where teachers have it at several, its name.
+        """
         found = []
         for text in self.selections:
             parts = parse_selection(text)
-            owners = [next(teacher for teacher in teachers if part.of(teacher.name)) for part in parts]
             own = [
-                expand(part, owner.taps[part.tap], owner.card.class_names)
-                for part, owner in zip(parts, owners, strict=True)
+                [expand(part, t.taps[part.tap], t.card.class_names) for t in teachers if part.of(t.name)]
+                for part in parts
             ]
-            for k in range(max(map(len, own))):
+            for k in range(max(len(first) for first, *_ in own)):
                 words = ""
-                for part, units in zip(parts, own, strict=True):
-                    unit = units[k % len(units)]
+                for part, of_teachers in zip(parts, own, strict=True):
+                    unit, *others = (units[k % len(units)] for units in of_teachers)
                     sign = (" - " if unit.factor < 0 else " + ") if words else ("-" if unit.factor < 0 else "")
-                    words += sign + unit.text(part.teacher)
+                    alike = all(other.channels == unit.channels for other in others)
+                    words += sign + unit.text(part.teacher, numbered=alike)
                 found.append(words)
         return found
 
     def excitations(self, seen: Observation, teacher: Profile, which: Sequence[int]) -> torch.Tensor:
         """a_i of each image seen, for the unit of that number, (n,), float64."""
         units = self.units_of(teacher)
-        mine = [units[k] for k in which]
+        mine = [units[k % len(units)] for k in which]  # of a teacher that none are of, there is one that is empty
         found = seen.logits.new_zeros(len(mine), dtype=torch.float64)
         for tap, value in seen.taps.items():
             entries = [(row, unit) for row, several in enumerate(mine) for unit in several if unit.tap == tap]

@@ -4,7 +4,7 @@ SELECTION  = [-] SUMMAND [+|- SUMMAND ...]                      summed in one im
 SUMMAND    = [FACTOR *] [TEACHER/]LAYER[#CALL][.in|.out]:CHANNELS[@POSITION]
 CHANNELS   = 7 | 0-63 | 7,9 | *        each its own image
            | {7,9}                     summed in one image
-           | cat                       by the classes' names, of layers with one channel a class
+           | cat                       by the classes' names, of what layers with one channel a class return
            | dir=FILE | mask=FILE      a direction of C numbers, or C numbers at each position, .npy or .safetensors
 POSITION   = centre | Y,X | cls | patches | t=T                 by default all
 """
@@ -14,15 +14,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ensemble.teachers.class_names import ClassNames
 from ensemble.teachers.taps import LOGITS, Tap, Tapped
 
-_POSITION = re.compile(r"(.*)@(centre|center|cls|patches|\d+,\d+|t=\d+)")
+_POSITION = re.compile(r"(.*)@(centre|center|cls|patches|[0-9]{1,9},[0-9]{1,9}|t=[0-9]{1,9})")
+_CALL = re.compile(r"(.+)#([0-9]{1,9})(?:\.out)?")
 _LIST = re.compile(r"\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*(,\s*(\{[^{},]+(,[^{},]+)*\}|[^{},]+)\s*)*")
-_NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)\s*\*\s*(.*)", re.IGNORECASE)
+_NUMBER = re.compile(r"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]+)?)\s*\*\s*(.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class Unit:
     file: str = ""
     whole: bool = False
     """The file has numbers for each position, not for the channels alone."""
+    written: str = field(default="", compare=False)
+    """The channels as they were written, where that names classes."""
 
     @property
     def of_class(self) -> bool:
         """Whether it is what the network says of one class, and to be raised."""
-        return self.tap.layer == LOGITS and len(self.channels) == 1 and self.factor > 0
+        return self.tap == Tap(LOGITS) and len(self.channels) == 1 and self.factor > 0
 
-    def text(self, teacher: str = "") -> str:
-        """As a selection has it, without its sign."""
+    def text(self, teacher: str = "", *, numbered: bool = True) -> str:
+        """As a selection has it, without its sign; classes by their numbers or, if not `numbered`, by their names."""
         channels = str(self.channels[0]) if len(self.channels) == 1 else "{" + ",".join(map(str, self.channels)) + "}"
+        channels = channels if numbered else self.written or channels
         what = f"{'mask' if self.whole else 'dir'}={self.file}" if self.file else channels
         factor = "" if abs(self.factor) == 1 else f"{abs(self.factor):g}*"
         return (
@@ -143,12 +147,15 @@ def parse_layer(text: str) -> tuple[str, Tap]:
     """The teacher, empty where none is named, and what is tapped; ValueError where it is neither."""
     teacher, _, layer = text.rpartition("/")
     side: Literal["in", "out"] = "in" if layer.endswith(".in") else "out"
-    layer, _, call = layer.removesuffix(".in").partition("#")
-    layer = LOGITS if layer == f"{LOGITS}.out" else layer
-    call = call.removesuffix(".out")  # without a call, the network tells whether a layer is called so
-    if not layer or (call and not (call.isdigit() and int(call) > 0)):
+    layer = layer.removesuffix(".in")
+    if (match := _CALL.fullmatch(layer)) is None:  # the network tells whether a layer is called so
+        layer, call = LOGITS if layer == f"{LOGITS}.out" else layer, 1
+    else:
+        layer, call = match[1], int(match[2])
+        layer = f"{LOGITS}#1" if (layer, call, side) == (LOGITS, 1, "out") else layer
+    if not layer or not call:
         raise ValueError(f"{text!r} is no layer; write [TEACHER/]LAYER[#CALL][.in|.out]")
-    return teacher, Tap(layer, int(call or 1), side)
+    return teacher, Tap(layer, call, side)
 
 
 def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Unit]:
@@ -161,31 +168,41 @@ def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Uni
         kind, _, file = summand.channels.partition("=")
         units = [replace(unit, file=file, whole=kind == "mask")]
     else:
-        units = [replace(unit, channels=part) for part in _channels(summand, at, class_names)]
+        units = [replace(unit, channels=k, written=text) for k, text in _channels(summand, at, class_names)]
     for one in units[:1]:
         one.places(at)
     return units
 
 
-def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[tuple[int, ...]]:
-    names = ClassNames(class_names if len(class_names) == at.channels else ())
-    if re.search(r"[^\s\d,{}-]", summand.channels) and summand.channels in names:  # it may have commas
-        return [(_class(summand.channels, names, summand),)]
+def _is_word(text: str) -> bool:
+    return re.search(r"[^\s\d,{}-]", text) is not None
+
+
+def _channels(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
+    """Each image's channels, and how they were written where classes are named."""
+    of_classes = len(class_names) == at.channels and summand.tap.side == "out"
+    names = ClassNames(class_names if of_classes else ())
+    if _is_word(summand.channels) and summand.channels in names:  # it may have commas
+        return [((_class(summand.channels, names, summand),), summand.channels)]
     if summand.channels == "*":
-        return [(k,) for k in range(at.channels)]
+        return [((k,), "") for k in range(at.channels)]
     if _LIST.fullmatch(summand.channels) is None:
         raise ValueError(f"units: {summand.tap}:{summand.channels}: write channels as 7, 0-63, 7,9, {{7,9}} or *")
-    found: list[tuple[int, ...]] = []
+    found: list[tuple[tuple[int, ...], str]] = []
     for item in re.findall(r"\{[^}]*\}|[^,]+", summand.channels):
         inner = item.strip()
         parts = [_range(part.strip(), at, names, summand) for part in inner.strip("{}").split(",")]
         channels = [k for part in parts for k in part]
-        found += [tuple(channels)] if inner.startswith("{") else [(k,) for k in channels]
+        written = inner if _is_word(inner) else ""
+        found += [(tuple(channels), written)] if inner.startswith("{") else [((k,), written) for k in channels]
     return found
 
 
 def _range(text: str, at: Tapped, names: ClassNames, summand: Summand) -> Sequence[int]:
     if (match := re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)) is not None:
+        digits = max(len(match[1]), len(match[2] or ""))
+        if digits > 9:
+            raise ValueError(f"units: {summand.tap}: a number of {digits} digits is no channel")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ValueError(f"units: {summand.tap}: range {text} runs backwards")

@@ -22,7 +22,7 @@ from ensemble.runs.checkpoints import is_finished
 from ensemble.runs.folder import RECIPE, ResultsFolder
 from ensemble.runs.networks import Networks
 from ensemble.runs.plan import Plan, check_placement, make_plan
-from ensemble.runs.recipes import assembled, read_recipe
+from ensemble.runs.recipes import assembled, read_recipe, set_of_optimizer
 from ensemble.runs.results import Results
 from ensemble.runs.run import run
 from ensemble.runs.tensorboard import check_board
@@ -131,7 +131,7 @@ def recipe_for(
     begun = parse_recipe(saved)
     if [replace(s, iterations=1) for s in recipe.stages] != [replace(s, iterations=1) for s in begun.stages]:
         raise ValueError("resume: the run has other stages; only their last may have more iterations")
-    return recipe.with_steps_of(begun, {text.partition("=")[0].strip() for text in overrides}).continued_to(total)
+    return recipe.with_steps_of(begun, set_of_optimizer(overrides)).continued_to(total)
 
 
 def _saved(output: str | Path | None) -> dict[str, Any] | None:

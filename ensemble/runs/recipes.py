@@ -71,7 +71,8 @@ def recipe_file(name: str | Path, folder: str = "") -> Path:
 def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe `data` with `fields` of it replaced, then `overrides` applied.
 
-    `fields` may also hold `iterations` (steps in all; the stages keep their proportions) and fields of `runtime`.
+    `fields` may also hold `iterations` (steps in all; the stages keep their proportions, and the optimiser's waits but
+    those that an override sets) and fields of `runtime`.
     Raises ConfigError with every mistake.
     """
     given = {key: value for key, value in fields.items() if value is not None}
@@ -94,7 +95,17 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
         return recipe
     if isinstance(total, bool) or not isinstance(total, int):
         raise ValueError(f"iterations: expected an integer, got {total!r}")
-    return recipe.with_iterations(total)
+    return recipe.with_iterations(total, set_of_optimizer(overrides))
+
+
+def set_of_optimizer(overrides: Sequence[str]) -> set[str]:
+    """The fields of the optimiser that overrides set."""
+    found: set[str] = set()
+    for text in overrides:
+        if text.startswith("optimizer"):
+            value = apply_override({}, text).get("optimizer")
+            found |= {*value} if isinstance(value, Mapping) else set()
+    return found
 
 
 def _command_of(data: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from ensemble.teachers.observing import has_statistics
 from models import first_tensor
 
 LOGITS = "logits"
-"""Names what the network says, where it has no layer of that name."""
+"""Names what the network says. A layer of that name is meant by `logits.in` and, with its call, `logits#1`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Tap:
 
     def __str__(self) -> str:
         return self.layer + (f"#{self.call}" if self.call > 1 else "") + (".in" if self.side == "in" else "")
+
+
+_SAID = Tap("")
+"""What the network says, as `find_taps` gives it."""
 
 
 class Tapped(NamedTuple):
@@ -71,9 +75,9 @@ class Taps:
         self._calls: Counter[str] = Counter()
         self._stops = False
         self._inside: list[str] = []
-        self._waits = any(tap.layer == LOGITS for tap in self.wanted)
+        self._waits = _SAID in self.wanted
         self._operations = {tap.layer for tap in self.wanted if tap.layer.endswith("()")}
-        for layer in {tap.layer for tap in self.wanted} - self._operations - {LOGITS}:
+        for layer in {tap.layer for tap in self.wanted} - self._operations - {_SAID.layer}:
             module = net.get_submodule(layer)
             module.register_forward_pre_hook(self._entering(layer), with_kwargs=True)
             module.register_forward_hook(self._leaving(layer))
@@ -101,11 +105,11 @@ class Taps:
     @property
     def missing(self) -> list[Tap]:
         """Those that were not seen, or hold no tensor; not the logits, which the caller has."""
-        return [tap for tap in self.wanted if tap not in self._caught and tap.layer != LOGITS]
+        return [tap for tap in self.wanted if tap not in self._caught and tap != _SAID]
 
     def take(self, logits: torch.Tensor) -> list[torch.Tensor]:
         """The values, in the order in which they were asked for, as the network lays them out."""
-        found = [self._caught.get(tap, logits) if tap.layer == LOGITS else self._caught[tap] for tap in self.wanted]
+        found = [logits if tap == _SAID else self._caught[tap] for tap in self.wanted]
         self._caught.clear()
         return found
 
@@ -146,7 +150,11 @@ def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int
     for tap in taps:
         own = _named(tap, layers)
         layer = layers.get(own.layer)
-        if layer is None and own.layer != LOGITS:
+        if layer is None and own.layer == LOGITS:
+            raise ValueError(f"{name}: {tap}: it has no layer {LOGITS!r}; write {LOGITS} for what the network says")
+        if layer is None and (first := _first_name(own.layer, net)):
+            raise ValueError(f"{name}: {tap.layer} is the same layer as {first}; write {first}, also for its calls")
+        if layer is None and own != _SAID:
             hint = did_you_mean(tap.layer, layers, f"invert.py --list-layers {name} shows them", most=3)
             raise ValueError(f"{name} has no layer {tap.layer!r}; {hint}")
         if layer is not None and own.call > layer.calls:
@@ -179,7 +187,7 @@ def laid_out(name: str, tap: Tap, small: torch.Tensor, net: nn.Module) -> tuple[
         return Tapped(shape[2], (shape[1],), *_prefix(net, shape[1])), 2
     last = shape[1] == shape[2] != shape[3]
     if shape[1] == shape[2] == shape[3] and module is not None:
-        last = channel_dim(module, shape) == -1
+        last = isinstance(module, nn.Linear) or channel_dim(module, shape) == -1
     return (Tapped(shape[3], shape[1:3]), 3) if last else (Tapped(shape[1], shape[2:]), 1)
 
 
@@ -226,13 +234,25 @@ def _kept(module: nn.Module) -> int | None:
     return len(mean) if mean is not None and mean.ndim == 1 else None
 
 
+def _first_name(layer: str, net: nn.Module) -> str:
+    """The name by which the layers go of a module that has this one too; empty where it has none, or this is it."""
+    module = dict(net.named_modules(remove_duplicate=False)).get(layer)
+    return next((name for name, other in net.named_modules() if other is module and name != layer), "")
+
+
 def _named(tap: Tap, layers: dict[str, Layer]) -> Tap:
-    """As the network has it; a layer that is itself called `.in` or `.out` goes before a side of another."""
+    """As the network has it; a layer that is itself called `.in`, `.out` or `#2` goes first."""
+    if tap == Tap(LOGITS):
+        return _SAID
+    if tap.call > 1 and f"{tap.layer}#{tap.call}" in layers:
+        return replace(tap, layer=f"{tap.layer}#{tap.call}", call=1)
+    if tap.layer == f"{LOGITS}#1" and tap.layer not in layers:
+        return Tap(LOGITS)
     if tap.side == "in" and f"{tap.layer}.in" in layers:
         return replace(tap, layer=f"{tap.layer}.in", side="out")
     if tap.layer not in layers and tap.layer.endswith(".out"):
         tap = replace(tap, layer=tap.layer.removesuffix(".out"))
-    match = re.fullmatch(r"(.+)_(\d+)", tap.layer)
+    match = re.fullmatch(r"(.+)_([0-9]{1,9})", tap.layer) if tap.call == 1 else None
     for layer, call in ((tap.layer, tap.call), (match[1], int(match[2]) + 1) if match else (tap.layer, tap.call)):
         for name in (layer, f"{layer}()"):
             if name in layers:

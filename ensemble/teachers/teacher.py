@@ -233,7 +233,7 @@ class Teacher:
         input size alone sees such views enlarged to it.
         """
         size = max(1, round(self.card.input_size * view_size / image_size))
-        if size == self.card.input_size or self.statistics is None:
+        if size == self.card.input_size:
             return
         self._input_sizes[view_size] = size
         blank = torch.full((1, 3, view_size, view_size), 0.5, dtype=self.wide, device=self.device)
@@ -245,8 +245,8 @@ class Teacher:
                 raise
             del self._input_sizes[view_size]
             return
-        assert statistics is not None
-        self.statistics.add(view_size, statistics)
+        if self.statistics is not None and statistics is not None:
+            self.statistics.add(view_size, statistics)
 
     def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
         """What every rank knows of it; `layers` are factors of its BN layers."""
@@ -280,7 +280,8 @@ class Teacher:
         found = self._taps.take(logits)
         self._places = [self._taps.wanted.index(tap) for tap in own.values()]
         self._tapped = {
-            tap: laid_out(self.name, tap, found[place], self.net) for tap, place in zip(own, self._places, strict=True)
+            tap: laid_out(self.name, own[tap], found[place], self.net)
+            for tap, place in zip(own, self._places, strict=True)
         }
 
     def emit_features(self) -> None:

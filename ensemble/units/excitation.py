@@ -38,11 +38,13 @@ class Readers:
     def classes(self) -> list[int | None]:
         """Of each unit the first network's class that it is; None of one that is none."""
         units = self.term.units_of(self.profiles[0])
-        return [several[0].channels[0] if len(several) == 1 and several[0].of_class else None for several in units]
+        own = units if any(units) else units * len(self.names)
+        return [several[0].channels[0] if len(several) == 1 and several[0].of_class else None for several in own]
 
     def is_named(self, network: str, unit: int) -> bool:
         """Whether the unit of that number has a part in the network."""
-        return any(profile.name == network and self.term.units_of(profile)[unit] for profile in self.profiles)
+        units = next(self.term.units_of(profile) for profile in self.profiles if profile.name == network)
+        return bool(units[unit % len(units)])
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Excitations (M, units), of images (M, 3, H, W), uint8 or RGB in [0, 1]: of several networks the mean."""

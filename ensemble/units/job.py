@@ -50,9 +50,12 @@ class UnitsJob:
         """ValueError where results may not be written, or teachers cannot be placed on so many ranks."""
         self.job.check(ranks)
 
-    def run(self, began: float, progress: bool) -> Preferred | None:
-        """What `prefer` returns; its results are written."""
-        results = carry_out(self.job, began, progress)
+    def run(self, began: float, progress: bool, *, keeps_partial: bool = False) -> Preferred | None:
+        """What `prefer` returns; its results are written.
+
+        Raises Interrupted after a stop that was asked for, unless `keeps_partial` is to give what there is.
+        """
+        results = carry_out(self.job, began, progress, keeps_partial=keeps_partial)
         if results is None or launched_rank():
             return None
         self.readers.term = next(term for term in results.recipe.objectives if isinstance(term, Activation))

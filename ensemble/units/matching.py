@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,21 +77,37 @@ def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split
 
 
 def searched(net: nn.Module, card: ModelCard) -> list[str]:
-    """The layers in which matches are looked for: of each shape of maps that the network has, the last one's output."""
-    layers = [layer for layer in layers_of(net, card) if layer.calls == 1]
-    maps = {layer.output: layer.name for layer in layers if layer.kind != "function" and len(layer.output or ()) == 3}
+    """The layers in which matches are looked for: of each shape of maps that the network has, the last one's output.
+
+    The last is the one that returns last: a block does after all within it.
+    """
+    layers = {layer.name: layer for layer in layers_of(net, card) if layer.calls == 1 and layer.kind != "function"}
+    maps = {layers[name].output: name for name in _by_end(layers) if len(layers[name].output or ()) == 3}
     return list(maps.values())
+
+
+def _by_end(names: Iterable[str]) -> list[str]:
+    """Layers in the order in which they begin, in the order in which they end."""
+    running: list[str] = []
+    ended: list[str] = []
+    for name in names:
+        while running and not name.startswith(f"{running[-1]}."):
+            ended.append(running.pop())
+        running.append(name)
+    return ended + running[::-1]
 
 
 @torch.no_grad()
 def channel_means(name: str, network: tuple[nn.Module, ModelCard], images: torch.Tensor) -> dict[str, torch.Tensor]:
     """How much images (M, 3, H, W) excite each channel of the `searched` layers, averaged over positions: (M, C) each.
 
-    Images are uint8, or RGB in [0, 1].
+    Images are uint8, or RGB in [0, 1]. ValueError where there is no such layer.
     """
     net, card = network
     teacher = Teacher(name, net, card)
     taps = [Tap(layer) for layer in searched(net, card)]
+    if not taps:
+        raise ValueError(f"{name}: no layer returns maps, and units are matched among their channels; leave it out")
     teacher.tap(taps, alone=True)
     parts: dict[str, list[torch.Tensor]] = {tap.layer: [] for tap in taps}
     for batch in images.split(BATCH):

@@ -67,4 +67,4 @@ def prefer(
         overrides=overrides,
         **fields,
     )
-    return job.run(began, progress)
+    return job.run(began, progress, keeps_partial=True)

@@ -56,15 +56,20 @@ def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None
 
 
 def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
-    """Of units at one place; those of other channels at the same place are taken to see the same."""
+    """Of units at one place; those of other channels at the same place are taken to see the same.
+
+    A unit that is silent on the noise tells no box, so the place has that of the first that tells one.
+    """
+    of_networks = {profile.name: readers.term.units_of(profile) for profile in readers.profiles}
     known: dict[object, list[int]] = {}
-    found: list[list[int] | None] = []
-    for k, units in enumerate(readers.term.units_of(readers.profiles[0])):
-        places = tuple((unit.tap, unit.position) for unit in units)
-        if not units or not all(unit.position for unit in units):
-            found.append(None)
+    places: list[object] = []
+    for k in range(len(readers.names)):
+        parts = [(name, unit) for name, units in of_networks.items() if any(units) for unit in units[k]]
+        if not parts or not all(unit.position for _, unit in parts):
+            places.append(None)
             continue
-        if places not in known:
-            known[places] = list(receptive_field(readers, k, size))
-        found.append(known[places])
-    return found
+        place = tuple((name, unit.tap, unit.position) for name, unit in parts)
+        places.append(place)
+        if not any(known.get(place, ())):
+            known[place] = list(receptive_field(readers, k, size))
+    return [None if place is None else known[place] for place in places]

@@ -285,6 +285,14 @@ def test_resume_with_another_way_of_computing_is_allowed(interrupted, run):
     check_same(out, whole)
 
 
+def test_resume_with_waits_that_are_set(run, tmp_path, monkeypatch):
+    command = [*ONE, *RUN, "--set", "optimizer.early_stopping=50", "--set", "optimizer.warmup=6", "--output", tmp_path]
+    monkeypatch.setenv("MISFORTUNE", "term:0:9")
+    assert "stopped at step" in run(*command).errors[0]
+    monkeypatch.delenv("MISFORTUNE")
+    assert run(*command, "--resume").code == 0
+
+
 def test_resume_with_other_versions_warns(interrupted, run):
     """What computes decides the bits: a checkpoint says what made it."""
     _, out = interrupted

@@ -84,6 +84,18 @@ def test_class_units_have_their_classes_as_targets(run, tmp_path: Path) -> None:
     assert "tiny_b" in json.loads((folder / "summary.json").read_text())["verifiers"]
 
 
+def test_a_run_that_is_stopped_leaves_no_results_and_goes_on(run, tmp_path: Path, monkeypatch) -> None:
+    command = [*COMMAND, "--units", "conv:0-1"]
+    assert run(*command, "--output", tmp_path / "whole").code == 0
+    monkeypatch.setenv("MISFORTUNE", "term:0:4")
+    stopped = run(*command, "--output", tmp_path / "out")
+    monkeypatch.delenv("MISFORTUNE")
+    assert stopped.code == 0 and "stopped at step" in stopped.errors[0] and "--resume" in stopped.errors[0]
+    assert not {"units.jsonl", "units.png", "images.safetensors"} & {f.name for f in (tmp_path / "out").iterdir()}
+    assert run(*command, "--output", tmp_path / "out", "--resume").code == 0
+    assert torch.equal(images(tmp_path / "out"), images(tmp_path / "whole"))
+
+
 def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(*COMMAND, "--units", "-logits:1", "--units", "-logits:1", "logits:star", "--output", out).code == 0
@@ -96,11 +108,12 @@ def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path)
 
 
 def test_a_network_that_no_selection_names(run, tmp_path: Path) -> None:
-    command = ["units", *TWO, "--iterations", "2", "--units", "tiny_a/conv:0", "--output", tmp_path / "out"]
-    refused = run(*command)
+    command = ["units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units"]
+    refused = run(*command, "tiny_a/conv:0-1")
     assert refused.code == 2 and "no selection names tiny_b; leave it out" in refused.errors[0]
-    assert run(*command, "--bn-matching", "1").code == 0
-    assert not any(key.startswith("tiny_b") for row in rows(tmp_path / "out") for key in row)
+    for one, other in (("tiny_a", "tiny_b"), ("tiny_b", "tiny_a")):
+        assert run(*command, f"{one}/conv:0-1", "--bn-matching", "1", "--overwrite").code == 0
+        assert not any(key.startswith(other) for row in rows(tmp_path / "out") for key in row)
 
 
 def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:

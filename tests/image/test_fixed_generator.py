@@ -97,7 +97,7 @@ def test_codes_stay_within_their_bounds(tmp_path: Path) -> None:
 def test_other_bounds_than_from_0() -> None:
     """A generator of N(0, 1) vectors: its start is not rectified."""
     space = CodeSpace(
-        nn.Sequential(nn.Linear(6, 48), nn.Unflatten(1, (3, 4, 4))), -2 * torch.ones(6), 2 * torch.ones(6)
+        nn.Sequential(nn.Linear(6, 48), nn.Sigmoid(), nn.Unflatten(1, (3, 4, 4))), -2 * torch.ones(6), 2 * torch.ones(6)
     )
     images = CodeImage(400, 4, space, dtype=torch.float64)
     images.randomize(0.5, generator(3))
@@ -221,6 +221,41 @@ def test_an_image_that_cannot_be_set(tmp_path: Path) -> None:
 def recipe(pretrained: Any) -> Any:
     image = {"size": 8, "parameterization": {"kind": "generator", "pretrained": pretrained}}
     return parse_recipe({"teachers": [{"model": "resnet20_cifar"}], "image": image})
+
+
+class Forward(nn.Module):
+    """A network that is one function."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.forward = forward  # type: ignore[method-assign]
+
+
+def filled(codes: torch.Tensor, value: float = 0.5) -> torch.Tensor:
+    return torch.full((len(codes), 3, 8, 8), value)
+
+
+@pytest.mark.parametrize(
+    ("forward", "low", "high", "message"),
+    [
+        (lambda codes: {}["nothing"], torch.zeros(5), torch.ones(5), r"does not take codes of \[1, 5\]: .*nothing"),
+        (lambda codes: [filled(codes)], torch.zeros(5), torch.ones(5), r"does not take codes of \[1, 5\]"),
+        (filled, 0.0, 1.0, "`low` and `high` are tensors"),
+        (filled, torch.tensor(0.0), torch.tensor(1.0), "have one dimension or more"),
+        (filled, torch.zeros(5), torch.full((5,), torch.inf), "finite numbers"),
+        (lambda codes: filled(codes, -1), torch.zeros(5), torch.ones(5), r"RGB in \[0, 1\], .* are -1 to -1"),
+        (lambda codes: filled(codes, torch.nan), torch.zeros(5), torch.ones(5), r"RGB in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_generator(forward: Any, low: Any, high: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        CodeImage(2, 8, CodeSpace(Forward(forward), low, high))
+    assert str(caught.value).startswith("image.parameterization.pretrained: ") and "\n" not in str(caught.value)
+
+
+def test_images_may_lie_outside_by_rounding() -> None:
+    space = CodeSpace(Forward(lambda codes: filled(codes, 1.0005)), torch.zeros(5), torch.ones(5))
+    assert CodeImage(2, 8, space)().shape == (2, 3, 8, 8)
 
 
 @pytest.fixture

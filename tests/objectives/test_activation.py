@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_sums_signs_places_and_classes() -> None:
         "layer:{1,4}@0,3": layer[1, 0, 3] + layer[4, 0, 3],
         "-layer:2@centre": -centre[2],
         "layer:2@centre - 0.5*layer:0@centre": centre[2] - 0.5 * centre[0],
+        ".2 * layer:2@centre + logits:Bee": 0.2 * centre[2] + logits[1],
         "2e-1 * layer:2@centre + logits:Bee": 0.2 * centre[2] + logits[1],
         "tokens#2:3@cls": tokens[3, 0],
         "tokens#2:3@patches": tokens[3, 2:].mean(),
@@ -166,6 +168,16 @@ def test_what_selections_stand_for() -> None:
     ]
 
 
+def test_names_mean_the_same_in_networks_that_order_classes_otherwise() -> None:
+    other = Profile("u", replace(CARD, class_names=CARD.class_names[::-1]), None, taps=TAPS)
+    term = Activation(("logits:cat,1,{dog,ant} - layer:0", "u/logits:cat", "2*logits:0"))
+    names = term.names([profile(), other])
+    assert names[:3] == ["logits:cat - layer:0", "logits:1 - layer:0", "logits:{dog,ant} - layer:0"]
+    assert names[3:] == ["u/logits:1", "2*logits:0"]
+    for teacher in (profile(), other):
+        assert [unit for name in names for unit in Activation(name).units_of(teacher)] == term.units_of(teacher)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -193,11 +205,17 @@ def test_tokens_that_nobody_knows_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("layer", "say which channels of layer"), (":3", "is no layer"), ("a#x:3", "is no layer")]
+    ("text", "message"), [("layer", "say which channels of layer"), (":3", "is no layer"), ("a#0:3", "is no layer")]
 )
 def test_what_cannot_be_read_is_told(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Activation(text)
+
+
+@pytest.mark.parametrize("reduction", ["norm", "sum"])
+def test_a_mask_is_not_reduced(reduction: Any) -> None:
+    with pytest.raises(ConfigError, match=f"reduction: `{reduction}` is of a map, and a mask makes one number"):
+        Activation("layer:mask=m.npy", reduction=reduction)
 
 
 class Net(nn.Module):
@@ -275,6 +293,10 @@ def test_numbers_are_channels_and_names_are_classes(text: str, class_names: tupl
         ("l:\uff11", "names no channel"),
         ("l:3@corner", "@corner is no place"),
         ("l:3@-1,0", "@-1 is no place"),
+        ("l:3@\uff11,1", "@\uff11 is no place"),
+        ("l:" + "9" * 5000, "l: a number of 5000 digits is no channel"),
+        ("l:3@1," + "9" * 5000, "@1 is no place"),
+        ("l.in:a", "'a' names no channel; give channels by their numbers"),
         ("l:crane", "classes 0 and 1 are all called 'crane'"),
     ],
 )

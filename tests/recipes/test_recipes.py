@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.recipe import Recipe, default_recipe, parse_recipe
+from ensemble.runs.recipes import assembled, read_recipe
 from models import model_card
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -208,6 +209,19 @@ def test_fewer_steps_shorten_what_the_optimiser_waits_for() -> None:
     optimizer = read("rafi_cohen_resnet50").with_iterations(600).optimizer
     assert (optimizer.plateau_patience, optimizer.early_stopping) == (30, 72)
     assert read("rafi_cohen_resnet50").with_iterations(40000).optimizer == read("rafi_cohen_resnet50").optimizer
+
+
+@pytest.mark.parametrize(
+    ("override", "waits"),
+    [
+        ("optimizer.plateau_patience=100", (100, 72)),
+        ("optimizer.early_stopping=500", (30, 500)),
+        ("optimizer={plateau_patience: 100, schedule: plateau, early_stopping: 500}", (100, 500)),
+    ],
+)
+def test_fewer_steps_leave_the_waits_that_are_set(override: str, waits: tuple[int, int]) -> None:
+    optimizer = assembled(read_recipe("rafi_cohen_resnet50"), {"iterations": 600}, [override]).optimizer
+    assert (optimizer.plateau_patience, optimizer.early_stopping) == waits
 
 
 def test_recipes_of_one_source_differ_in_what_they_are_about() -> None:

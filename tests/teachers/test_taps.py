@@ -362,6 +362,78 @@ def test_layers_called_in_and_out() -> None:
         torch.testing.assert_close(seen[taps[text]], value)
 
 
+class Named(nn.Module):
+    """Layers with names that are also something else: of the output, of calls, of a layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 6, 3), nn.ReLU()
+        self.add_module("stem#2", nn.Conv2d(6, 6, 1))
+        self.add_module("c#d", nn.Conv2d(6, 6, 1))
+        self.again = self.relu
+        self.logits = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.get_submodule("c#d")(self.again(self.get_submodule("stem#2")(self.relu(self.stem(x)))))
+        return 3 * self.logits(x.mean((2, 3))) - 1
+
+
+def test_names_that_are_also_something_else() -> None:
+    """`logits` is what the network says, also where a layer is called so; the layer has calls and an input."""
+    net = Named().double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    second = net.get_submodule("stem#2")(net.relu(net.stem(network_input(x, CARD))))
+    last = net.get_submodule("c#d")(net.relu(second))
+    pooled = last.mean((2, 3))
+    expected = {"logits": 3 * net.logits(pooled) - 1, "logits.in": pooled, "logits#1": net.logits(pooled)}
+    expected |= {"stem#2": second, "c#d": last, "c#d.in": net.relu(second), "relu#2": net.relu(second)}
+    taps = {text: parse_layer(text)[1] for text in expected}
+    assert [str(tap) for tap in taps.values()] == list(taps)
+    seen = teacher_of(net, *taps.values()).observe(x).taps
+    for text, value in expected.items():
+        torch.testing.assert_close(seen[taps[text]], value, msg=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("logits#5", r"t: logits#5: the layer is called 1 time\(s\)"),
+        ("again", "t: again is the same layer as relu; write relu"),
+        ("relu_1#2", "t has no layer 'relu_1'"),
+        ("c#e", "t has no layer 'c#e'; did you mean 'c#d'"),
+    ],
+)
+def test_names_that_are_nothing(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        teacher_of(Named().double().eval(), parse_layer(text)[1])
+
+
+@pytest.mark.parametrize("text", ["logits.in", "logits#1", "logits#2"])
+def test_what_the_network_says_is_no_layer(net: Net, text: str) -> None:
+    with pytest.raises(ValueError, match=f"t: {text}: it has no layer 'logits'; write logits"):
+        teacher_of(net, parse_layer(text)[1])
+
+
+def test_linear_layers_have_their_channels_last_also_of_cubes() -> None:
+    """Eight channels of 8 x 8 positions: no number tells which they are."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.same, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.same(self.wide(x.permute(0, 2, 3, 1))).mean((1, 2)))
+
+    net = Last().double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    wide = net.wide(network_input(x, CARD).permute(0, 2, 3, 1))
+    expected = {Tap("wide"): wide, Tap("same", side="in"): wide, Tap("same"): net.same(wide)}
+    seen = teacher_of(net, *expected).observe(x).taps
+    for tap, value in expected.items():
+        torch.testing.assert_close(seen[tap], value.movedim(-1, 1), msg=str(tap))
+
+
 def test_of_several_tensors_the_first() -> None:
     class Attending(nn.Module):
         def __init__(self) -> None:

@@ -45,6 +45,16 @@ def test_a_smaller_view_runs_small_and_counts_its_own_positions():
     torch.testing.assert_close(var, features.var((0, 2, 3), unbiased=False))
 
 
+def test_a_smaller_view_runs_small_also_without_statistics():
+    net = _Convolutional()
+    net.bn = nn.Identity()
+    teacher = _teacher(net)
+    teacher.admit(view_size=8, image_size=16)
+    view = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    assert teacher.statistics is None
+    torch.testing.assert_close(teacher.observe(view).logits, net.double()((view - 0.5) / 0.25))
+
+
 def test_a_network_of_one_size_sees_the_view_enlarged():
     teacher = _teacher(_OneSizeOnly())
     teacher.admit(view_size=8, image_size=16)

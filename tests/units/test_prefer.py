@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,19 @@ def test_units_at_places_are_seen_at_the_whole_size(method: str, tmp_path: Path)
         assert made is not None and (made.results.recipe.stages[0].size is not None) == smaller
     made = prefer([(Net(), CARD)], f"conv:mask={tmp_path / 'mask.npy'}", method=method, **SHORT)  # type: ignore[arg-type]
     assert made is not None and made.results.recipe.stages[0].size is None
+
+
+def test_places_are_those_of_each_network_whatever_is_silent_there() -> None:
+    """By hand: a unit of the 3 x 3 convolution sees three pixels both ways. Channel 0 of the first is silent."""
+    net = Net()
+    with torch.no_grad():
+        net.bn.bias[0] = -100
+    units = ["a/relu:0@1,2", "a/relu:1@1,2", "b/conv:0@3,4", "a/conv:1@0,0 + b/conv:1@3,3", "a/conv:1@0,0 + b/conv:1"]
+    models = [(net, replace(CARD, name="a")), (Net(), replace(CARD, name="b"))]
+    made = prefer(models, units, **SHORT)  # type: ignore[arg-type]
+    assert made is not None
+    seen = [row.get("receptive_field") for row in made.rows]
+    assert seen == [[1, 2, 4, 5], [1, 2, 4, 5], [3, 4, 6, 7], [0, 0, 6, 6], None]
 
 
 def test_above_counts_where_all_real_activations_are_negative(tmp_path: Path) -> None:

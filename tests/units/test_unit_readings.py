@@ -105,6 +105,21 @@ def test_bytes_and_numbers_are_the_same_images() -> None:
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_matches_are_looked_for_in_what_blocks_return() -> None:
+    """Not in their last layers, to whose values they add others."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.bn(self.conv(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), Block(), Block(), nn.Conv2d(6, 5, 3), nn.Flatten(), nn.Linear(80, 4))
+    assert matching.searched(net, CARD) == ["2", "3"]
+
+
 def test_what_real_images_say() -> None:
     found = RealExcitations.of(torch.tensor([[1.0, 5.0], [4.0, 5.0], [2.5, -1.0]]))
     assert found.count == 3 and found.mean.tolist() == [2.5, 3.0] and found.largest.tolist() == [4, 5]
@@ -138,7 +153,7 @@ def test_correlation_is_numpys() -> None:
 def test_a_unit_is_matched_with_its_twin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     order = [3, 0, 5, 1, 4, 2]
     net = Net().eval()
-    networks = {"a": net, "b": shuffled(net, order)}
+    networks: dict[str, nn.Module] = {"a": net, "b": shuffled(net, order)}
     monkeypatch.setattr(matching, "create_model", lambda name: (networks[name], CARD))
     for k in range(40):
         file = tmp_path / "train" / "c" / f"{k}.png"
@@ -150,7 +165,9 @@ def test_a_unit_is_matched_with_its_twin(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert match.unit == f"a/relu:{k}" and other == f"b/relu:{order.index(k)}"
         assert match.correlations[0] == pytest.approx(1, abs=1e-4)
         assert match.selection == f"a/relu:{k} + {other}"
+    networks["flat"] = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     for models, units, message in (
+        (["a", "flat"], ["a/relu:0"], "flat: no layer returns maps"),
         (["a"], ["a/relu:0"], "name at least two networks"),
         (["a", "b"], ["relu:0"], "each selection is of one network, as a/LAYER:7"),
         (["a", "b"], ["c/relu:0"], "each selection is of one network"),
