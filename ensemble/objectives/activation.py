@@ -81,11 +81,24 @@ class Activation(TeacherTerm, kind="activation"):
                 counts.add(len(units))
             for unit in (unit for several in units for unit in several if unit.file):
                 _check_file(unit, teacher.taps[unit.tap])
+        self._check_lists([teacher for teacher in teachers if any(self.units_of(teacher))])
         if len(counts) > 1:
             raise ValueError(
                 f"units: {self._text} are {' and '.join(map(str, sorted(counts)))} units of the teachers; let them be "
                 "as many of each"
             )
+
+    def _check_lists(self, teachers: Sequence[Profile]) -> None:
+        """ValueError where a selection is a list of units of some of these alone: to the others it is one, and none."""
+        for text in self.selections:
+            each = [_units((text,), t.name, tuple(t.taps.items()), t.card.class_names) for t in teachers]
+            longest = max(map(len, each), default=1)
+            others = [t.name for t, units in zip(teachers, each, strict=True) if not any(units)]
+            if others and longest > 1:
+                raise ValueError(
+                    f"units: {text!r} are {longest} units, and none of {', '.join(others)}, which others are of; name "
+                    "them one by one"
+                )
 
     @property
     def selections(self) -> tuple[str, ...]:

@@ -116,6 +116,15 @@ def test_a_network_that_no_selection_names(run, tmp_path: Path) -> None:
         assert not any(key.startswith(other) for row in rows(tmp_path / "out") for key in row)
 
 
+def test_lists_of_units_of_one_network_each(run, tmp_path: Path) -> None:
+    command = ["units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units"]
+    refused = run(*command, "tiny_a/conv:0-3", "tiny_b/conv:0-3")
+    assert refused.code == 2 and "are 4 units, and none of tiny_b, which others are of; name them" in refused.errors[0]
+    assert run(*command, "tiny_a/conv:0", "tiny_a/conv:1", "tiny_b/conv:0").code == 0
+    of = [[key for key in row if key.endswith("/activation")] for row in rows(tmp_path / "out")]
+    assert of == [["tiny_a/activation"], ["tiny_a/activation"], ["tiny_b/activation"]]
+
+
 def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:
     units = ["--units", "tiny_a/conv:1 + tiny_b/norm:0", "tiny_b/conv:0 - 0.5*tiny_a/norm:2@centre"]
     command = ["units", *TWO, *units, "--iterations", "6", "--set", "runtime.precision=fp64"]
