@@ -40,7 +40,8 @@ class OutputFolder:
         Raises ValueError where something is there and neither was asked for, for a file, and where nothing may be
         written. Changes nothing.
         """
-        names = contents(self.path) - {f"{self.begins_with}.tmp"}
+        names = contents(self.path)
+        names = names if names != {f"{self.begins_with}.tmp"} else set()
         check_writable(self.path)
         if names and not resume and not overwrite:
             raise not_empty(

@@ -245,8 +245,11 @@ class Formulation:
             check_scalar(prior, value)
             if not torch.isfinite(value):
                 raise ValueError(f"{prior.name}: it is {value.item():g} {begun}")
-            gradient = torch.autograd.grad(value, leaf)[0] if value.requires_grad else leaf
-            if not bool(torch.isfinite(gradient).all()):
+            if not value.requires_grad:
+                continue
+            with naming(prior):
+                (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 raise ValueError(f"{prior.name}: its gradient is not finite {begun}")
 
     def describe(self, teachers: Sequence[tuple[str, float]]) -> str:

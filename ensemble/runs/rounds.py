@@ -174,9 +174,9 @@ class RoundsRun:
     def _classes(self, names: tuple[str, ...]) -> dict[str, int] | None:
         """Where the first teacher's classes are among the student's, which has its own order where it knows these."""
         own = model_card(self.recipe.student).class_names
-        if not own or not names or own == names:
+        if not own or own == names or len(set(names)) < len(names):
             return None
-        return {name: own.index(name) if set(own) == set(names) else index for index, name in enumerate(names)}
+        return {name: own.index(name) if set(own) == set(names) else index for index, name in enumerate(names)} or None
 
     def _described(self) -> dict[str, Any]:
         return {"rounds": to_plain(self.rounds), "distillation": to_plain(self.recipe)}

@@ -118,7 +118,8 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
         raise ValueError(f"prune: {card.name} cannot be pruned ({type(error).__name__}: {reason})") from None
     if after[0] == before[0]:
         raise ValueError(
-            f"prune: --importance {rule.importance} tells no channels of {card.name} apart; ask for another"
+            f"prune: --importance {rule.importance} takes no channels from {card.name}: none can go, or none counts "
+            "less than others; ask for another"
         )
     if after[0] > rule.flops * before[0]:
         raise ValueError(
@@ -135,7 +136,8 @@ def _classifiers(net: nn.Module, card: ModelCard, example: torch.Tensor) -> list
     try:
         return [find_classifier(net, card.num_classes, lambda: forward_logits(net, example, card))[1]]
     except ValueError:
-        return [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == card.num_classes]
+        outputs = {card.num_classes, 1} if card.num_classes == 2 else {card.num_classes}
+        return [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features in outputs]
 
 
 @torch.no_grad()

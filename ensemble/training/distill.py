@@ -23,6 +23,7 @@ from ensemble.training.loop import train
 from ensemble.training.pool import read_pool
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.run import recorder
+from ensemble.training.schedule import Schedule
 from ensemble.training.student import Student, prepare, pruned
 from ensemble.training.weights import save_weights
 from models import sha256
@@ -71,7 +72,8 @@ def _distill(
     hardware.set_up("fp32", device)
     student = pruned(prepare(recipe), recipe, saved, device)
     pool = student.pool
-    lesson = recipe.lesson.begin(pool, student.card, recipe.schedule, device)
+    schedule = recipe.schedule.settled(device, saved)
+    lesson = recipe.lesson.begin(pool, student.card, schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
     if saved is None:
         folder.begin(recipe, overwrite=overwrite or resume)
@@ -90,7 +92,7 @@ def _distill(
     )
     progress.start(recipe.schedule.epochs, 0 if saved is None else saved["epoch"])
     try:
-        net = _trained(recipe, folder, student, lesson, device, saved, progress)
+        net = _trained(recipe, schedule, folder, student, lesson, device, saved, progress)
     finally:
         progress.close()
     save_weights(net, folder.weights, student.card)
@@ -107,6 +109,7 @@ def _distill(
         "train_accuracy": evaluate(net, student.card, pool.data, device),
         "sha256": sha256(folder.weights),
         "device": str(device),
+        "precision": schedule.precision,
         "torch": str(torch.__version__),
         "wall_seconds": time.perf_counter() - began,
     }
@@ -116,6 +119,7 @@ def _distill(
 
 def _trained(
     recipe: DistillationRecipe,
+    schedule: Schedule,
     folder: TrainingFolder,
     student: Student,
     lesson: Teaching,
@@ -123,14 +127,14 @@ def _trained(
     saved: Mapping[str, Any] | None,
     progress: ProgressReporter,
 ) -> nn.Module:
-    kept = {"dataset": student.pool.digest, "pruned": dict(student.lost)}
+    kept = {"dataset": student.pool.digest, "pruned": dict(student.lost), "precision": schedule.precision}
     with folder.open_metrics() as metrics:
         return train(
             student.net,
             student.card,
             student.pool.data,
             _some(student.pool.data, recipe.seed),
-            schedule=recipe.schedule,
+            schedule=schedule,
             augmentation=recipe.augmentation,
             seed=recipe.seed,
             device=device,

@@ -12,7 +12,6 @@ from pydantic import Field, NonNegativeFloat
 
 from ensemble.config.kinds import Kind
 from ensemble.data.soft_labels import Average, centred, deviation, pooled, scales
-from ensemble.machine.hardware import resolve_precision
 from ensemble.training.augment import MixedLabels
 from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
@@ -136,7 +135,7 @@ class Live(Soft, kind="live"):
         alone = len(networks) == 1  # its reach cancels
         factors = scales({each.name: 1.0 if alone else _reach(each, pool) for each in networks})
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (card.mean, card.std))
-        precision = resolve_precision(schedule.precision, [device])
+        precision = schedule.settled(device).precision
 
         def told_of(batch: torch.Tensor, mixed: MixedLabels) -> torch.Tensor:
             rgb = batch * std + mean

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.hardware import channels_last, resolve_precision
+from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.training.augment import Augmentation
 from ensemble.training.hard_labels import Teaching, hard_labels
@@ -71,7 +71,7 @@ def train(
     output does not fit the card, or the loss is not finite.
     """
     net = channels_last(net.to(device))
-    precision = resolve_precision(schedule.precision, [device])
+    precision = schedule.settled(device).precision
     optimizer = schedule.optimizer_of(net)
     ema = copy.deepcopy(net) if schedule.ema else None
     parts: dict[str, Any] = {"net": net, "optimizer": optimizer} | ({} if ema is None else {"ema": ema})
@@ -133,9 +133,8 @@ def _average(ema: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 def _tensors(net: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers, each once, as `state_dict` has not those that layers share."""
-    yield from net.parameters()
-    yield from net.buffers()
+    """What `state_dict` has, each once: layers may share them."""
+    yield from {id(tensor): tensor for tensor in net.state_dict(keep_vars=True).values()}.values()
 
 
 def _restore(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> int:

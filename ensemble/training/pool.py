@@ -30,6 +30,11 @@ class Source:
     classes: Mapping[str, int] | None = None
     """Where these are among its own, where the recipe mapped them."""
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Where the dataset's classes are among its own; as they stand, where nothing maps them."""
+        return dict(self.classes or {name: index for index, name in enumerate(self.class_names)})
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -109,7 +114,12 @@ def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
         )
     for name, source in pool.teachers.items():
         known = earlier.teachers.get(name, source)
-        if (known.model, known.sha256, known.classes) != (source.model, source.sha256, source.classes):
+        if known.model == source.model and known.places != source.places:
+            raise ValueError(
+                f"dataset: the classes of the teacher {name} are mapped otherwise in {folder} than in {other}; give "
+                "datasets that map them alike"
+            )
+        if (known.model, known.sha256) != (source.model, source.sha256):
             raise ValueError(
                 f"dataset: the teacher {name} of {folder} ({source.model}) is not that of {other} ({known.model}); "
                 "give datasets whose names mean the same networks"

@@ -81,6 +81,7 @@ def _train(
     recipe.schedule.steps_per_epoch(len(train_set))
     check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
+    schedule = recipe.schedule.settled(device, saved)
     digest = _digest_of(train_set)
     if saved is None:
         folder.begin(recipe, overwrite=overwrite or resume)
@@ -102,13 +103,13 @@ def _train(
                 card,
                 train_set,
                 test_set,
-                schedule=recipe.schedule,
+                schedule=schedule,
                 augmentation=recipe.augmentation,
                 seed=recipe.seed,
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
                 saved=saved,
-                after_epoch=recorder(folder, metrics, progress, {"data": digest}),
+                after_epoch=recorder(folder, metrics, progress, {"data": digest, "precision": schedule.precision}),
             )
         finally:
             progress.close()
@@ -121,6 +122,7 @@ def _train(
         "epochs": recipe.schedule.epochs,
         "sha256": sha256(folder.weights),
         "device": str(device),
+        "precision": schedule.precision,
         "torch": str(torch.__version__),
         "wall_seconds": time.perf_counter() - began,
     }

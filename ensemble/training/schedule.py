@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from ensemble.config.checked import Checked
+from ensemble.machine.hardware import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Schedule(Checked):
     """Decay per step of the averaged weights that are returned; 0 returns the last ones."""
     recalibrate_bn: bool = True
     """Replace the running statistics, at the end, by those of the whole training set without augmentation."""
+
+    def settled(self, device: torch.device, saved: Mapping[str, Any] | None = None) -> Schedule:
+        """With the precision that `auto` is on this device, or was where the run was saved."""
+        found = resolve_precision(self.precision, [device])
+        return replace(self, precision=(saved or {}).get("precision", found))
 
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches in so many images; ValueError where there is none."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ensemble.objectives.activation import Activation
+from ensemble.objectives.selection import Unit
 from ensemble.teachers.teacher import Observation, Profile, Teacher
 from models import ModelCard
 
@@ -36,15 +37,22 @@ class Readers:
 
     @property
     def classes(self) -> list[int | None]:
-        """Of each unit the first network's class that it is; None of one that is none."""
-        units = self.term.units_of(self.profiles[0])
-        own = units if any(units) else units * len(self.names)
-        return [several[0].channels[0] if len(several) == 1 and several[0].of_class else None for several in own]
+        """Of each unit the first network's class that it is; None of one that is none, or of others' parts, too."""
+        first, *others = (self._parts(profile) for profile in self.profiles)
+        found: list[int | None] = []
+        for k, units in enumerate(first):
+            alone = len(units) == 1 and units[0].of_class and all(u.of_class for other in others for u in other[k])
+            found.append(units[0].channels[0] if alone else None)
+        return found
+
+    def _parts(self, profile: Profile) -> list[tuple[Unit, ...]]:
+        """What each unit is in this network."""
+        units = self.term.units_of(profile)
+        return units if any(units) else [()] * len(self.names)
 
     def is_named(self, network: str, unit: int) -> bool:
         """Whether the unit of that number has a part in the network."""
-        units = next(self.term.units_of(profile) for profile in self.profiles if profile.name == network)
-        return bool(units[unit % len(units)])
+        return any(profile.name == network and self._parts(profile)[unit] for profile in self.profiles)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Excitations (M, units), of images (M, 3, H, W), uint8 or RGB in [0, 1]: of several networks the mean."""

@@ -90,7 +90,8 @@ class Preferred:
             for i, summands in enumerate(parsed):
                 for summand in summands:
                     names[i] = names[i].replace(f"{network}/{summand.tap}:", f"{summand.tap}:", 1)
-        names = [row.get("class", name) for row, name in zip(self.rows[: len(names)], names, strict=True)]
+        classes = {row["unit"]: row["class"] for row in self.rows if "class" in row}
+        names = [classes.get(whole, name) for whole, name in zip(self.names, names, strict=True)]
         return draw_grid(images, units, names, columns, noun="units", ends=True)
 
     def _units(self) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ensemble.data.shards import class_labels
 from ensemble.image.pictures import to_eight_bits
 from ensemble.runs.results import Results
 from ensemble.units.excitation import Readers
@@ -24,12 +25,13 @@ def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None
     of_real = {} if real is None else readers.each(real)
     scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
     fields = _receptive_fields(readers, saved.shape[-1])
-    classes, known = readers.classes, readers.profiles[0].card.class_names
+    classes, card = readers.classes, readers.profiles[0].card
+    labels = class_labels(card.class_names, card.num_classes) if card.class_names else ()
     rows = []
     for i, k in enumerate(which):
         row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
-        if known and (number := classes[k]) is not None:
-            row["class"] = known[number]
+        if labels and (number := classes[k]) is not None:
+            row["class"] = labels[number]
         if fields[k] is not None:
             row["receptive_field"] = fields[k]
         for name, excited in clean.items():

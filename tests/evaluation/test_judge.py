@@ -111,8 +111,8 @@ def test_the_scale_has_as_many_of_each_class() -> None:
     """And says nothing of copies where no other training image is left."""
     test, train = data((50, 50, 50)), data((8, 8, 8), seed=1)
     judge = Judge(Net(), CARD, test, train)
-    few = judge.scale(train, torch.tensor([0] * 6 + [2]))
-    assert few.n == 7 and [share != share for share in few.accuracy.per_class] == [False, True, False]
+    few = judge.scale(train, torch.tensor([0] * 12 + [2]))
+    assert few.n == 9 and [share != share for share in few.accuracy.per_class] == [False, True, False]
     every = judge.scale(train, 24)
     assert every.train_copies is None and every.closer_to_train is None
     assert "no training image of their classes is left" in " ".join(every.notes)

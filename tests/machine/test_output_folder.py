@@ -21,6 +21,8 @@ def test_a_folder_whose_first_file_is_half_written_is_free(kind: type[OutputFold
     assert not kind(tmp_path).is_taken(resume=True, overwrite=False)
     (tmp_path / "mine").touch()
     assert kind(tmp_path).is_taken(resume=True, overwrite=False)
+    (tmp_path / f"{kind.begins_with}.tmp").unlink()
+    assert kind(tmp_path).is_taken(resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR])

@@ -22,6 +22,7 @@ import ensemble.training.loop as loop
 from ensemble import cli
 from ensemble.config.yaml_files import load_yaml
 from ensemble.data.labelled import load_images
+from ensemble.machine import hardware
 from ensemble.machine.rng import generator
 from ensemble.training.distillation import DistillationRecipe, StudentSchedule, parse_distillation_recipe
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
@@ -109,6 +110,19 @@ def refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
 # --- from end to end -----------------------------------------------------------------------------------
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--labels", "hard", "--set", "schedule.precision=auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "computes_in_bf16", lambda device: True)
+        interrupted_after(1, patch)
+        assert cli.main(line(tmp_path, dataset, *more)) == 130
+    monkeypatch.setattr(hardware, "computes_in_bf16", lambda device: False)
+    assert cli.main([*line(tmp_path, dataset, *more), "--resume"]) == 0
+    assert summary_of(tmp_path)["precision"] == "bf16"
+
+
 def test_classes_without_names_are_tested_by_their_numbers(tmp_path: Path) -> None:
     names = CIFAR10_CLASSES[:3]
     images, targets = pictures(20, 0, names)
@@ -119,6 +133,10 @@ def test_classes_without_names_are_tested_by_their_numbers(tmp_path: Path) -> No
     more = ("--student", "resnet20_cifar:width=0.25,num_classes=3", "--labels", "hard", "--test", str(real))
     assert cli.main(line(tmp_path, made, *more)) == 0
     assert summary_of(tmp_path)["real_images_read"] == {"images": 9, "split": "test"}
+    recipe = parse_distillation_recipe(load_yaml(tmp_path / "out/recipe.yaml"))
+    found = prepare(recipe).test_set
+    brightness = torch.tensor([float(found.images[found.labels == k].float().mean()) for k in range(3)])
+    assert (brightness.diff() > 10).all()  # each number is its class: these are brighter and brighter
 
 
 @pytest.mark.parametrize("labels", ["hard", "stored", "live"])

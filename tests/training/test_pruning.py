@@ -128,7 +128,7 @@ def test_what_is_left_of_other_layers_loads_again(between, head, dataset: Path) 
 def test_an_importance_that_tells_nothing_apart_is_told(dataset: Path) -> None:
     card = create_model("resnet20_cifar")[1]
     rule = Cut(flops=0.6, images=10, importance="bn_scale")
-    with pytest.raises(ValueError, match="bn_scale tells no channels of resnet20_cifar apart; ask for another"):
+    with pytest.raises(ValueError, match="bn_scale takes no channels from resnet20_cifar: none can go"):
         cut(Odd(nn.PReLU(16), nn.Linear(16, 10)), card, read_pool([str(dataset)]), rule, 0, torch.device("cpu"))
 
 

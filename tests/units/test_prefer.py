@@ -157,7 +157,7 @@ def test_sheets_name_the_network_where_there_are_two(
     shown: list[object] = []
     monkeypatch.setattr(preferred, "draw_grid", lambda *given, **how: shown.append((given[2], how["ends"])))
     results = SimpleNamespace(images=torch.zeros(len(units), 3, 8, 8))
-    rows = [{"class": "star"} if unit.startswith("logits") else {} for unit in units]
+    rows = [{"unit": unit, "class": "star"} for unit in units if unit.startswith("logits")]
     Preferred(results, tuple(units), rows).sheet()  # type: ignore[arg-type]
     assert shown == [(captions, True)]
 
