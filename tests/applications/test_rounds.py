@@ -118,7 +118,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(run, pool: Path, tmp_path: 
         (["--round-images", "6"], "--round-images is about rounds; say how many, with --rounds R"),
         (["--competition", "6"], "--competition is about rounds"),
         (["--rounds", "0"], "rounds.count: must be at least 1, got 0"),
-        (["--rounds", "1", "--dataset", "nowhere"], "nowhere is no finished dataset"),
+        (["--rounds", "1", "--dataset", "nowhere"], "nowhere holds no dataset; give the folder of a finished"),
         (["--rounds", "1", "--student", "resnet20_cifar"], "classes"),
         (["--rounds", "1", "--student", "resnet20_popup_cifar:num_classes=3"], "the scores of a subnet from the start"),
     ],

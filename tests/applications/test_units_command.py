@@ -125,6 +125,12 @@ def test_lists_of_units_of_one_network_each(run, tmp_path: Path) -> None:
     assert of == [["tiny_a/activation"], ["tiny_a/activation"], ["tiny_b/activation"]]
 
 
+def test_a_unit_of_two_networks_is_a_class_where_both_parts_are(run, tmp_path: Path) -> None:
+    units = ["tiny_a/logits:0 - tiny_b/logits:0", "tiny_a/logits:1 + tiny_b/logits:1", "tiny_a/logits:2 + tiny_b/conv:1"]
+    assert run("units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units", *units).code == 0
+    assert [row.get("class") for row in rows(tmp_path / "out")] == [None, "square", None]
+
+
 def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> None:
     units = ["--units", "tiny_a/conv:1 + tiny_b/norm:0", "tiny_b/conv:0 - 0.5*tiny_a/norm:2@centre"]
     command = ["units", *TWO, *units, "--iterations", "6", "--set", "runtime.precision=fp64"]
