@@ -114,7 +114,7 @@ def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
         )
     for name, source in pool.teachers.items():
         known = earlier.teachers.get(name, source)
-        if known.model == source.model and known.places != source.places:
+        if (known.classes or source.classes) and known.model == source.model and known.places != source.places:
             raise ValueError(
                 f"dataset: the classes of the teacher {name} are mapped otherwise in {folder} than in {other}; give "
                 "datasets that map them alike"

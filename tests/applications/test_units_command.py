@@ -126,7 +126,11 @@ def test_lists_of_units_of_one_network_each(run, tmp_path: Path) -> None:
 
 
 def test_a_unit_of_two_networks_is_a_class_where_both_parts_are(run, tmp_path: Path) -> None:
-    units = ["tiny_a/logits:0 - tiny_b/logits:0", "tiny_a/logits:1 + tiny_b/logits:1", "tiny_a/logits:2 + tiny_b/conv:1"]
+    units = [
+        "tiny_a/logits:0 - tiny_b/logits:0",
+        "tiny_a/logits:1 + tiny_b/logits:1",
+        "tiny_a/logits:2 + tiny_b/conv:1",
+    ]
     assert run("units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units", *units).code == 0
     assert [row.get("class") for row in rows(tmp_path / "out")] == [None, "square", None]
 

@@ -78,5 +78,5 @@ def test_what_has_no_gram_matrix_is_refused() -> None:
         Diversity("flat").check([PROFILE])
     with pytest.raises(ValueError, match="diversity: no teacher is called 'u'; they are t"):
         Diversity("u/layer").check([PROFILE])
-    with pytest.raises(ConfigError, match=r"layer: 'a#' is no layer|layer: 'a#b' is no layer"):
-        Diversity("a#b")
+    with pytest.raises(ConfigError, match="layer: 'a#0' is no layer"):
+        Diversity("a#0")

@@ -80,14 +80,8 @@ def test_what_ends_before_all_values_are_drawn_draws_them_anew(tasks: Tasks) -> 
 
     with pytest.raises(KeyboardInterrupt):
         tasks.work(1, half, nothing)
-    fixed: list[object] = []
-
-    def do(trial: optuna.Trial, number: int) -> float:
-        fixed.append(trial.system_attrs.get("fixed_params"))
-        return 0.0
-
-    tasks.work(1, do, nothing)
-    assert fixed == [{}]
+    assert done(tasks, 1) == [0]
+    assert tasks.study.get_trials()[-1].system_attrs["fixed_params"] == {}
 
 
 def test_a_task_that_cannot_be_done_is_not_tried_again(tasks: Tasks) -> None:
