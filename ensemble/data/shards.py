@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ensemble.machine.files import read_json
+from models import ModelCard
 
 MANIFEST, SHARDS = "manifest.json", "shards"
 FORMAT = 1
@@ -99,6 +100,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_dataset(folder: Path) -> bool:
     """Whether a dataset, finished or not, is in the folder."""
     return (folder / MANIFEST).is_file() or (folder / SHARDS).is_dir()
+
+
+def own_labels(card: ModelCard) -> tuple[str, ...]:
+    """A network's classes by `class_labels`; none where it has no names for them."""
+    return class_labels(card.class_names, card.num_classes) if card.class_names else ()
 
 
 def class_labels(class_names: Sequence[str], classes: int) -> tuple[str, ...]:

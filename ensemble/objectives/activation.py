@@ -74,31 +74,15 @@ class Activation(TeacherTerm, kind="activation"):
                     raise ValueError(
                         f"units: {text!r}: no teacher is called {part.teacher!r}; they are {', '.join(names)}"
                     )
-        counts = set()
+        named = []
         for teacher in teachers:
             units = self.units_of(teacher)
             if any(units):  # one that none are of has none, however many those of the others are
-                counts.add(len(units))
+                named.append(teacher)
             for unit in (unit for several in units for unit in several if unit.file):
                 _check_file(unit, teacher.taps[unit.tap])
-        self._check_lists([teacher for teacher in teachers if any(self.units_of(teacher))])
-        if len(counts) > 1:
-            raise ValueError(
-                f"units: {self._text} are {' and '.join(map(str, sorted(counts)))} units of the teachers; let them be "
-                "as many of each"
-            )
-
-    def _check_lists(self, teachers: Sequence[Profile]) -> None:
-        """ValueError where a selection is a list of units of some of these alone: to the others it is one, and none."""
         for text in self.selections:
-            each = [_units((text,), t.name, tuple(t.taps.items()), t.card.class_names) for t in teachers]
-            longest = max(map(len, each), default=1)
-            others = [t.name for t, units in zip(teachers, each, strict=True) if not any(units)]
-            if others and longest > 1:
-                raise ValueError(
-                    f"units: {text!r} are {longest} units, and none of {', '.join(others)}, which others are of; name "
-                    "them one by one"
-                )
+            _check_as_many(text, named)
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -243,6 +227,22 @@ def _units(
             )
         found += [tuple(units[k % len(units)] for units in own) for k in range(length)]
     return found
+
+
+def _check_as_many(text: str, teachers: Sequence[Profile]) -> None:
+    """ValueError where a selection is not as many units of each of these; of one that it does not name it is one."""
+    each = [_units((text,), t.name, tuple(t.taps.items()), t.card.class_names) for t in teachers]
+    counts = sorted({len(units) for units in each})
+    others = [t.name for t, units in zip(teachers, each, strict=True) if not any(units)]
+    if others and counts[-1] > 1:
+        raise ValueError(
+            f"units: {text!r} are {counts[-1]} units, and none of {', '.join(others)}, which others are of; name them "
+            "one by one"
+        )
+    if len(counts) > 1:
+        raise ValueError(
+            f"units: {text!r} are {' and '.join(map(str, counts))} units of the teachers; let them be as many of each"
+        )
 
 
 def _check_file(unit: Unit, at: Tapped) -> None:

@@ -25,7 +25,7 @@ from ensemble.runs.dataset_job import DatasetJob, dataset_job
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
-from ensemble.training.student import prepare
+from ensemble.training.student import learned_order, prepare
 from models import model_card
 
 MARK = "rounds.yaml"
@@ -121,7 +121,8 @@ class RoundsRun:
                 go_on = {"resume": resume and folder.path.exists(), "overwrite": overwrite}
                 summary = distill(self._lesson(number), folder, self.device, progress=progress, **go_on)
             first = self.folder.student(0).read_summary()
-            summary |= {key: first[key] for key in ("pruned",) if key in first} | {"rounds": list(self._told())}
+            lost = {"pruned": first["pruned"]} if "pruned" in first else {}  # the later students have what it left
+            summary |= lost | {"rounds": list(self._told())}
             self.folder.end(folder.weights, summary)
         return summary
 
@@ -172,11 +173,12 @@ class RoundsRun:
         return dataset_job(plain, {}, [], output, self.rounds.images, resume=resume, overwrite=overwrite)
 
     def _classes(self, names: tuple[str, ...]) -> dict[str, int] | None:
-        """Where the first teacher's classes are among the student's, which has its own order where it knows these."""
-        own = model_card(self.recipe.student).class_names
-        if not own or own == names or len(set(names)) < len(names):
+        """Where the first teacher's classes are among the student's; None where they are alike, or have no names."""
+        student = model_card(self.recipe.student)
+        if student.class_names in ((), names) or len(set(names)) < len(names):
             return None
-        return {name: own.index(name) if set(own) == set(names) else index for index, name in enumerate(names)} or None
+        order = learned_order(student, names)
+        return {name: order.index(name) for name in names} or None
 
     def _described(self) -> dict[str, Any]:
         return {"rounds": to_plain(self.rounds), "distillation": to_plain(self.recipe)}

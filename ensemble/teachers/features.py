@@ -25,7 +25,7 @@ def find_classifier(net: nn.Module, classes: int, run: Callable[[], object]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    outputs = {classes, 1} if classes == 2 else {classes}
+    outputs = class_outputs(classes)
     name, last = ran[-1] if ran else ("", None)
     if isinstance(last, nn.Linear) and last.out_features in outputs:
         return name, last
@@ -35,6 +35,11 @@ def find_classifier(net: nn.Module, classes: int, run: Callable[[], object]) -> 
         f"features need a network that ends in an nn.Linear or a 1x1 nn.Conv2d with {classes} outputs; "
         f"the last such layer that runs is {last}"
     )
+
+
+def class_outputs(classes: int) -> set[int]:
+    """How many outputs a layer may have that says so many classes: one logit is two."""
+    return {classes, 1} if classes == 2 else {classes}
 
 
 class FeatureHook:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +13,8 @@ from torch import nn
 from ensemble.config.checked import Checked
 from ensemble.machine.errors import is_out_of_memory
 from ensemble.machine.rng import generator
-from ensemble.teachers.features import find_classifier
+from ensemble.teachers.copying import copied
+from ensemble.teachers.features import class_outputs, find_classifier
 from ensemble.training.pool import Pool
 from ensemble.training.reading import forward_logits, inputs_of
 from models import ModelCard
@@ -89,7 +89,7 @@ def cut(net: nn.Module, card: ModelCard, pool: Pool, rule: Cut, seed: int, devic
         "magnitude": tp.importance.GroupMagnitudeImportance,
         "bn_scale": tp.importance.BNScaleImportance,
     }[rule.importance]()
-    whole = copy.deepcopy(net)
+    whole = copied(net)
     example = inputs[:1]
     try:
         pruner = tp.pruner.BasePruner(
@@ -136,7 +136,7 @@ def _classifiers(net: nn.Module, card: ModelCard, example: torch.Tensor) -> list
     try:
         return [find_classifier(net, card.num_classes, lambda: forward_logits(net, example, card))[1]]
     except ValueError:
-        outputs = {card.num_classes, 1} if card.num_classes == 2 else {card.num_classes}
+        outputs = class_outputs(card.num_classes)
         return [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features in outputs]
 
 

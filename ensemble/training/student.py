@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages, load_images
-from ensemble.data.shards import class_labels
+from ensemble.data.shards import class_labels, own_labels
 from ensemble.data.tree import Layout, few
 from ensemble.training.cut import cut
 from ensemble.training.distillation import DistillationRecipe, RealImages
@@ -56,15 +56,14 @@ def prepare(recipe: DistillationRecipe) -> Student:
             f"student: {card.name} has {card.num_classes} classes, the dataset {len(names)}; ask for "
             f"{card.name}:num_classes={len(names)}"
         )
-    own = class_labels(card.class_names, card.num_classes) if card.class_names else ()
-    if set(own) == set(names):
-        pool = pool.ordered(own)
-    elif card.class_names and parse_spec(spec).weights != "random":
+    own, order = own_labels(card), learned_order(card, names)
+    if own and order != own and parse_spec(spec).weights != "random":
         raise ValueError(
             f"student: {recipe.student} knows other classes than the dataset's "
             f"({few(set(own) ^ set(names))}); ask for @random"
         )
-    card = replace(card if own == pool.data.class_names else relabelled(card, names), input_size=pool.size)
+    pool = pool.ordered(order)
+    card = replace(card if own == order else relabelled(card, names), input_size=pool.size)
     check_reads(f"student: {card.name}", net, card, learns=True)
     test_set = real_set = None
     if recipe.test is not None:
@@ -72,6 +71,12 @@ def prepare(recipe: DistillationRecipe) -> Student:
         test_set = _real(recipe.test, recipe.test.split, card, made)
         real_set = _real(recipe.test, recipe.test.train, card, set(), _DIAGNOSED) if recipe.diagnose else None
     return Student(net, card, pool, test_set, real_set)
+
+
+def learned_order(card: ModelCard, names: tuple[str, ...]) -> tuple[str, ...]:
+    """These classes in the order of the student's outputs: its own where it knows them, else theirs."""
+    own = own_labels(card)
+    return own if set(own) == set(names) else names
 
 
 def pruned(

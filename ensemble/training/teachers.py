@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.data.shards import class_labels
+from ensemble.data.shards import own_labels
 from ensemble.data.tree import few
 from ensemble.image.transforms import resize_bilinear
 from ensemble.machine.hardware import channels_last
@@ -59,7 +59,7 @@ def made_teacher(
     """
     if classes is not None:
         return _made(name, net, card, [classes[label] for label in class_names], device)
-    known = class_labels(card.class_names, card.num_classes) if card.class_names else tuple(order)
+    known = own_labels(card) or tuple(order)
     if len(known) != card.num_classes:
         raise ValueError(
             f"teacher: {name} has {card.num_classes} classes without names, the dataset {len(known)}; name another, or "

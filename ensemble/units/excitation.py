@@ -38,21 +38,22 @@ class Readers:
     @property
     def classes(self) -> list[int | None]:
         """Of each unit the first network's class that it is; None of one that is none, or of others' parts, too."""
-        first, *others = (self._parts(profile) for profile in self.profiles)
+        first, *others = self.parts.values()
         found: list[int | None] = []
         for k, units in enumerate(first):
             alone = len(units) == 1 and units[0].of_class and all(u.of_class for other in others for u in other[k])
             found.append(units[0].channels[0] if alone else None)
         return found
 
-    def _parts(self, profile: Profile) -> list[tuple[Unit, ...]]:
-        """What each unit is in this network."""
-        units = self.term.units_of(profile)
-        return units if any(units) else [()] * len(self.names)
+    @property
+    def parts(self) -> dict[str, list[tuple[Unit, ...]]]:
+        """Of each network by its name: what each unit is in it."""
+        found = {profile.name: self.term.units_of(profile) for profile in self.profiles}
+        return {name: units if any(units) else [()] * len(self.names) for name, units in found.items()}
 
     def is_named(self, network: str, unit: int) -> bool:
         """Whether the unit of that number has a part in the network."""
-        return any(profile.name == network and self._parts(profile)[unit] for profile in self.profiles)
+        return bool(self.parts[network][unit])
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Excitations (M, units), of images (M, 3, H, W), uint8 or RGB in [0, 1]: of several networks the mean."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ensemble.data.shards import class_labels
+from ensemble.data.shards import own_labels
 from ensemble.image.pictures import to_eight_bits
 from ensemble.runs.results import Results
 from ensemble.units.excitation import Readers
@@ -26,7 +26,7 @@ def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None
     scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
     fields = _receptive_fields(readers, saved.shape[-1])
     classes, card = readers.classes, readers.profiles[0].card
-    labels = class_labels(card.class_names, card.num_classes) if card.class_names else ()
+    labels = own_labels(card)
     rows = []
     for i, k in enumerate(which):
         row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
@@ -62,11 +62,11 @@ def _receptive_fields(readers: Readers, size: int) -> list[list[int] | None]:
 
     A unit that is silent on the noise tells no box, so the place has that of the first that tells one.
     """
-    of_networks = {profile.name: readers.term.units_of(profile) for profile in readers.profiles}
+    of_networks = readers.parts
     known: dict[object, list[int]] = {}
     places: list[object] = []
     for k in range(len(readers.names)):
-        parts = [(name, unit) for name, units in of_networks.items() if any(units) for unit in units[k]]
+        parts = [(name, unit) for name, units in of_networks.items() for unit in units[k]]
         if not parts or not all(unit.position for _, unit in parts):
             places.append(None)
             continue

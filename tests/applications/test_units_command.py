@@ -120,6 +120,8 @@ def test_lists_of_units_of_one_network_each(run, tmp_path: Path) -> None:
     command = ["units", *TWO, "--iterations", "2", "--output", tmp_path / "out", "--units"]
     refused = run(*command, "tiny_a/conv:0-3", "tiny_b/conv:0-3")
     assert refused.code == 2 and "are 4 units, and none of tiny_b, which others are of; name them" in refused.errors[0]
+    refused = run(*command, "conv:*", "conv:0")  # 8 channels here, 12 there
+    assert refused.code == 2 and "'conv:*' are 8 and 12 units of the teachers; let them be as many" in refused.errors[0]
     assert run(*command, "tiny_a/conv:0", "tiny_a/conv:1", "tiny_b/conv:0").code == 0
     of = [[key for key in row if key.endswith("/activation")] for row in rows(tmp_path / "out")]
     assert of == [["tiny_a/activation"], ["tiny_a/activation"], ["tiny_b/activation"]]
