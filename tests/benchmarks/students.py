@@ -1,12 +1,13 @@
-"""The study that docs/students.md declares: who makes a student's images, at equal passes of teachers.
+"""The studies that docs/students.md declares: who makes a student's images, at equal passes of teachers.
 
     python -m tests.benchmarks.students --data cifar10.tar.xz --output results/students
-        [--arms pool summed] [--labels hard] [--images 1000] [--epochs 190] [--seeds 100 101 102 103 104]
+        [--teachers MODEL ..] [--arms pool summed] [--labels hard] [--images 1000] [--epochs 190] [--seeds 100 ..]
 
 For each synthesis seed, each arm makes its images in batches of 100, and a student learns from them and is tested on
 the real test images after its last epoch. An arm of several makers has a batch of each in turn. Images, students and
 their order are those of the seed, so arms are paired by it. `real`, `noise` and `leaves` are no inversions: training
-images, uniform noise and dead leaves, these of the classes that the teachers together read.
+images, uniform noise and dead leaves, these of the classes that the teachers together read. `alone0` is the first
+teacher's arm.
 
 What is there is not made again; one that was stopped goes on. Prints a table and the paired differences from `pool`
 (95 %, Student's t), and writes students.json.
@@ -15,7 +16,7 @@ What is there is not made again; one that was stopped goes on. Prints a table an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,7 +36,7 @@ from ensemble.machine.rng import generator
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
 from ensemble.training.folder import TrainingFolder
-from models import create_model
+from models import ModelCard, create_model
 from tests.benchmarks.made import dataset_of
 from tests.training.made_datasets import write_dataset
 
@@ -44,26 +45,29 @@ BATCH = 100
 CPU = torch.device("cpu")
 
 
-def alone(teacher: str) -> tuple[str, dict[str, Any]]:
-    return "quickstart", {"teachers": [{"model": teacher}]}
-
-
+Maker = tuple[str, dict[str, Any]]
+"""A recipe and its fields."""
 PAIRS: dict[str, Any] = {"ensemble.acting": "random", "ensemble.count": 2, "ensemble.per": "batch"}
 PAIRS |= {"stages[0].iterations": 93, "optimizer.lr": 0.1}
-MAKERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "pool": [alone(teacher) for teacher in TEACHERS],
-    "summed": [("summed", {})],
-    "turn": [("quickstart", {})],
-    "pairs": [("quickstart", PAIRS)],
-    **{teacher: [alone(teacher)] for teacher in TEACHERS},
-    "pixels": [("pixels", {})],
-}
 OTHERS = ("real", "noise", "leaves")
 
 
-def made(arm: str, seed: int, folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 and targets of an arm of inversions."""
-    makers = MAKERS[arm]
+def makers_of(teachers: Sequence[str]) -> dict[str, list[Maker]]:
+    """By arm, who makes its images."""
+    alone: list[Maker] = [("quickstart", {"teachers": [{"model": teacher}]}) for teacher in teachers]
+    together = {"teachers": [{"model": teacher} for teacher in teachers]}
+    return {
+        "pool": alone,
+        "summed": [("summed", together)],
+        "turn": [("quickstart", together)],
+        "pairs": [("quickstart", PAIRS | together)],
+        **{f"alone{k}": [one] for k, one in enumerate(alone)},
+        "pixels": [("pixels", together)],
+    }
+
+
+def made(makers: Sequence[Maker], seed: int, folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images uint8 and targets, a batch of each maker in turn."""
     parts = []
     for j, (recipe, fields) in enumerate(makers):
         batches = len(range(j, count // BATCH, len(makers)))
@@ -75,36 +79,41 @@ def made(arm: str, seed: int, folder: Path, count: int) -> tuple[torch.Tensor, t
     return torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
 
 
-def other(arm: str, seed: int, count: int, size: int, data: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def other(arm: str, seed: int, count: int, card: ModelCard, data: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Images uint8 that are no inversions, and targets where they have some."""
-    rng = generator(seed, "students", arm)
+    rng, size = generator(seed, "students", arm), card.input_size
     if arm == "real":
-        train = load_images(data, "train", size)
+        train = load_images(data, "train", size).ordered(card.class_names)
         chosen = torch.randperm(len(train), generator=rng)[:count]
-        names = create_model(TEACHERS[0])[1].class_names
-        return train.images[chosen], torch.tensor([names.index(n) for n in train.class_names])[train.labels[chosen]]
+        return train.images[chosen], train.labels[chosen]
     if arm == "noise":
         return torch.randint(0, 256, (count, 3, size, size), generator=rng, dtype=torch.uint8), None
     return (dead_leaves(count, size, size / 32, size / 2, rng) * 255).round().byte(), None
 
 
 def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
-    """The folder of an arm's images with all three teachers' logits, made unless it is there."""
+    """The folder of an arm's images with all teachers' logits, made unless it is there."""
     folder = options.output / f"{options.images}_seed{seed}" / arm
     if is_dataset(folder / "set"):
         return folder / "set"
-    networks = {name: create_model(name) for name in TEACHERS}
-    card = networks[TEACHERS[0]][1]
+    networks = {name_of(model): create_model(model) for model in options.teachers}
+    card = next(iter(networks.values()))[1]
     images: torch.Tensor
     targets: torch.Tensor | None
-    if arm in MAKERS:
-        images, targets = made(arm, seed, folder, options.images)
+    if arm in OTHERS:
+        images, targets = other(arm, seed, options.images, card, options.data)
     else:
-        images, targets = other(arm, seed, options.images, card.input_size, options.data)
+        images, targets = made(makers_of(options.teachers)[arm], seed, folder, options.images)
     said: Mapping[str, torch.Tensor] = {n: logits_of(net, c, images.float() / 255) for n, (net, c) in networks.items()}
     if targets is None:
         targets = torch.stack([z.softmax(1) for z in said.values()]).mean(0).argmax(1)
     return write_dataset(folder / "set", images, targets, card.class_names, said, shards=1)
+
+
+def name_of(model: str) -> str:
+    """A teacher's among the logits: its file's, where it has one."""
+    name, _, weights = model.partition("@")
+    return Path(weights).stem if weights else name
 
 
 def accuracy(arm: str, labels: str, seed: int, options: argparse.Namespace) -> float:
@@ -141,13 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=["pool", "summed"], choices=(*MAKERS, *OTHERS))
+    parser.add_argument("--teachers", nargs="+", default=[*TEACHERS], metavar="MODEL")
+    parser.add_argument("--arms", nargs="+", default=["pool", "summed"], metavar="ARM")
     parser.add_argument("--labels", nargs="+", default=["hard"], choices=("hard", "stored"))
     parser.add_argument("--student", default="wrn16_2_cifar:width=0.5@random")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=190)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
     options = parser.parse_args()
+    known = (*makers_of(options.teachers), *OTHERS)
+    if unknown := [arm for arm in options.arms if arm not in known]:
+        parser.error(f"--arms: {', '.join(unknown)}; there are {', '.join(known)}")
     found = options.output / "students.json"
     rows: list[dict[str, Any]] = read_json(found)["rows"] if found.is_file() else []
     for seed in options.seeds:  # whole rounds first: what was stopped has every arm
@@ -157,7 +170,7 @@ def main() -> None:
                 row = {"arm": arm, "labels": labels, "seed": seed, "images": options.images, "accuracy": value}
                 rows = [old for old in rows if {**old, "accuracy": value} != row] + [row]
                 print(f"seed {seed}, {arm}, {labels}: {value:.4f}", flush=True)
-                asked = {"student": options.student, "epochs": options.epochs}
+                asked = {"teachers": options.teachers, "student": options.student, "epochs": options.epochs}
                 write_json(found, asked | {"rows": rows})
     show([row for row in rows if row["images"] == options.images])
 
