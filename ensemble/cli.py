@@ -23,6 +23,7 @@ from ensemble.machine.errors import (
     problems_of,
 )
 from ensemble.machine.streams import unfailing_output
+from ensemble.machine.waiting import wait_briefly_beside_others
 
 PROGRAM = "invert.py"
 _DEFAULT = "invert"
@@ -63,6 +64,7 @@ def _main(arguments: list[str] | None) -> int:
 
 def process() -> None:
     """`main` as the whole of a process."""
+    wait_briefly_beside_others()
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     if launched_rank():  # one rank warns
         warnings.simplefilter("ignore")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -105,9 +104,6 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
         seconds = _seconds_of_a_step(plan, devices[0])
         whole = seconds * plan.recipe.iterations * plan.recipe.trials
         say(f"a step of the last stage takes {seconds:.3g} s in one process: {_clock(whole)} for all steps there")
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load > 1.5 * cores and torch.get_num_threads() > 1:  # a single thread waits for no other
-            say(f"there is other work here (load {load:.1f} on {cores} cores): OMP_WAIT_POLICY=passive helps then")
     else:
         say("--timed takes some steps and says how long the run takes")
 
