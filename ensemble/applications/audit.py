@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"--fail-if {condition}: {condition.figure} is measured with {' and '.join(lacking)}; give it, too"
             )
+        if options.quick and condition.figure == "tpr_1pct":
+            raise ValueError(f"--fail-if {condition}: it takes 1,000 non-members, and --quick reads 500; leave it out")
     if options.claimed and options.reference is None:
         raise ValueError("--claimed is compared with statistics of images; give --reference DATA")
     if (options.members is None) != (options.non_members is None):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.data.tree import few
 from ensemble.evaluation.near_duplicates import thumbnails
 from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
@@ -23,7 +24,8 @@ from ensemble.privacy.pictures import Pictures, pictures
 from ensemble.privacy.remedy import remedy
 from ensemble.privacy.training import train_shadows
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard, as_many_in_order, class_indices, create_model, model_card
+from ensemble.training.run import check_padding
+from models import ModelCard, as_many_in_order, class_indices, create_model, model_card, parse_spec
 
 UNTESTED = (
     "probes of logits with composites and blends, which take a bank of networks of known training as their null",
@@ -60,7 +62,7 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
     began = time.perf_counter()
     net, card = create_model(given.model)
     net = channels_last(net.eval())
-    _check_training(given, card)
+    _check_recipes(given, card)
     data, members, others, left_out = apart(given.reference, given.members, given.others)
     sources = (*given.sources, *([("left out", "; ".join(left_out))] if left_out else ()))
     given = replace(given, reference=data, members=members, others=others, sources=sources)
@@ -72,7 +74,7 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
     reference, labelled = _reference(given, card, left_out)
     pair: tuple[LabelledImages, LabelledImages] | None = None
     if given.members is not None and given.others is not None:
-        pair = _paired(_labelled_by(given.members, card), _labelled_by(given.others, card), given)
+        pair = _paired(*_alike(given.members, given.others, card), given)
     has_statistics = bool(bn_layers(net))
     if not has_statistics:
         untested.insert(0, "anything on statistics: the network keeps none (folded, or of another kind of norm)")
@@ -91,7 +93,8 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
         shadows = (
             train_shadows(given.training, given.references, *pair, given, mark, given.kept) if given.training else None
         )
-        parts.append(membership(net, card, *pair, reference, len(given.members), shadows, given.seed, mark))
+        about = reference if has_statistics else None
+        parts.append(membership(net, card, *pair, about, len(given.members), shadows, given.seed, mark))
         if drawn.rows:
             finding = closer_to_members(thumbnails(drawn.rows[0].images), *(thumbnails(one.images) for one in pair))
             parts.append(Part((finding,), {"closer_to_members": finding.value}))
@@ -123,17 +126,27 @@ _REFERENCES, _QUICK, _LABELLED = 1280, 768, 2000
 _MEMBERS, _QUICK_MEMBERS = 2000, 500
 
 
-def _check_training(given: Given, card: ModelCard) -> None:
-    """ValueError where networks of the recipe could not read what the audited one reads."""
-    if given.training is None:
-        return
-    other = model_card(given.training.model)
-    size = given.training.data.size or other.input_size
-    if (other.num_classes, size) != (card.num_classes, card.input_size):
+def _check_recipes(given: Given, card: ModelCard) -> None:
+    """ValueError where a recipe cannot be one of networks like the audited, or not be trained by."""
+    if given.training is not None and parse_spec(given.training.model).weights != "random":
         raise ValueError(
-            f"--training: {given.training.model} has {other.num_classes} classes and sees {size} pixels, {card.name} "
-            f"{card.num_classes} and {card.input_size}; give a recipe of the same"
+            f"--training: {given.training.model} begins with weights that others trained, so its networks would not "
+            "be as the audited one; give a recipe whose model ends in @random"
         )
+    for option, recipe in (("claimed", given.claimed), ("training", given.training)):
+        if recipe is None:
+            continue
+        other = model_card(recipe.model)
+        size = recipe.data.size or other.input_size
+        if (other.num_classes, size) != (card.num_classes, card.input_size):
+            raise ValueError(
+                f"--{option}: {recipe.model} has {other.num_classes} classes and sees {size} pixels, {card.name} "
+                f"{card.num_classes} and {card.input_size}; give a recipe of the same"
+            )
+        try:
+            check_padding(recipe.augmentation.crop_padding, size)
+        except ValueError as error:
+            raise ValueError(f"--{option}: {error}") from None
 
 
 def _reference(
@@ -168,6 +181,19 @@ def _labelled_by(data: LabelledImages, card: ModelCard) -> LabelledImages:
     return data
 
 
+def _alike(members: LabelledImages, others: LabelledImages, card: ModelCard) -> tuple[LabelledImages, LabelledImages]:
+    """Both with the network's classes; where it has no names, one of the two may lack some that the other has."""
+    if not card.class_names:
+        names = max((members.class_names, others.class_names), key=len)
+        if unknown := ({*members.class_names} | {*others.class_names}) - {*names}:
+            raise ValueError(
+                f"--members, --non-members: their classes differ ({few(sorted(unknown))} in one alone); name the "
+                "folders of both alike"
+            )
+        members, others = members.ordered(names), others.ordered(names)
+    return _labelled_by(members, card), _labelled_by(others, card)
+
+
 def _paired(members: LabelledImages, others: LabelledImages, given: Given) -> tuple[LabelledImages, LabelledImages]:
     """As many of each, drawn."""
     n = min(len(members), len(others), _QUICK_MEMBERS if given.quick else _MEMBERS)
@@ -177,6 +203,13 @@ def _paired(members: LabelledImages, others: LabelledImages, given: Given) -> tu
         )
     rng = generator(given.seed, "members")
     first, second = (data.subset(torch.randperm(len(data), generator=rng)[:n]) for data in (members, others))
+    # a random half of both is learned; with three deviations to spare no draw of any network is too small
+    fewest = int(n - 3 * (n / 2) ** 0.5)
+    if given.training is not None and given.training.schedule.batch_size > fewest:
+        raise ValueError(
+            f"--training: batches of {given.training.schedule.batch_size} images, and a random half of these members "
+            f"and non-members may hold {fewest}; give more images, or a recipe of smaller batches"
+        )
     return first, second
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from ensemble.privacy.reestimation import (
 )
 from ensemble.privacy.verdicts import candidate_word, mix_word
 from ensemble.training.recipe import TrainingRecipe
-from models import ModelCard
+from models import ModelCard, model_card
 
 BATCH = 128
 _ACCESS = "the weights file with its BatchNorm statistics, and images like the training images; no training image"
@@ -57,17 +57,38 @@ def explained_by(
         mark(f"re-estimating statistics, {k} of {len(tried)}: {candidate.name}")
         batches = candidate.batches(images, card, min(BATCH, len(images) // 4), seed)
         found[candidate.name] = moments_of(net, batches)
-    own = stored(net, [name for name, _ in next(iter(found.values())).layers])
-    return explanation(own, found, {c.name: c for c in tried if isinstance(c, Candidate)}, seed)
+    constant = set().union(*(each.constant() for each in found.values()))
+    found = {name: each.without(constant) for name, each in found.items()}
+    layers = [name for name, _ in next(iter(found.values())).layers]
+    if not layers:
+        raise ValueError(f"reference: {card.name} has constant inputs at every BatchNorm layer, whatever the image")
+    known = {c.name: c for c in tried if isinstance(c, Candidate)}
+    trains = "" if claim is None else model_card(claim.model).name
+    return explanation(
+        *(stored(net, layers), found, known, seed),
+        constant=tuple(sorted(constant)),
+        trains=trains if trains != card.name else "",
+    )
 
 
-def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, Candidate], seed: int) -> Explanation:
-    """The same from moments: `own`, what is stored, and those under each candidate; `known` are not the claim."""
+def explanation(
+    own: Moments,
+    found: Mapping[str, Moments],
+    known: Mapping[str, Candidate],
+    seed: int,
+    *,
+    constant: Sequence[str] = (),
+    trains: str = "",
+) -> Explanation:
+    """The same from moments: `own`, what is stored, and those under each candidate; `known` are not the claim, and
+    `constant` layers that were left out, since their inputs never vary. `trains`: the network that the claimed recipe
+    is of, where it is another."""
     plain = {name: each for name, each in found.items() if name in known}
     said = explain(own, plain, seed)
     best = known[said.best]
     normalised = bool(best.normalisation or best.jpeg)
-    control = recovered(plain, [name for name, c in known.items() if not c.normalisation and not c.jpeg], seed)
+    truths = [name for name, c in known.items() if not c.normalisation and not c.jpeg]
+    control = recovered(plain, truths, seed, said.wider)
     findings = [_preprocessing(said, best, known)]
     figures: dict[str, float | str | None] = {"augmentation": "undecided" if not said.explained else said.best}
     if said.explained and normalised:
@@ -80,12 +101,12 @@ def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, 
             findings.append(_withheld(question, said, best))
             continue
         base, mixed = Candidate(best.crop), best.with_mix(mix)
-        estimate = share(own, found[base.name], found[mixed.name], seed)
-        figures[f"{mix}_share"] = estimate.value
-        findings.append(_mix(question, estimate, own, found[base.name], found[mixed.name], said, known, mix, seed))
+        estimate = share(own, found[base.name], found[mixed.name], seed, said.wider)
+        findings.append(_mix(question, estimate, found[base.name], found[mixed.name], said, known, mix, seed))
+        figures[f"{mix}_share"] = findings[-1].measured
     if CLAIMED in found:
         with_claim = explain(own, found, seed)
-        findings.append(_claim(with_claim, usable))
+        findings.append(_claim(with_claim, usable, trains))
         figures["claim"] = findings[-1].word
     rows = tuple(
         (name, said.fit[name], said.score[name], "yes" if name in said.alike else "no", control.get(name))
@@ -96,17 +117,18 @@ def explanation(own: Moments, found: Mapping[str, Moments], known: Mapping[str, 
         ("candidate", "distance / noise floor", "score", "not told from the best", "planted ones recovered"),
         rows,
     )
-    part = Part(tuple(findings), figures, (table, _layers(own, found[said.best])))
+    part = Part(tuple(findings), figures, (table, _layers(own, found[said.best], constant)))
     return Explanation(part, said, found, own, best if usable else None)
 
 
-def _layers(own: Moments, best: Moments) -> Table:
+def _layers(own: Moments, best: Moments, constant: Sequence[str]) -> Table:
     """Every layer, also those that are not read."""
     ratio = (distances(own, best)[0] / floors(best)).tolist()
     read = early(len(ratio))
-    rows = tuple(
+    rows: tuple[tuple[str, float | None, str], ...] = tuple(
         (name, x, "yes" if i < read else "no") for i, ((name, _), x) in enumerate(zip(own.layers, ratio, strict=True))
     )
+    rows += tuple((name, None, "no: its input never varies") for name in constant)
     return Table("Layers: the best candidate's distance", ("layer", "distance / noise floor", "read"), rows)
 
 
@@ -190,7 +212,6 @@ def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str
 def _mix(
     question: str,
     estimate: Estimate,
-    own: Moments,
     base: Moments,
     mixed: Moments,
     said: Explained,
@@ -198,7 +219,7 @@ def _mix(
     mix: str,
     seed: int,
 ) -> Finding:
-    silent, fired = (_middle(part(base, mixed, seed)) for part in (unmixed, all_mixed))
+    silent, fired = (_middle(part(base, mixed, seed, said.wider)) for part in (unmixed, all_mixed))
     alike = {known[name].mix for name in said.alike}
     blind = ""
     if fired.low <= 0:
@@ -235,7 +256,7 @@ def _middle(values: torch.Tensor) -> Estimate:
     return Estimate(float(values.mean()), low, high)
 
 
-def _claim(said: Explained, usable: bool) -> Finding:
+def _claim(said: Explained, usable: bool, trains: str) -> Finding:
     word: Word
     others = [name for name in said.alike if name != CLAIMED]
     if CLAIMED in said.alike and said.fit[CLAIMED] < UNEXPLAINED:
@@ -247,6 +268,8 @@ def _claim(said: Explained, usable: bool) -> Finding:
         word, reading = "not consistent", f"{said.best} explains the statistics better than what is claimed."
     else:
         word, reading = "undecided", "Nothing explains the statistics well enough, or preprocessing comes first."
+    if trains:
+        reading += f" The recipe is of another network, {trains}: its augmentation alone was compared."
     return Finding(
         question="Is the claimed recipe consistent with the statistics?",
         word=word,

@@ -99,6 +99,11 @@ class Finding:
         return self.figure.value if isinstance(self.figure, Estimate) else self.figure
 
     @property
+    def measured(self) -> float | None:
+        """The figure alone; None where the test was blind, or not reached, so that its silence says nothing."""
+        return None if self.word == "not tested" else self.value
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """That of 95 %, if the figure has one."""
         return self.figure.interval if isinstance(self.figure, Estimate) else None

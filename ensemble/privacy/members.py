@@ -19,7 +19,7 @@ from ensemble.privacy.moments import running_layers, stored
 from ensemble.privacy.rates import auc, tpr_at
 from ensemble.privacy.shadows import lira, rmia
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
-from ensemble.privacy.verdicts import lower_bound_word
+from ensemble.privacy.verdicts import lower_bound_word, unless_blind
 from models import ModelCard
 
 _WHITENED_BY = 2000
@@ -84,7 +84,7 @@ def membership(
         mark("tracing released means")
         finding, traced = _tracing(net, card, members, others, reference[:_WHITENED_BY], trained_on)
         findings.append(finding)
-        figures["tracing_auc"] = finding.value
+        figures["tracing_auc"] = finding.measured
         scores["tracing"] = traced
     return Part(tuple(findings), figures, scores=scores)
 
@@ -190,7 +190,7 @@ def _tracing(
     reading = _answer(value) + ("" if fired else " The positive control did not fire: the test is blind here.")
     finding = Finding(
         question="Do the BatchNorm statistics tell members?",
-        word=_word(value, null, fired),
+        word=unless_blind(_word(value, null, fired), fired),
         evidence=f"AUC of the tracing statistic in {d} whitened directions{ceiling}",
         figure=value,
         null=f"halves of the non-members: {null:.3f}",

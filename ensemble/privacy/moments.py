@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,16 +23,28 @@ class Moments:
     layers: tuple[tuple[str, int], ...]
     mean: torch.Tensor
     var: torch.Tensor
+    momentum: float = 0.1
+    """Of the network's running averages, the largest of its layers; 0 where they are cumulative."""
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def __getitem__(self, index: Any) -> Moments:
-        return Moments(self.layers, self.mean[index], self.var[index])
+        return replace(self, mean=self.mean[index], var=self.var[index])
 
     def average(self) -> Moments:
         """The mean over batches: what a cumulative average, or a very long running one, stores."""
-        return Moments(self.layers, self.mean.mean(0, keepdim=True), self.var.mean(0, keepdim=True))
+        return replace(self, mean=self.mean.mean(0, keepdim=True), var=self.var.mean(0, keepdim=True))
+
+    def constant(self) -> set[str]:
+        """The layers whose inputs are the same in all batches, at all places: nothing can be read there."""
+        return {name for (name, _), var in zip(self.layers, self.of_layers(self.var).amax(0), strict=True) if not var}
+
+    def without(self, names: set[str]) -> Moments:
+        """The other layers alone."""
+        kept = [(name, n) for name, n in self.layers if name not in names]
+        where = torch.cat([torch.full((n,), name not in names) for name, n in self.layers])
+        return replace(self, layers=tuple(kept), mean=self.mean[:, where], var=self.var[:, where])
 
     def of_layers(self, per_channel: torch.Tensor) -> torch.Tensor:
         """(..., L): the mean over each layer's channels of (..., C)."""
@@ -94,6 +106,7 @@ def moments_of(net: nn.Module, batches: Iterable[torch.Tensor]) -> Moments:
     """
     net = copied(net).eval()
     layers = bn_layers(net)
+    momentum = max((layer.momentum or 0.0 for layer in layers.values()), default=0.0)
     for layer in layers.values():
         layer.momentum = 1.0  # what is stored is the last batch's
         layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
@@ -106,4 +119,5 @@ def moments_of(net: nn.Module, batches: Iterable[torch.Tensor]) -> Moments:
             rows.append(stored(net, ran))
     if not rows:
         raise ValueError("no BatchNorm layer with running statistics ran, or there were fewer images than one batch")
-    return Moments(rows[0].layers, torch.cat([row.mean for row in rows]), torch.cat([row.var for row in rows]))
+    mean, var = (torch.cat([getattr(row, name) for row in rows]) for name in ("mean", "var"))
+    return Moments(rows[0].layers, mean, var, momentum)

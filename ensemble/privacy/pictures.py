@@ -79,9 +79,9 @@ def pictures(
     other = made("plain statistics of other images (null)", plain[1::2].average())
     planted = made("CutMix statistics, re-estimated (planted)", mixed.average())
     real = _real(reference[: 2 * images].float() / 255, seed)
-    finding, value = _seams(own.images, null.images, other.images, planted.images, real)
+    finding = _seams(own.images, null.images, other.images, planted.images, real)
     shown = (own, null, planted, Strip("real reference images", reference[:images].float() / 255))
-    return Pictures(Part((finding,), {"seam_difference": value}), shown)
+    return Pictures(Part((finding,), {"seam_difference": finding.measured}), shown)
 
 
 def _real(images: torch.Tensor, seed: int) -> Estimate:
@@ -100,7 +100,7 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> Estimate:
 
 def _seams(
     own: torch.Tensor, null: torch.Tensor, other: torch.Tensor, planted: torch.Tensor, real: Estimate
-) -> tuple[Finding, float]:
+) -> Finding:
     value, blank, control = _difference(own, null), _difference(other, null), _difference(planted, null)
     turned = float((turned_control(own) - turned_control(null)).mean())
     silent, fired = blank.holds(0), control.low > 0
@@ -112,7 +112,7 @@ def _seams(
         blind = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
         reading = blind if word == "not tested" else f"{reading} {blind}"
     reading += " Intervals are over images of one network, not over networks."
-    finding = Finding(
+    return Finding(
         question=QUESTION,
         word=word,
         evidence=f"mean seam score less that of re-estimated plain statistics; turned control {turned:+.3g}",
@@ -122,4 +122,3 @@ def _seams(
         access="the weights file; for the score reference images, too",
         reading=reading,
     )
-    return finding, value.value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,9 +11,9 @@ from ensemble.evaluation.estimate import Z95, Estimate
 from ensemble.machine.rng import generator
 from ensemble.privacy.moments import Moments
 
-MOMENTUM = 0.1
-"""PyTorch's default, of the running average of whose last batches the statistics are taken to be."""
 _PLANTS = 10
+_LONGEST = 400
+"""Batches in a planted running average: what a momentum of 0.01 remembers."""
 _SPLITS = 6
 _QUANTILE = 0.99
 _DEAD = 1e-3
@@ -33,7 +33,7 @@ def distances(stored: Moments, found: Moments) -> torch.Tensor:
     return stored.of_layers(each).sqrt()
 
 
-def floors(found: Moments, momentum: float = MOMENTUM) -> torch.Tensor:
+def floors(found: Moments) -> torch.Tensor:
     """(L,): the distance that is expected where the candidate is true, of sampling alone.
 
     A running average of momentum a holds (2 - a) / a batches' worth, the estimate B: with s^2 the variance between
@@ -43,7 +43,7 @@ def floors(found: Moments, momentum: float = MOMENTUM) -> torch.Tensor:
     least = _spread(about, _DEAD * about.of_layers(about.var))
     v = torch.maximum(about.var, least)
     each = found.mean.var(0) / v[0] + torch.maximum(found.var, least).log().var(0) / 2
-    return (found.of_layers(each) * (momentum / (2 - momentum) + 1 / len(found))).sqrt()
+    return (found.of_layers(each) * (found.momentum / (2 - found.momentum) + 1 / len(found))).sqrt()
 
 
 def _spread(moments: Moments, per_layer: torch.Tensor) -> torch.Tensor:
@@ -67,15 +67,21 @@ def scores(distance: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
     return (f + distance[..., :first].square() / (9 * f)).log().mean(-1)
 
 
-def planted(found: Moments, count: int, seed: int, momentum: float = MOMENTUM) -> Moments:
+def planted(found: Moments, count: int, seed: int) -> Moments:
     """What a network that learned from such batches would store: running averages over batches, drawn again."""
     rng = generator(seed, "plant")
-    steps = int(4 / momentum)
+    steps = min(_LONGEST, int(4 / max(found.momentum, 0.01)))
     drawn = torch.randint(len(found), (count, steps), generator=rng)
-    weight = momentum * (1 - momentum) ** torch.arange(steps, dtype=torch.float64)
+    weight = (1 - found.momentum) ** torch.arange(steps, dtype=torch.float64)
     weight = weight / weight.sum()
-    mean, var = (torch.einsum("s,nsc->nc", weight, part[drawn]) for part in (found.mean, found.var))
-    return Moments(found.layers, mean, var)
+    mean, var = (torch.stack([weight @ part[index] for index in drawn]) for part in (found.mean, found.var))
+    return replace(found, mean=mean, var=var)
+
+
+def _further(made: Moments, about: Moments, times: float) -> Moments:
+    """`made` so many times as far from `about`, B = 1, as it is; the variance by its logarithm."""
+    ratio = made.var / about.var.clamp_min(1e-300)
+    return replace(made, mean=about.mean + times * (made.mean - about.mean), var=about.var * ratio**times)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ class Explained:
     """Candidates whose planted statistics would be as far behind the best one; the best among them."""
     explained: bool
     """Whether the best one's fit is below UNEXPLAINED."""
+    wider: float = 1.0
+    """How many times further than by sampling alone the planted ones were put: the best one's fit, from 1 to
+    UNEXPLAINED. Training with smaller batches, or a last epoch unlike the others, leaves statistics that are."""
 
     @property
     def best(self) -> str:
@@ -105,7 +114,9 @@ def explain(stored: Moments, found: Mapping[str, Moments], seed: int = 0) -> Exp
     """Which candidates explain the stored statistics, B = 1, and which cannot be told from the best.
 
     For each candidate, statistics are planted from half of its batches and judged by the other half of all; it is
-    `alike` where the stored statistics are no further behind the best than 99 % of these were.
+    `alike` where the stored statistics are no further behind the best than 99 % of these were. Where even the best one
+    does not fit as sampling alone lets expect, the planted ones are put as many times further (the scale factor by
+    which means of measurements that disagree are given wider errors: Birge 1932).
     """
     floor = {name: floors(each) for name, each in found.items()}
     measured = {name: distances(stored, each)[0] for name, each in found.items()}
@@ -113,9 +124,10 @@ def explain(stored: Moments, found: Mapping[str, Moments], seed: int = 0) -> Exp
     fit = {name: float((d / floor[name])[: early(len(d))].median()) for name, d in measured.items()}
     names = tuple(sorted(score, key=score.__getitem__))
     behind = {name: value - score[names[0]] for name, value in score.items()}
-    expected = {name: _behind(name, found, seed) for name in found}
+    wider = min(max(fit[names[0]], 1.0), UNEXPLAINED)
+    expected = {name: _behind(name, found, seed, wider) for name in found}
     alike = tuple(n for n in names if n == names[0] or behind[n] <= float(expected[n].quantile(_QUANTILE)))
-    return Explained(names, score, fit, alike, fit[names[0]] < UNEXPLAINED)
+    return Explained(names, score, fit, alike, fit[names[0]] < UNEXPLAINED, wider)
 
 
 def _halves(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -124,23 +136,25 @@ def _halves(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(order[: count // 2], order[count // 2 :]) for order in orders]
 
 
-def _behind(name: str, found: Mapping[str, Moments], seed: int) -> torch.Tensor:
+def _behind(name: str, found: Mapping[str, Moments], seed: int, wider: float) -> torch.Tensor:
     """(P,): how far behind the best the candidate `name` is where it is true."""
     behind = []
     for k, (one, other) in enumerate(_halves(len(found[name]), seed)):
-        made = planted(found[name][one], _PLANTS, seed + k)
         rest = {key: each[other] for key, each in found.items()}
+        made = _further(planted(found[name][one], _PLANTS, seed + k), rest[name].average(), wider)
         each_score = {key: scores(distances(made, each), floors(each)) for key, each in rest.items()}
         behind.append(each_score[name] - torch.stack([*each_score.values()]).min(0).values)
     return torch.cat(behind)
 
 
-def recovered(found: Mapping[str, Moments], truths: Sequence[str], seed: int = 0) -> dict[str, float]:
+def recovered(
+    found: Mapping[str, Moments], truths: Sequence[str], seed: int = 0, wider: float = 1.0
+) -> dict[str, float]:
     """For each of these candidates, the share of planted statistics of which it came out best: the positive control."""
-    return {name: float((_behind(name, found, seed) == 0).double().mean()) for name in truths}
+    return {name: float((_behind(name, found, seed, wider) == 0).double().mean()) for name in truths}
 
 
-def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0) -> Estimate:
+def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0, wider: float = 1.0) -> Estimate:
     """The share p of batches that were mixed, where mixing is of whole batches, from the early layers.
 
     Averages over batches are then linear in p: stored = (1 - p) plain + p mixed. Each layer l gives a least-squares
@@ -148,29 +162,30 @@ def share(stored: Moments, plain: Moments, mixed: Moments, seed: int = 0) -> Est
     as studies are (DerSimonian and Laird 1986): by 1 / (f_l^2 / D_l^2 + t^2), where t is how much layers differ beyond
     their errors. The interval has the half-width 1.96 sqrt(s^2 + t^2 / L'), s the root mean square of the same estimate
     of planted unmixed statistics, over splits of the reference images, L' the effective number of layers. A share of
-    more than the interval's width would have excluded 0.
+    more than the interval's width would have excluded 0. `wider` is that of `Explained`.
     """
     value, weight, between = _combined(stored, plain, mixed)
-    null = unmixed(plain, mixed, seed)
+    null = unmixed(plain, mixed, seed, wider)
     layers = weight.sum(1).square() / weight.square().sum(1)
     half = Z95 * float((null.square().mean() + between[0].square() / layers[0]).sqrt())
     return Estimate(float(value[0]), float(value[0]) - half, float(value[0]) + half)
 
 
-def unmixed(plain: Moments, mixed: Moments, seed: int = 0) -> torch.Tensor:
+def unmixed(plain: Moments, mixed: Moments, seed: int = 0, wider: float = 1.0) -> torch.Tensor:
     """(P,): shares that are found where nothing was mixed: the null."""
-    return _replanted(plain, plain, mixed, seed)
+    return _replanted(plain, plain, mixed, seed, wider)
 
 
-def all_mixed(plain: Moments, mixed: Moments, seed: int = 0) -> torch.Tensor:
+def all_mixed(plain: Moments, mixed: Moments, seed: int = 0, wider: float = 1.0) -> torch.Tensor:
     """(P,): shares that are found where all was mixed: the positive control."""
-    return _replanted(mixed, plain, mixed, seed)
+    return _replanted(mixed, plain, mixed, seed, wider)
 
 
-def _replanted(truth: Moments, plain: Moments, mixed: Moments, seed: int) -> torch.Tensor:
+def _replanted(truth: Moments, plain: Moments, mixed: Moments, seed: int, wider: float) -> torch.Tensor:
     found = []
     for k, (one, other) in enumerate(_halves(len(truth), seed)):
-        found.append(_combined(planted(truth[one], _PLANTS, seed + k), plain[other], mixed[other])[0])
+        made = _further(planted(truth[one], _PLANTS, seed + k), truth[other].average(), wider)
+        found.append(_combined(made, plain[other], mixed[other])[0])
     return torch.cat(found)
 
 

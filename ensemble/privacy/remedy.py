@@ -37,7 +37,7 @@ def remedy(
     fresh = moments_of(net, Candidate().batches(images, card, size, seed + 1)).average()
     cleaned = with_stored(net, fresh)
     plain = {name: each for name, each in found.found.items() if name in found.explained.score}
-    after = explain(stored(cleaned, [name for name, _ in fresh.layers]), plain, seed)
+    after = explain(stored(cleaned, [name for name, _ in found.stored.layers]), plain, seed)
     before = found.explained
 
     def accuracy(of: nn.Module) -> str:

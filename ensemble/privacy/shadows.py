@@ -61,7 +61,8 @@ def rmia(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, popu
 
     `target` (N,) and `shadows` (K, N) are margins, whose sigmoid is the label's probability; P(x) is the mean over the
     networks that did not learn x, moved half way to 1, as members of as many others would have it: (1 + P_out) / 2
-    (the offline form with a = 0); where all learned x, P_out is their mean, moved as `lira` moves it. `population` (N,)
+    (the offline form with a = 0; equal ones count half); where all learned x, P_out is their mean, moved as `lira`
+    moves it. `population` (N,)
     says which of the images are z, which the target did not learn.
 
     Source: Zarifzadeh et al. (2024), "Low-cost high-power membership inference attacks". ValueError where no image is.
@@ -71,4 +72,6 @@ def rmia(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, popu
     p_out = _means(shadows.double().sigmoid(), inside.double())[1].clamp(0, 1)
     ratio = target.double().sigmoid() / ((1 + p_out) / 2)
     z = ratio[population].sort().values
-    return torch.searchsorted(z, ratio, right=True).double() / len(z)
+    # ties count half: else an image of the population, which meets itself there, would be ahead of its equals
+    below, upto = (torch.searchsorted(z, ratio, right=right) for right in (False, True))
+    return (below + upto).double() / (2 * len(z))

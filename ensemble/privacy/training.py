@@ -67,22 +67,23 @@ def train_shadows(
     mark: Callable[[str], None],
     kept: Path | None = None,
 ) -> Shadows:
-    """`count` networks, each trained from random weights on a half of the members and non-members, drawn by image.
+    """`count` networks, each trained as the recipe says on a half of the members and non-members, drawn by image.
 
     Each image is in with p = 1/2, by itself, so that how often others hold it says nothing of the target. Fewer images
     than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
 
     What each network says is written into the folder `kept` once it is trained; the next call with the same recipe,
-    images and seed reads it there.
+    first weights, images and seed reads it there.
     """
     images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
     both = LabelledImages(images, labels, members.class_names)
     schedule = (
         replace(recipe.schedule, epochs=min(_QUICK_EPOCHS, recipe.schedule.epochs)) if given.quick else recipe.schedule
     )
-    model = f"{recipe.model.partition('@')[0]}@random"
-    made_of = hashlib.sha256(repr((model, schedule, recipe.augmentation, given.seed)).encode())
+    made_of = hashlib.sha256(repr((recipe.model, schedule, recipe.augmentation, given.seed)).encode())
     both.hash_into(made_of)
+    for tensor in build_network(recipe.model, given.seed)[0].state_dict().values():  # a plugin's network may be another
+        made_of.update(tensor.numpy().tobytes())
     rows, inside = [], []
     for k in range(count):
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
@@ -95,7 +96,7 @@ def train_shadows(
         else:
             mark(f"training reference network {k + 1} of {count}")
             net, card = learned(
-                model,
+                recipe.model,
                 *(both.subset(within), both.subset(slice(100))),
                 schedule=schedule,
                 augmentation=recipe.augmentation,

@@ -17,6 +17,11 @@ def lower_bound_word(low: float, null: float, silent: bool, fired: bool) -> Word
     return "shown" if silent and fired else "indicated"
 
 
+def unless_blind(word: Word, fired: bool) -> Word:
+    """The word, but where the positive control did not fire no silence: a blind test says nothing by it."""
+    return "not tested" if word == "not distinguishable here" and not fired else word
+
+
 def candidate_word(rivals: int, recovered: float) -> Word:
     """Of the candidate that explains statistics best, beside so many others that explain them as well."""
     if rivals:
@@ -29,8 +34,9 @@ def mix_word(low: float, mix: str, alike: Set[str], silent: bool, fired: bool) -
 
     A share that does not see batches which were all mixed is blind: its silence says nothing.
     """
-    word = lower_bound_word(low, 0.0, silent, fired and alike == {mix}) if mix in alike else "not distinguishable here"
-    return "not tested" if word == "not distinguishable here" and not fired else word
+    if mix not in alike:
+        return unless_blind("not distinguishable here", fired)
+    return unless_blind(lower_bound_word(low, 0.0, silent, fired and alike == {mix}), fired)
 
 
 def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:
@@ -38,8 +44,7 @@ def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:
 
     A score that does not see planted seams is blind: it may see others, but its silence says nothing.
     """
-    word = lower_bound_word(low if turned > 0 else 0.0, 0.0, silent, fired)
-    return "not tested" if word == "not distinguishable here" and not fired else word
+    return unless_blind(lower_bound_word(low if turned > 0 else 0.0, 0.0, silent, fired), fired)
 
 
 def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool) -> Word:

@@ -15,6 +15,7 @@ from conftest import PLUGIN, write_pictures
 from ensemble.privacy import pictures
 from ensemble.privacy.folder import AuditFolder
 
+MEMBERS = ["--members", "DATA", "--non-members", "DATA"]
 NET = ["--model", "tiny_a@random", *PLUGIN[:2]]
 RECIPE = """
 model: tiny_a@random
@@ -143,10 +144,23 @@ def test_a_null_that_cannot_be_inverted_ends_nothing(run, tmp_path: Path, monkey
 
 
 def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> None:
-    words = ["--model", "tiny_plain@random", *PLUGIN[:2], "--reference", data, "--quick", "--output", tmp_path / "a"]
-    assert run("audit", *words).code == 0
+    words = ["--model", "tiny_plain@random", *PLUGIN[:2], "--reference", data, "--quick"]
+    assert run("audit", *words, "--output", tmp_path / "a").code == 0
     found = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert not found["findings"] and "the network keeps none" in found["not_tested"][1]
+    # questions of membership alone: nothing is traced
+    assert run("audit", *words, "--members", data, "--non-members", data, "--output", tmp_path / "b").code == 0
+    found = json.loads((tmp_path / "b" / "audit.json").read_text())
+    assert found["figures"]["blind_auc"] is not None and found["figures"]["tracing_auc"] is None
+
+
+def other_recipe(name: str) -> str:
+    """RECIPE with one thing that cannot be."""
+    return {
+        "WIDE": RECIPE.replace("crop_padding: 1", "crop_padding: 8"),
+        "BEGUN": RECIPE.replace("tiny_a@random", "tiny_a@nowhere.safetensors"),
+        "LARGE": RECIPE.replace("batch_size: 16", "batch_size: 110"),
+    }[name]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +174,11 @@ def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> 
             "has 10 classes and sees 32 pixels",
         ),
         (["--fail-if", "los_auc>0.5"], "did you mean 'loss_auc'"),
+        (["--reference", "DATA", "--claimed", "OTHER"], "--claimed: resnet20_cifar@random has 10 classes"),
+        (["--reference", "DATA", "--claimed", "WIDE"], "--claimed: augmentation.crop_padding: 8 must be below"),
+        ([*MEMBERS, "--references", 2, "--training", "BEGUN"], "a recipe whose model ends in @random"),
+        ([*MEMBERS, "--references", 2, "--training", "LARGE"], "a random half of these members"),
+        ([*MEMBERS, "--quick", "--fail-if", "tpr_1pct>0.05"], "it takes 1,000 non-members"),
         (["--members", "DATA:test", "--non-members", "DATA:test"], "give others"),
         (["--reference", "DATA:nothing"], "nothing"),
     ],
@@ -167,6 +186,9 @@ def test_a_network_that_keeps_no_statistics(run, data: Path, tmp_path: Path) -> 
 def test_mistakes_are_one_line(run, data: Path, tmp_path: Path, words: list[str], message: str) -> None:
     words = [str(word).replace("DATA", str(data)).replace("RECIPE", str(data / "recipe.yaml")) for word in words]
     words = [word.replace("OTHER", "training/resnet20_cifar") for word in words]
+    for name in {"WIDE", "BEGUN", "LARGE"} & {*words}:
+        words[words.index(name)] = str(tmp_path / "other.yaml")
+        (tmp_path / "other.yaml").write_text(other_recipe(name))
     ended = run("audit", *NET, *words, "--output", tmp_path / "a")
     assert ended.code == 2 and len(ended.errors) == 1 and message in ended.errors[0], ended
     assert not (tmp_path / "a").exists()

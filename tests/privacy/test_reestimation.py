@@ -10,10 +10,10 @@ import pytest
 import torch
 from small_networks import CARD, small_net, textured
 
-from ensemble.privacy.augmentation import Explanation, explanation
+from ensemble.privacy.augmentation import Explanation, explained_by, explanation
 from ensemble.privacy.candidates import Candidate, Claimed, candidates
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
-from ensemble.privacy.reestimation import distances, floors, planted, scores, share
+from ensemble.privacy.reestimation import distances, explain, floors, planted, scores, share
 from ensemble.training.augment import padded_crop
 from ensemble.training.recipe import parse_training_recipe
 
@@ -36,6 +36,55 @@ def trained_with(candidate: Candidate) -> Moments:
 def said_of(candidate: Candidate) -> Explanation:
     known, found = reference()
     return explanation(trained_with(candidate), found, known, seed=0)
+
+
+def test_statistics_of_smaller_batches_are_not_called_mixed() -> None:
+    """Batches an eighth as large scatter more than those that they are compared with."""
+    tried = [Candidate(crop, mix) for crop in ("none", "mirrored") for mix in ("none", "cutmix", "mixup")]
+    found = {candidate.name: reference()[1][candidate.name] for candidate in tried}
+    plain, mixed = found["no crops"], found["no crops, CutMix"]
+    right = []
+    for seed in range(20):
+        batches = Candidate().batches(textured(10 * SIZE, seed=seed + 2), CARD, SIZE // 8, seed)
+        seen = planted(moments_of(small_net(), batches), 1, seed)
+        said = explain(seen, found, seed)
+        unmixed = share(seen, plain, mixed, seed, said.wider).holds(0)
+        right.append(not said.explained or (unmixed and "no crops" in said.alike))
+    assert sum(right) >= 19  # 16 where planted statistics scatter by sampling alone
+
+
+@pytest.mark.parametrize(("momentum", "batches"), [(0.5, 3.0), (1.0, 1.0), (0.1, 19.0)])
+def test_the_networks_own_momentum_says_how_many_batches_are_remembered(momentum: float, batches: float) -> None:
+    net = small_net()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = momentum
+    found = moments_of(net, Candidate().batches(textured(4 * SIZE), CARD, SIZE, 0))
+    usual = replace(found, momentum=0.1)
+    ratio = (floors(found) / floors(usual)).square()
+    np.testing.assert_allclose(ratio, (1 / batches + 1 / 4) / (1 / 19 + 1 / 4), rtol=1e-6)
+
+
+def test_a_cumulative_average_has_the_noise_of_the_batches_alone() -> None:
+    net = small_net()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    found = moments_of(net, Candidate().batches(textured(4 * SIZE), CARD, SIZE, 0))
+    assert found.momentum == 0
+    made = planted(found, 3, 0)
+    np.testing.assert_allclose(made.mean, found.average().mean.expand_as(made.mean), atol=0.02)
+
+
+def test_a_layer_whose_input_never_varies_is_left_out() -> None:
+    net = small_net()
+    with torch.no_grad():
+        net[3].weight.zero_()
+        net[4].running_mean.zero_(), net[4].running_var.zero_()
+    images = textured(BATCHES * SIZE, seed=1)
+    said = explained_by(net, CARD, images, None, 0, lambda text: None)
+    assert all(np.isfinite(value) for value in said.explained.fit.values())
+    assert ("4", None, "no: its input never varies") in said.part.tables[1].rows
 
 
 def test_the_distance_of_one_layer_by_hand() -> None:

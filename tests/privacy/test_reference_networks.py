@@ -52,6 +52,21 @@ def test_what_a_network_says_is_kept_and_of_no_other(tmp_path: Path) -> None:
         assert other()[1] == ["training", "training"]
 
 
+def test_a_network_whose_code_changed_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's network keeps its name when its file is edited."""
+    recipe = parse_training_recipe(RECIPE)
+    told(recipe, 1, tmp_path)
+    build = training.build_network
+
+    def edited(spec: str, seed: int):
+        net, card = build(spec, seed)
+        net.conv1.weight.data *= 2
+        return net, card
+
+    monkeypatch.setattr(training, "build_network", edited)
+    assert told(recipe, 1, tmp_path)[1] == ["training"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"no tensors"])
 def test_a_damaged_one_is_trained_anew(damage: bytes, tmp_path: Path) -> None:
     recipe = parse_training_recipe(RECIPE)

@@ -75,8 +75,9 @@ def test_seams_of_inversions(
 
     monkeypatch.setattr(pictures, "_difference", difference)
     monkeypatch.setattr(pictures, "turned_control", lambda x: torch.tensor([turned if float(x.mean()) < 0.05 else 0.0]))
-    finding, value = pictures._seams(*images.values(), Estimate(0.9, 0.8, 1.0))
-    assert (finding.word, value) == (word, own)
+    finding = pictures._seams(*images.values(), Estimate(0.9, 0.8, 1.0))
+    assert (finding.word, finding.value) == (word, own)
+    assert finding.measured == (None if word == UNTESTED else own)  # no --fail-if passes by a blind test's silence
 
 
 @pytest.mark.parametrize(
