@@ -111,7 +111,7 @@ def test_rmia_of_an_image_that_all_learned_takes_their_mean() -> None:
     """It does not rank before all others, as if no network gave it any probability."""
     inside = torch.tensor([[True, False, False]])
     found = rmia(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(1, 3), inside, torch.tensor([False, True, True]))
-    np.testing.assert_allclose(found, [0.5, 0.5, 1.0])
+    np.testing.assert_allclose(found, [0.25, 0.25, 0.75])
 
 
 def test_networks_of_the_recipe_find_members_that_a_threshold_does_not() -> None:
