@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -11,7 +12,10 @@ Z95 = 1.959964
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval; NaN where there is none. `f"{estimate:.2f}"` is `0.71 [0.60, 0.80]`."""
+    """A figure and its 95 % interval; NaN where there is none.
+
+    `f"{estimate:.2f}"` is `0.71 [0.60, 0.80]`, and `0.71 [–]` without an interval.
+    """
 
     value: float
     low: float
@@ -22,6 +26,11 @@ class Estimate(NamedTuple):
         return self.low, self.high
 
     @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return isfinite(self.low) and isfinite(self.high)
+
+    @property
     def width(self) -> float:
         return self.high - self.low
 
@@ -30,8 +39,8 @@ class Estimate(NamedTuple):
         return self.low <= figure <= self.high
 
     def __format__(self, form: str) -> str:
-        value, low, high = (format(part, form) for part in self)
-        return f"{value} [{low}, {high}]"
+        value, low, high = (format(part, form) if isfinite(part) else "–" for part in self)
+        return f"{value} [{low}, {high}]" if self.bounded else f"{value} [–]"
 
 
 def t_interval(values: Sequence[float]) -> Estimate:

@@ -106,7 +106,7 @@ class Finding:
     @property
     def interval(self) -> tuple[float, float] | None:
         """That of 95 %, if the figure has one."""
-        return self.figure.interval if isinstance(self.figure, Estimate) else None
+        return self.figure.interval if isinstance(self.figure, Estimate) and self.figure.bounded else None
 
 
 @dataclass(frozen=True)

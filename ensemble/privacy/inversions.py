@@ -28,10 +28,15 @@ def bn_inversions(networks: Networks, images: int, steps: int, seed: int) -> tor
 
 
 def class_inversions(networks: Networks, images: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of all classes in turn, which the networks read (cross-entropy, weight 1): images, and classes (N,)."""
-    classes = range(networks[0][1].num_classes)
-    each = -(-images // len(classes))
-    made, targets = _inverted(networks, [*classes], each, steps, seed, (CrossEntropy(weight=1.0),))
+    """The same of all classes in turn, which the networks read (cross-entropy, weight 1): images, and classes (N,).
+
+    Of more classes than images, as many classes, spread evenly over all.
+    """
+    of = networks[0][1].num_classes
+    count = min(images, of)
+    classes = [i * of // count for i in range(count)]
+    each = -(-images // count)
+    made, targets = _inverted(networks, classes, each, steps, seed, (CrossEntropy(weight=1.0),))
     return made[:images], targets[:images]
 
 

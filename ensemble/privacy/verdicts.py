@@ -47,13 +47,14 @@ def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:
     return unless_blind(lower_bound_word(low if turned > 0 else 0.0, 0.0, silent, fired), fired)
 
 
-def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool) -> Word:
+def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool, fired: bool) -> Word:
     """Of a contrast in a sequence: `fallen` where its test rejected, None where it was not reached.
 
-    `kept`: all controls did as they must; `alone`: no arm without the mix shows the same.
+    `kept`: all controls did as they must; `alone`: no arm without the mix shows the same; `fired`: what was planted
+    between networks was found. A score that does not see that is blind: its silence says nothing.
     """
     if fallen is None:
         return "not tested"
     if not fallen:
-        return "not distinguishable here"
+        return "not distinguishable here" if fired else "not tested"
     return "shown" if low > 0.5 and kept and alone else "indicated"

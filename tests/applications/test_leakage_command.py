@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,14 +18,14 @@ arms:
   - {name: plain, teachers: 4}
   - {name: cutmix, teachers: 3, augmentation: {cutmix: 1.0}}
   - {name: half, teachers: 2, augmentation: {cutmix: 1.0, mix_probability: 0.5}}
-  - {name: black, teachers: 2, augmentation: {crop_border: black}}
+  - {name: black, teachers: 1, augmentation: {crop_border: black}}
 sequence: [cutmix, half]
 pool: 360
 canaries: 20
 schedule: {epochs: 1, batch_size: 32, precision: fp32, recalibrate_bn: false}
 inversions: {images: 6, steps: 3}
 ensembles: {size: 2, each: 1}
-stress: {networks: 1, images: 40, epochs: 2}
+stress: {networks: 1, images: 200, epochs: 2}
 probed: 40
 """
 
@@ -57,8 +58,14 @@ def test_a_study_has_a_page_figures_and_networks(finished: Path) -> None:
     assert len(found["figures"]["secondary"]) == 10
     titles = [table["title"] for table in found["tables"]]
     assert any("swap" in title for title in titles) and any("Membership in plain" in title for title in titles)
+    assert any("learned 113 images by heart" in title for title in titles)
     page = (finished / "leakage.html").read_text()
     assert "What the statistics of resnet8_cifar" in page and "http" not in page.replace("http-equiv", "")
+    assert "[–]" in page and not re.search(r">[^<]*\bnan\b", page)  # of the arm of one network
+    silent, rest = found["sentences"][-2:]
+    for row in found["findings"]:
+        assert (row["question"] in silent) == (row["word"] == "not distinguishable here")
+        assert (row["question"] in rest) == (row["word"] == "not tested")
     assert (finished / "membership.png").read_bytes().startswith(b"\x89PNG")
     rows = (finished / "networks.csv").read_text().splitlines()
     assert rows[0] == "arm,seed,detector,score" and sum(row.startswith("plain,0,") for row in rows) == 7
@@ -108,7 +115,7 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
     assert torch.equal(bank.inside(0), bank.inside(0)) and not torch.equal(bank.inside(0), bank.inside(1))
     assert 130 < int(bank.inside(0).sum()) < 230
     members, others = bank.stress_sets(0)
-    assert len(members) == len(others) == 40
+    assert len(members) == len(others) == 113  # 200 are asked for; a third of the 340 that are no canaries
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,11 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
         (["--set", "data.size=24"], "an eighth"),
         (["--set", "arms[0].teachers=1", "--set", "ensembles.each=0"], "two networks"),
         (["--set", "ensembles.size=4"], "sit there twice"),
+        (["--set", "ensembles.each=2"], "2 of 2 networks take 4, and an arm has 3; ask for 1 at most"),
+        (["--set", "arms[1].teachers=1", "--set", "ensembles.each=0"], "p is 0.2 at least and never 0.05"),
+        (["--set", "sequence=[half, half]"], "names an arm twice"),
+        (["--set", "sequence=[half, black]"], "black has no CutMix"),
+        (["--set", "inversions.images=76"], "300 images, of which controls of 76 each are drawn; give 304"),
         (["--set", "arms[1].augmentation.flip=false"], "crop and flip alike"),
         (
             [word for arm in (0, 1) for word in ("--set", f"arms[{arm}].augmentation.crop_border=black")],

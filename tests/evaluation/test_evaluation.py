@@ -14,7 +14,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.evaluation.classification import accuracy
 from ensemble.evaluation.density_coverage import density_coverage
 from ensemble.evaluation.diversity import diversity
-from ensemble.evaluation.estimate import Estimate, mean_interval
+from ensemble.evaluation.estimate import Estimate, mean_interval, t_interval
 from ensemble.evaluation.features import penultimate_features
 from ensemble.evaluation.frechet import frechet_distance
 from ensemble.evaluation.inception_score import inception_score
@@ -467,7 +467,10 @@ def test_mean_interval() -> None:
 def test_an_estimate_is_written_with_its_interval() -> None:
     found = Estimate(0.71, 0.6, 0.8)
     assert f"{found:.2f}" == "0.71 [0.60, 0.80]" and f"{found:+.1%}" == "+71.0% [+60.0%, +80.0%]"
-    assert found.holds(0.6) and not found.holds(0.81) and found.interval == (0.6, 0.8)
+    assert found.holds(0.6) and not found.holds(0.81) and found.interval == (0.6, 0.8) and found.bounded
+    alone = t_interval([0.71])
+    assert not alone.bounded and f"{alone:.2f}" == "0.71 [–]" and f"{alone:+.1%}" == "+71.0% [–]"
+    assert f"{Estimate(math.nan, math.nan, math.nan):.2f}" == "– [–]"
 
 
 # the judge

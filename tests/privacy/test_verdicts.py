@@ -11,6 +11,7 @@ import torch
 
 from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy import augmentation, pictures
+from ensemble.privacy.study import conclusions
 from ensemble.privacy.verdicts import candidate_word, lower_bound_word, mix_word, seams_word, sequence_word
 
 SHOWN, INDICATED, SILENT, UNTESTED = "shown", "indicated", "not distinguishable here", "not tested"
@@ -46,9 +47,41 @@ def test_a_difference_of_seams(silent: bool) -> None:
 
 @pytest.mark.parametrize(("kept", "alone"), BOTH)
 def test_a_contrast_in_a_sequence(kept: bool, alone: bool) -> None:
-    assert sequence_word(None, 0.9, kept, alone) == UNTESTED and sequence_word(False, 0.9, kept, alone) == SILENT
-    assert sequence_word(True, 0.6, kept, alone) == (SHOWN if kept and alone else INDICATED)
-    assert sequence_word(True, 0.5, kept, alone) == INDICATED
+    for fired in (False, True):
+        assert sequence_word(None, 0.9, kept, alone, fired) == UNTESTED
+        assert sequence_word(False, 0.9, kept, alone, fired) == (SILENT if fired else UNTESTED)
+        assert sequence_word(True, 0.6, kept, alone, fired) == (SHOWN if kept and alone else INDICATED)
+        assert sequence_word(True, 0.5, kept, alone, fired) == INDICATED
+
+
+@pytest.mark.parametrize(
+    ("fallen", "planted", "real", "word"),
+    [
+        (True, 0.95, True, SHOWN),
+        (True, 0.94, True, INDICATED),
+        (True, 0.95, False, INDICATED),
+        (False, 0.95, True, SILENT),
+        (False, 0.95, False, SILENT),
+        (False, 0.94, True, UNTESTED),
+        (None, 0.95, True, UNTESTED),
+    ],
+)
+def test_the_primary_contrast(fallen: bool | None, planted: float, real: bool, word: str) -> None:
+    """What was planted between networks must be found, for silence to say anything."""
+    value = Estimate(0.7, 0.6, 0.85)
+    scores: Any = SimpleNamespace(
+        seams=None,
+        turned=None,
+        auroc=lambda detector, arm: value,
+        without_mixes=lambda: [],
+        teachers=lambda arm: [arm] * 12,
+        cells=SimpleNamespace(bank=SimpleNamespace(recipe=SimpleNamespace(plain="plain"))),
+    )
+    checks: Any = [SimpleNamespace(detector="I1", fires=True, kept=real, value=value)]
+    around = conclusions._Around(checks, "[0.2, 0.8]", planted, 0.5)
+    finding = conclusions._sequence(scores, "cutmix", 0, 0.04 if fallen else 0.06, fallen, around)
+    assert finding.word == word
+    assert ("blind here" in finding.reading) == (fallen is False and planted < 0.95)
 
 
 @pytest.mark.parametrize(

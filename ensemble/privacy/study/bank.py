@@ -24,6 +24,9 @@ from models import ModelCard
 CPU = torch.device("cpu")
 _WATCHED = 1000
 _TESTED = 5000
+_TEST_IMAGES = 4
+"""Times an inversion's images that the test split holds at least: half of it goes into groups of so many, of which two
+then share half on average, and with twice as many all would be one."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ class Bank:
                 f"pool: {len(self.pool)} images are fewer than six batches of {self.recipe.schedule.batch_size}; each "
                 "network learns half of them"
             )
+        asked = self.recipe.inversions.images
+        if len(self.test) < _TEST_IMAGES * asked:
+            raise ValueError(
+                f"data.test: {len(self.test)} images, of which controls of {asked} each are drawn; give "
+                f"{_TEST_IMAGES * asked} at least, or ask for fewer inversions.images"
+            )
 
     def digest(self) -> str:
         """Changes with the images that networks learn from and are tested on, and with their labels."""
@@ -134,11 +143,16 @@ class Bank:
         seed = self.training_seed(teacher.seed)
         return self._learned(self.pool.subset(self.inside(teacher.seed)), arm.augmentation, schedule, seed)
 
+    @property
+    def by_heart(self) -> int:
+        """How many images a stressed network learns: those asked for, or a third of the pool without its canaries."""
+        return min(self.recipe.stress.images, int((~self.canaries).sum()) // 3)
+
     def stress_sets(self, number: int) -> tuple[LabelledImages, LabelledImages]:
         """Images that a stressed network learns by heart, and as many that it never sees, of right labels."""
         order = torch.randperm(len(self.pool), generator=generator(self.recipe.seed, "stress", number))
         order = order[~self.canaries[order]]
-        count = min(self.recipe.stress.images, len(order) // 3)
+        count = self.by_heart
         return self.pool.subset(order[:count]), self.pool.subset(order[count : 2 * count])
 
     def stressed(self, images: LabelledImages, number: int) -> nn.Module:

@@ -151,19 +151,21 @@ class Cells:
                 yield self._together(mixed, i, size)
 
     def _together(self, mixed: int, i: int, size: int) -> Cell:
-        """`mixed` of `size` networks are of the mixed arm. For each i the seeds are the same, whatever `mixed` is."""
-        recipe = self.bank.recipe
         name = f"images_ensemble_{mixed}_{i:02d}"
-        pairs = min(recipe.arm(arm).teachers for arm in (recipe.mixed, recipe.plain))
 
         def make() -> None:
-            chosen = [
-                BankTeacher(recipe.mixed if j < mixed else recipe.plain, (i * size + j) % pairs) for j in range(size)
-            ]
+            chosen = self.together(mixed, i)
             networks = [(self.network(teacher), self.bank.card) for teacher in chosen]
             self._write(name, networks, False, {"mixed": mixed, "networks": [each.name for each in chosen]})
 
-        return Cell(name, f"inverting ensemble {i} with {mixed} of {size} {recipe.mixed}", make)
+        return Cell(name, f"inverting ensemble {i} with {mixed} of {size} {self.bank.recipe.mixed}", make)
+
+    def together(self, mixed: int, i: int) -> list[BankTeacher]:
+        """The networks of an ensemble, `mixed` of them of the mixed arm: for each i the same seeds, whatever `mixed`
+        is, and for each other i other ones."""
+        recipe = self.bank.recipe
+        size = recipe.ensembles.size
+        return [BankTeacher(recipe.mixed if j < mixed else recipe.plain, i * size + j) for j in range(size)]
 
     def _write(self, name: str, networks: Networks, with_class: bool, figures: dict[str, Any]) -> None:
         asked, seed = self.bank.recipe.inversions, self.bank.recipe.seed  # the same start for all: less chance

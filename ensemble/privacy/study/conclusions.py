@@ -102,10 +102,11 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     seams = [check for check in around.checks if check.detector == "I1"]
     real = next(check for check in seams if check.fires)
     loud = [other for other in scores.without_mixes() if scores.auroc(scores.seams, other).low > 0.5]
-    kept = around.planted >= FIRES and all(check.kept for check in seams)
+    fired = around.planted >= FIRES
+    kept = fired and all(check.kept for check in seams)
     reading = f"AUROCs above {value.high:.2f} are excluded."
-    if around.planted < FIRES:
-        reading += " Planted CutMix statistics were not found between networks either: the score is nearly blind here."
+    if not fired:
+        reading += " Planted CutMix statistics were not found between networks either: the score is blind here."
     if fallen is None:
         reading = "The sequence ended before it; the figure is shown without a test."
     elif fallen:
@@ -120,7 +121,7 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     return Finding(
         question=f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in "
         f"{arm}?",
-        word=sequence_word(fallen, value.low, kept, alone=not loud),
+        word=sequence_word(fallen, value.low, kept, alone=not loud, fired=fired),
         evidence=f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
         figure=value,
         null=f"plain statistics in both arms' weights: {around.exchanged:.2f}; what chance allows for halves of the "

@@ -13,11 +13,11 @@ from safetensors.torch import load, save
 
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.overrides import differences
-from ensemble.config.parsing import to_plain
+from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.machine.files import read_json, write_bytes, write_json, write_text
 from ensemble.machine.output_folder import OutputFolder
-from ensemble.privacy.study.recipe import LeakageRecipe, parse_leakage_recipe
+from ensemble.privacy.study.recipe import LeakageRecipe
 
 RECIPE, PAGE, DATA, TABLE = "recipe.yaml", "leakage.html", "leakage.json", "networks.csv"
 ROC, IMAGES = "membership.png", "images.json"
@@ -65,7 +65,7 @@ class LeakageFolder(OutputFolder):
 
     def _stored(self) -> LeakageRecipe | None:
         try:
-            return parse_leakage_recipe(load_yaml(self.path / RECIPE))
+            return parse(LeakageRecipe, load_yaml(self.path / RECIPE))  # maybe a quick one's
         except (OSError, ConfigError, ValueError):
             return None
 

@@ -131,7 +131,7 @@ def _stress(cells: Cells) -> Table:
     rows = tuple(
         (f"network {i}", *(row[name] for name in names), "yes" if row["fires"] else "no") for i, row in enumerate(found)
     )
-    title = f"Networks that learned {cells.bank.recipe.stress.images} images by heart: attacks must fire"
+    title = f"Networks that learned {cells.bank.by_heart} images by heart: attacks must fire"
     return Table(title, ("", *(name.replace("_", " ") for name in names), "fires"), rows)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import comb
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ensemble.config.checked import Checked
+from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import parse
 from ensemble.training.augment import Augmentation
 from ensemble.training.recipe import DataSpec, RunRecipe
 from ensemble.training.schedule import Schedule
+
+_LEVEL = 0.05
+"""At which the sequence is tested."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Arm(Checked):
         """The share of its batches that CutMix acts on."""
         return self.augmentation.mix_probability if self.augmentation.cutmix else 0.0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether CutMix or mixup acts on any batch."""
+        return bool((self.augmentation.cutmix or self.augmentation.mixup) and self.augmentation.mix_probability)
+
 
 @dataclass(frozen=True)
 class Inversions(Checked):
@@ -45,8 +55,8 @@ class Groups(Checked):
     """Ensembles of `size` networks of which 0 to all are of the arm `mixed`, the others of `plain`."""
 
     size: Annotated[int, Field(ge=2)] = 4
-    each: NonNegativeInt = 6
-    """Ensembles for each number; 0: none."""
+    each: NonNegativeInt = 1
+    """Ensembles for each number, none of which shares a network with another; three have an interval; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +98,8 @@ class LeakageRecipe(RunRecipe):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def rules(self) -> Iterator[str]:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names):
-            yield "arms: two have the same name"
-        asked = {"plain": [self.plain], "mixed": [self.mixed], "sequence": [*self.sequence]}
-        for field, those in asked.items():
-            for name in those:
-                if name not in names:
-                    yield f"{field}: {name} is none of the arms ({', '.join(names)})"
-        if self.plain in (self.mixed, *self.sequence):
-            yield f"plain: {self.plain} cannot be compared with itself"
+        yield from self._of_names()
+        yield from self._of_contrasts()
         if self.schedule.recalibrate_bn:
             yield "schedule.recalibrate_bn: must be false; the study is about statistics as training leaves them"
         if not self.model.endswith("@random"):
@@ -109,17 +111,54 @@ class LeakageRecipe(RunRecipe):
                 yield "arms: the plain one needs two networks at least"
         if len({(arm.augmentation.crop_padding, arm.augmentation.flip) for arm in self.arms}) > 1:
             yield "arms: all crop and flip alike, or what they differ in is not told apart"
-        least = min((arm.teachers for arm in self.arms if arm.name in (self.plain, self.mixed)), default=0)
-        if self.ensembles.each and self.ensembles.size > least:
-            yield f"ensembles.size: {self.ensembles.size} networks, and an arm has {least}; one would sit there twice"
+        yield from self._of_ensembles()
         if self.canaries > self.pool // 4:
             yield f"canaries: at most a quarter of the pool, {self.pool // 4}"
+
+    def _of_names(self) -> Iterator[str]:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            yield "arms: two have the same name"
+        asked = {"plain": [self.plain], "mixed": [self.mixed], "sequence": [*self.sequence]}
+        for field, those in asked.items():
+            for name in those:
+                if name not in names:
+                    yield f"{field}: {name} is none of the arms ({', '.join(names)})"
+        if len(set(self.sequence)) < len(self.sequence):
+            yield "sequence: names an arm twice, which is tested once; leave one out"
+
+    def _of_contrasts(self) -> Iterator[str]:
+        """Seams are CutMix's: an arm without it has none to find, and a plain arm with mixes is no null."""
+        arms = {arm.name: arm for arm in self.arms}
+        if self.plain in (self.mixed, *self.sequence):
+            yield f"plain: {self.plain} cannot be compared with itself"
+        elif self.plain in arms and arms[self.plain].mixes:
+            yield f"plain: {self.plain} has CutMix or mixup; name an arm without, which the others are compared with"
+        asked = [("mixed", self.mixed), *(("sequence", name) for name in dict.fromkeys(self.sequence))]
+        for field, name in asked:
+            if name in arms and name != self.plain and not arms[name].dose:
+                yield f"{field}: {name} has no CutMix; name an arm with cutmix and mix_probability above 0"
+
+    def _of_ensembles(self) -> Iterator[str]:
+        """Ensembles that share networks are no independent values, and an interval takes them for that."""
+        size, each = self.ensembles.size, self.ensembles.each
+        least = min((arm.teachers for arm in self.arms if arm.name in (self.plain, self.mixed)), default=0)
+        if each and size > least:
+            yield f"ensembles.size: {size} networks, and an arm has {least}; one would sit there twice"
+        elif size * each > least:
+            yield (
+                f"ensembles.each: {each} of {size} networks take {each * size}, and an arm has {least}; ask for "
+                f"{least // size} at most, which share none"
+            )
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
     def hastened(self) -> LeakageRecipe:
-        """The same with so little of everything that it shows whether it runs, and nothing else."""
+        """The same with so little of everything that it shows whether it runs, and nothing else.
+
+        Its arms are too small for any test, so `parse_leakage_recipe` would refuse it.
+        """
         return replace(
             self,
             arms=tuple(replace(arm, teachers=min(2, arm.teachers)) for arm in self.arms),
@@ -134,5 +173,18 @@ class LeakageRecipe(RunRecipe):
 
 
 def parse_leakage_recipe(data: dict[str, Any]) -> LeakageRecipe:
-    """The recipe that `data` describes; raises ConfigError with every mistake in it."""
-    return parse(LeakageRecipe, data)
+    """The recipe that `data` describes; raises ConfigError with every mistake in it.
+
+    A primary contrast that no data could show is one, too. It is no rule of the class: a quick study has few networks.
+    """
+    recipe = parse(LeakageRecipe, data)
+    first, plain = recipe.arm(recipe.sequence[0]), recipe.arm(recipe.plain)
+    ways = comb(first.teachers + plain.teachers, first.teachers)
+    if ways * _LEVEL < 1:  # the least p of an exact permutation test is 1 / ways
+        raise ConfigError(
+            [
+                f"sequence: {first.teachers} networks of {first.name} and {plain.teachers} of {plain.name} can be "
+                f"parted in {ways} ways, so p is {1 / ways:.2g} at least and never {_LEVEL}; train more (3 and 3 do)"
+            ]
+        )
+    return recipe
