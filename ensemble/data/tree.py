@@ -87,7 +87,8 @@ def find(
         beside = f"; {len(loose)} in {split or 'it'} itself, without a class" if loose else ""
         unread = left_out(name for names in others.values() for name in names)
         unread += f"; its folders are {few(child.name for child in there)}" if there and not tops else ""
-        unread += "; name the split that is meant" if any(child.name.lower() in SPLITS for child in there) else ""
+        if not tops and any(child.name.lower() in SPLITS for child in there):
+            expected = f"name the split that is meant; {expected}"
         raise ValueError(f"data: {path} holds no images at {inside}<class>/ ({unread}{beside}); {expected}")
     empty = {name: others[name] for name in sorted(others.keys() - {label for label, _, _ in found})}
     if empty and layout != "pictures":

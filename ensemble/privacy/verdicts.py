@@ -56,5 +56,5 @@ def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool, fire
     if fallen is None:
         return "not tested"
     if not fallen:
-        return "not distinguishable here" if fired else "not tested"
+        return unless_blind("not distinguishable here", fired)
     return "shown" if low > 0.5 and kept and alone else "indicated"

@@ -516,7 +516,7 @@ def test_classes_at_the_top_are_taken_where_there_are_no_splits(kind: str, above
 def test_another_split_is_not_taken_for_the_asked_one(kind: str, tmp_path: Path) -> None:
     path = make(tmp_path, kind, {name: data for name, data in files().items() if name.startswith("train/")})
     for layout in ("splits", "classes", "pictures"):
-        with pytest.raises(ValueError, match=r"at test/<class>/ \(no files; its folders are train\)"):
+        with pytest.raises(ValueError, match=r"at test/<class>/ \(no files; its folders are train\); name the split"):
             load_images(path, "test", layout=layout)
     assert load_images(path, "train", layout="pictures").split == "train"
 

@@ -137,7 +137,7 @@ def test_a_mix(
     known: Any = {"a": SimpleNamespace(mix="cutmix"), "b": SimpleNamespace(mix="mixup")}
     monkeypatch.setattr(augmentation, "unmixed", lambda *_: torch.linspace(*null, 100))
     monkeypatch.setattr(augmentation, "all_mixed", lambda *_: torch.linspace(*control, 100))
-    said: Any = SimpleNamespace(alike=alike)
+    said: Any = SimpleNamespace(alike=alike, wider=1.0)
     finding = augmentation._mix("CutMix?", Estimate(0.5, low, 0.9), *[None] * 2, said, known, "cutmix", 0)  # type: ignore[arg-type]
     assert finding.word == word and ("blind here" in finding.reading) == (word == UNTESTED)
     assert ("did not fire" in finding.reading) == (word == UNTESTED and control[0] <= 0)
