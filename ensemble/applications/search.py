@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
 
     check_installed()
     check_counts(options.trials, options.seeds, options.confirm)
+    if options.storage == "":
+        raise ValueError("--storage is empty; name a database, as sqlite:///FILE, or leave it out")
     if options.storage and options.overwrite:
         raise ValueError(
             "--overwrite replaces a search whose study is in DIR; one elsewhere is yours to remove, by "

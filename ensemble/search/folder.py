@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.files import replacing, write_json, write_json_lines, write_text
+from ensemble.machine.files import read_json_lines, replacing, write_json, write_json_lines, write_text
 from ensemble.machine.lock import held, holder, in_use
 from ensemble.machine.output_folder import OutputFolder
 from ensemble.search.settings import Settings
@@ -98,6 +98,15 @@ class SearchFolder(OutputFolder):
         """ValueError where points are listed here, and their study, which is to be here, is gone."""
         if (self.path / POINTS).exists() and not (self.path / STUDY).is_file():
             raise ValueError(f"resume: {self.path} has lost its {STUDY}; pass --overwrite to search anew")
+
+    def check_listed(self, ended: int) -> None:
+        """ValueError where more points are listed here than the study, which is elsewhere, has: it is another one."""
+        rows = read_json_lines(self.path / POINTS)
+        if (listed := sum(row.get("state") in ("complete", "pruned", "failed") for row in rows)) > ended:
+            raise ValueError(
+                f"storage: {self.path} lists {listed} points and the study there has {ended}; name their own, or "
+                "another --output"
+            )
 
     def go_on(self, finished: bool) -> None:
         """Drops the summary of fewer points than there are to be."""

@@ -62,6 +62,8 @@ def search(
         tasks = Tasks(study, worker)
         if (there := sum(task.ended for task in tasks.all())) > points:
             raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
+        if storage is not None:
+            folder.check_listed(sum(task.ended for task in tasks.all()))
         folder.go_on(finished=tasks.ended(points) >= points)
         value = Value(settings, folder, device, study, progress.message)
         here = _Search(settings, folder, points, progress, tasks, value)

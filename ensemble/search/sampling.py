@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ensemble.machine.rng import generator
 from ensemble.search.settings import Settings
+
+_LARGEST = 100_000
+"""Points of a grid, all of which are drawn up before the first."""
 
 
 class Numbered(BaseSampler):
@@ -73,12 +77,14 @@ def make_sampler(settings: Settings, baseline: Mapping[str, Any], number: Callab
 
 
 def grid_of(settings: Settings) -> list[dict[str, Any]]:
-    """All points of the space, in an order that the recipe's seed draws; ValueError where there is no end of them."""
+    """All points of the space, in an order that the recipe's seed draws; ValueError where there are too many."""
     axes = []
     for path, values in settings.space.fields.items():
         if values.grid is None:
             raise ValueError(f"--sampler grid: {path} has no end of values; give it a step, int: true, or a list")
         axes.append([(path, value) for value in values.grid])
+    if (count := math.prod(map(len, axes))) > _LARGEST:
+        raise ValueError(f"--sampler grid: {count} points are more than {_LARGEST}; give larger steps, or fewer values")
     points = [dict(point) for point in itertools.product(*axes)]
     order = torch.randperm(len(points), generator=generator(settings.recipe.seed, "search grid"))
     return [points[i] for i in order.tolist()]

@@ -61,14 +61,25 @@ def read_space(file: str | Path) -> Space:
             fields[str(path)] = _field(str(path), written)
         except ConfigError as error:
             problems += [f"{file}: {problem}" for problem in error.problems]
+    for path in fields:
+        if outer := next((other for other in fields if path.startswith((f"{other}.", f"{other}["))), None):
+            problems.append(f"{file}: {path} is a part of {outer}, which is searched as a whole; leave one of them out")
     if problems:
         raise ConfigError(problems)
     return Space(fields)
 
 
 def point_of(recipe: Recipe, values: Values) -> Recipe:
-    """The recipe with these values in their places; ConfigError where it refuses them."""
-    return assembled(to_plain(recipe), {}, [f"{path}={json.dumps(value)}" for path, value in values.items()])
+    """The recipe with these values in their places; ConfigError where it refuses them.
+
+    Kinds come first: another kind has fields of its own, and takes the others' values away.
+    """
+    ordered = sorted(values.items(), key=lambda item: (_depth(item[0]), not item[0].endswith(".kind")))
+    return assembled(to_plain(recipe), {}, [f"{path}={json.dumps(value)}" for path, value in ordered])
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + path.count("[")
 
 
 def check_space(space: Space, recipe: Recipe, file: str | Path) -> list[Recipe]:
@@ -81,6 +92,8 @@ def check_space(space: Space, recipe: Recipe, file: str | Path) -> list[Recipe]:
     for values in _probes(space):
         try:
             point = point_of(recipe, values)
+            if not isinstance(point.runtime.device, str):
+                raise ValueError("a list of devices is for ranks, and a search is one process; name one")
             job(point, None).check(ranks=1)  # what cards, files and sizes do not allow
             found.append(point)
         except ConfigError as error:
@@ -110,6 +123,8 @@ def _field(path: str, written: Any) -> Range | Choice:
     value_at({}, path)  # whether it is a path
     if path == "seed":
         raise ConfigError(["seed: all points are made from the same seeds; leave it out"])
+    if path == "verifiers" or path.startswith("verifiers["):
+        raise ConfigError(["verifiers: a search has a judge and no verifiers; leave it out"])
     if isinstance(written, dict):
         return parse(Range, written, path)
     if not isinstance(written, list):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.errors import is_out_of_memory, problems_of
+from ensemble.machine.errors import MachineFailure, is_out_of_memory, problems_of
 from ensemble.recipe import Recipe
 from ensemble.search.folder import SearchFolder
 from ensemble.search.images import made, make_held_out, seed_at
@@ -37,7 +37,10 @@ class Value:
         self._study, self._message = study, message
 
     def __call__(self, recipe: Recipe, place: int, must: bool = False) -> float:
-        """The metric of a recipe at the place of a seed; TaskFailed where it cannot be had, unless it must."""
+        """The metric of a recipe at the place of a seed; TaskFailed where it cannot be had, unless it must.
+
+        What a network or a plugin raises fails a point, too: the others go on.
+        """
         measure = self.measure
         try:
             images, targets = made(recipe, seed_at(recipe, place))
@@ -45,13 +48,17 @@ class Value:
             if not math.isfinite(value):
                 raise ValueError(f"the metric is {value}")
             return value
-        except (ValueError, RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if isinstance(error, (MachineFailure, OSError)):
+                raise
             if isinstance(error, ValueError):
                 why = " ".join(problems_of(error))
             elif is_out_of_memory(error):
                 why = "out of memory"
-            else:
+            elif must:
                 raise
+            else:
+                why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             if must:
                 raise ValueError(f"point 0, the recipe as it is: {why}") from None
             raise TaskFailed(why) from None

@@ -286,6 +286,12 @@ MISTAKES = [
     ("seed: [1, 2]", "all points are made from the same seeds"),
     ("stages[0].jitter: {low: 0, high: 8, int: true}", "jitter 8 must be smaller than the view's 8 pixels"),
     ("{}", "it names no field"),
+    ("verifiers: [[tiny_b@random], []]", "a search has a judge and no verifiers"),
+    (
+        "optimizer.lr: {low: 0.1, high: 0.2}\noptimizer: [{kind: adam}, {kind: nadam}]",
+        "optimizer.lr is a part of optimizer, which is searched as a whole",
+    ),
+    ("runtime.device: [cpu, [cpu, cpu]]", "a list of devices is for ranks"),
 ]
 
 
@@ -295,6 +301,48 @@ def test_mistakes_in_the_space(run: Run, line: Any, tmp_path: Path, text: str, e
     ended = run(*line("out"))
     assert ended.code == 2 and expected in "\n".join(ended.errors)
     assert "space.yaml: " in "\n".join(ended.errors) and not (tmp_path / "out").exists()
+
+
+def test_a_field_is_searched_beside_its_kind_in_any_order() -> None:
+    recipe = parse_recipe({"teachers": [{"model": "resnet20_cifar"}]})
+    for names in (("optimizer.kind", "optimizer.lr"), ("optimizer.lr", "optimizer.kind")):
+        point = point_of(recipe, {name: {"optimizer.kind": "nadam", "optimizer.lr": 0.3}[name] for name in names})
+        assert (point.optimizer.kind, point.optimizer.lr) == ("nadam", 0.3)
+
+
+def test_a_grid_of_too_many_points(run: Run, line: Any, tmp_path: Path) -> None:
+    step = "{low: 0.5, high: 1.5, step: 0.001}"
+    (tmp_path / "space.yaml").write_text(f"image.parameterization.decay: {step}\nimage.start.scale: {step}")
+    ended = run(*line("out", "--sampler", "grid"))
+    assert ended.code == 2 and "1002001 points are more than 100000" in ended.errors[0]
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_network_that_fails_fails_its_point_alone(
+    run: Run, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(recipe: Any, seed: int) -> Any:
+        if recipe.optimizer.schedule == "constant":
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nat length")
+        return quick(recipe, seed)
+
+    monkeypatch.setattr("ensemble.search.value.made", fails)
+    assert run(*line("out")).code == 0
+    failed = [row for row in rows(tmp_path / "out") if row["state"] == "failed"]
+    assert failed and len(failed) < 6
+    assert {row["reason"] for row in failed} == {"RuntimeError: mat1 and mat2 shapes cannot be multiplied"}
+
+
+@pytest.mark.usefixtures("fast")
+def test_another_database_does_not_take_a_searchs_folder(run: Run, line: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    for more in ([], ["--storage", url]):
+        assert run(*line("out", *more)).code == 0
+        before = tree(tmp_path / "out")
+        ended = run(*line("out", "--storage", f"sqlite:///{tmp_path / 'mistyped.db'}", trials=2))
+        assert ended.code == 2 and "lists 6 points and the study there has 0" in ended.errors[0]
+        assert tree(tmp_path / "out") == before
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_all_mistakes_of_a_space_are_told_at_once(run: Run, line: Any, tmp_path: Path) -> None:
@@ -323,6 +371,7 @@ OPTIONS = [
     (["--seeds", "0"], "--seeds 0: give 1 to"),
     (["--confirm", "1"], "--confirm 1: give 2 to 5"),
     (["--sampler", "grid"], "has no end of values"),
+    (["--storage", ""], "--storage is empty"),
     (["--storage", "nonsense"], "give a database that can be reached"),
     (["--storage", "sqlite:////nonesuch/place/study.db"], "unable to open database file"),
     (["--storage", "sqlite:///a.db", "--overwrite"], "optuna delete-study"),

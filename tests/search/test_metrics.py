@@ -140,6 +140,7 @@ def test_better_is_said_where_the_interval_leaves_out_zero() -> None:
     assert said.best_mean == "3.000 ± 2.484"  # 4.303 / sqrt(3)
     assert compare([2.0, 3.0], [1.0, 3.0], False).verdict == "no difference shown"
     assert compare([1.0, 1.0], [1.0, 1.0], False).verdict == "no difference shown"
+    assert compare([1.0] * 3, [0.99] * 3, False).verdict == "no difference shown"  # equal ones have no spread
 
 
 def test_values_of_a_range() -> None:
