@@ -110,12 +110,11 @@ def _settings(options: argparse.Namespace) -> tuple[Any, Any]:
     from ensemble.runs.job import job
     from ensemble.runs.recipes import assembled, read_recipe
     from ensemble.search.settings import Settings, parse_metric
-    from ensemble.search.space import check_space, read_space
+    from ensemble.search.space import check_device, check_space, read_space
 
     data = read_recipe(options.recipe)
     recipe = assembled(data, {"device": options.device}, options.set)
-    if not isinstance(recipe.runtime.device, str):
-        raise ValueError("runtime.device: a list is for ranks, and a search is one process; name one (--device)")
+    check_device(recipe)
     job(recipe, None).check(ranks=1)
     file = space_file(options.space)
     space = read_space(file)

@@ -11,7 +11,7 @@ _BUSY = 0.5
 """The machine's load from which on other work counts as going on."""
 
 
-def load() -> float:
+def _load() -> float:
     """How many processes computed here over the last minute; 0 where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
@@ -22,5 +22,5 @@ def wait_briefly_beside_others() -> None:
     A thread that waits in a loop for one which other work has displaced takes the core that this one needs. Alone,
     loops are a little faster than sleep. What the user has set stays.
     """
-    if not {_SPINS, "OMP_WAIT_POLICY"} & os.environ.keys() and load() > _BUSY:
+    if not {_SPINS, "OMP_WAIT_POLICY"} & os.environ.keys() and _load() > _BUSY:
         os.environ[_SPINS] = str(_BESIDE_OTHERS)

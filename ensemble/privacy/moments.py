@@ -77,7 +77,12 @@ def stored(net: nn.Module, layers: Iterable[str]) -> Moments:
         means.append(mean.detach().double().cpu())
         variances.append(var.detach().double().cpu())
     sizes = tuple((name, len(mean)) for name, mean in zip(names, means, strict=True))
-    return Moments(sizes, torch.cat(means)[None], torch.cat(variances)[None])
+    return Moments(sizes, torch.cat(means)[None], torch.cat(variances)[None], _momentum(net))
+
+
+def _momentum(net: nn.Module) -> float:
+    """The largest of its layers; 0 where all are cumulative."""
+    return max((layer.momentum or 0.0 for layer in bn_layers(net).values()), default=0.0)
 
 
 def with_stored(net: nn.Module, moments: Moments) -> nn.Module:
@@ -104,9 +109,9 @@ def moments_of(net: nn.Module, batches: Iterable[torch.Tensor]) -> Moments:
 
     Raises ValueError where no layer with running statistics runs, or there is no batch.
     """
+    momentum = _momentum(net)
     net = copied(net).eval()
     layers = bn_layers(net)
-    momentum = max((layer.momentum or 0.0 for layer in layers.values()), default=0.0)
     for layer in layers.values():
         layer.momentum = 1.0  # what is stored is the last batch's
         layer.num_batches_tracked = torch.zeros((), dtype=torch.long)

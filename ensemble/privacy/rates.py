@@ -28,10 +28,13 @@ def auc(members: torch.Tensor, others: torch.Tensor) -> Estimate:
     a, b = members.double().flatten(), others.double().flatten()
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError("an AUC of scores that are not all finite")
-    ordered = b.sort().values
-    below, upto = torch.searchsorted(ordered, a), torch.searchsorted(ordered, a, right=True)
-    value = float((below + upto).double().mean()) / (2 * len(b))
+    value = float(twice_below(a, b.sort().values).mean()) / (2 * len(b))
     return Estimate(value, _bound(value, len(a), len(b), 0.0), _bound(value, len(a), len(b), 1.0))
+
+
+def twice_below(x: torch.Tensor, ordered: torch.Tensor) -> torch.Tensor:
+    """float64 (N,): twice how many of `ordered` (M,) are below each x (N,), so that ties, counting half, are whole."""
+    return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)).double()
 
 
 def _bound(value: float, n: int, m: int, end: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ensemble.privacy.rates import twice_below
+
 
 def lira(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """(N,): log N(target; mu_in, s_in) - log N(target; mu_out, s_out) for margins (N,) and (K, N) of K networks.
@@ -62,8 +64,7 @@ def rmia(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, popu
     `target` (N,) and `shadows` (K, N) are margins, whose sigmoid is the label's probability; P(x) is the mean over the
     networks that did not learn x, moved half way to 1, as members of as many others would have it: (1 + P_out) / 2
     (the offline form with a = 0; equal ones count half); where all learned x, P_out is their mean, moved as `lira`
-    moves it. `population` (N,)
-    says which of the images are z, which the target did not learn.
+    moves it. `population` (N,) says which of the images are z, which the target did not learn.
 
     Source: Zarifzadeh et al. (2024), "Low-cost high-power membership inference attacks". ValueError where no image is.
     """
@@ -73,5 +74,4 @@ def rmia(target: torch.Tensor, shadows: torch.Tensor, inside: torch.Tensor, popu
     ratio = target.double().sigmoid() / ((1 + p_out) / 2)
     z = ratio[population].sort().values
     # ties count half: else an image of the population, which meets itself there, would be ahead of its equals
-    below, upto = (torch.searchsorted(z, ratio, right=right) for right in (False, True))
-    return (below + upto).double() / (2 * len(z))
+    return twice_below(ratio, z) / (2 * len(z))

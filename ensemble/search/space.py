@@ -92,8 +92,7 @@ def check_space(space: Space, recipe: Recipe, file: str | Path) -> list[Recipe]:
     for values in _probes(space):
         try:
             point = point_of(recipe, values)
-            if not isinstance(point.runtime.device, str):
-                raise ValueError("a list of devices is for ranks, and a search is one process; name one")
+            check_device(point)
             job(point, None).check(ranks=1)  # what cards, files and sizes do not allow
             found.append(point)
         except ConfigError as error:
@@ -104,6 +103,12 @@ def check_space(space: Space, recipe: Recipe, file: str | Path) -> list[Recipe]:
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return found
+
+
+def check_device(recipe: Recipe) -> None:
+    """ConfigError where the recipe is for several ranks."""
+    if not isinstance(recipe.runtime.device, str):
+        raise ConfigError(["runtime.device: a list is for ranks, and a search is one process; name one (--device)"])
 
 
 def _probes(space: Space) -> Iterator[Values]:

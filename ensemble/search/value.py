@@ -48,9 +48,9 @@ class Value:
             if not math.isfinite(value):
                 raise ValueError(f"the metric is {value}")
             return value
+        except (MachineFailure, OSError):
+            raise
         except Exception as error:
-            if isinstance(error, (MachineFailure, OSError)):
-                raise
             if isinstance(error, ValueError):
                 why = " ".join(problems_of(error))
             elif is_out_of_memory(error):

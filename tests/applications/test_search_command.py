@@ -291,7 +291,10 @@ MISTAKES = [
         "optimizer.lr: {low: 0.1, high: 0.2}\noptimizer: [{kind: adam}, {kind: nadam}]",
         "optimizer.lr is a part of optimizer, which is searched as a whole",
     ),
-    ("runtime.device: [cpu, [cpu, cpu]]", "a list of devices is for ranks"),
+    (
+        "runtime.device: [cpu, [cpu, cpu]]",
+        "space.yaml: runtime.device: a list is for ranks",
+    ),
 ]
 
 

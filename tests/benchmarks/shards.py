@@ -63,7 +63,8 @@ def main() -> None:
     card = model_card(recipe.model)
     data = load_images(options.data, "train", card.input_size).ordered(card.class_names)
     order = torch.randperm(len(data), generator=generator(options.seed, "held out"))[: options.images]
-    held_out, rest = (data.subset(part.sort().values) for part in order.split_with_sizes(split(len(order))))
+    held = round(len(order) * HELD_OUT)
+    held_out, rest = (data.subset(part.sort().values) for part in (order[:held], order[held:]))
     schedule = replace(recipe.schedule, epochs=options.epochs, precision="auto")
     asked = {name: getattr(options, name) for name in ("recipe", "shards", "beta", "epochs", "seed")}
     rows = []
@@ -86,12 +87,6 @@ def main() -> None:
         images = [str(row["images"][c] if c < card.num_classes else sum(row["images"])) for row in rows]
         table.add_row(name, *images, *(f"{row['accuracy'][c]:.2f}" for row in rows))
     Console(width=120).print(table)
-
-
-def split(images: int) -> list[int]:
-    """How many are held out, and the others."""
-    held = round(images * HELD_OUT)
-    return [held, images - held]
 
 
 def by_class(model: str, images: LabelledImages) -> list[float]:

@@ -33,6 +33,7 @@ from ensemble.evaluation.estimate import mean_interval
 from ensemble.image.dead_leaves import dead_leaves
 from ensemble.machine.files import read_json, write_json
 from ensemble.machine.rng import generator
+from ensemble.runs.plan import unique_names
 from ensemble.training.distill import distill
 from ensemble.training.distillation import DistillationRecipe, parse_distillation_recipe
 from ensemble.training.folder import TrainingFolder
@@ -96,7 +97,8 @@ def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
     folder = options.output / f"{options.images}_seed{seed}" / arm
     if is_dataset(folder / "set"):
         return folder / "set"
-    networks = {name_of(model): create_model(model) for model in options.teachers}
+    names = unique_names(options.teachers)
+    networks = {name: create_model(model) for name, model in zip(names, options.teachers, strict=True)}
     card = next(iter(networks.values()))[1]
     images: torch.Tensor
     targets: torch.Tensor | None
@@ -108,12 +110,6 @@ def dataset(arm: str, seed: int, options: argparse.Namespace) -> Path:
     if targets is None:
         targets = torch.stack([z.softmax(1) for z in said.values()]).mean(0).argmax(1)
     return write_dataset(folder / "set", images, targets, card.class_names, said, shards=1)
-
-
-def name_of(model: str) -> str:
-    """A teacher's among the logits: its file's, where it has one."""
-    name, _, weights = model.partition("@")
-    return Path(weights).stem if weights else name
 
 
 def accuracy(arm: str, labels: str, seed: int, options: argparse.Namespace) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -116,8 +116,8 @@ class Cells:
     def moments(self, teacher: BankTeacher, net: nn.Module) -> dict[str, Moments]:
         """Of re-estimated statistics, by candidate."""
         tensors = self.folder.tensors(f"bank_{teacher.name}")
-        layers = stored(net, running_layers(net, self.bank.card)).layers
-        return {name: Moments(layers, tensors[f"{name}/mean"], tensors[f"{name}/var"]) for name in CANDIDATES}
+        own = stored(net, running_layers(net, self.bank.card))
+        return {n: replace(own, mean=tensors[f"{n}/mean"], var=tensors[f"{n}/var"]) for n in CANDIDATES}
 
     # --- inversions -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from ensemble.privacy.study.inference import (
     splits,
 )
 from ensemble.privacy.study.memberships import attacked, membership_findings, membership_tables
+from ensemble.privacy.study.recipe import LEVEL
 from ensemble.privacy.verdicts import lower_bound_word, sequence_word
 
 _SHOWN = 8
@@ -50,7 +51,7 @@ def conclude(cells: Cells) -> Concluded:
     secondary = _secondary(scores, swap)
     corrected = holm(secondary)
     p = {arm: scores.p(scores.seams, arm) for arm in recipe.sequence}
-    fallen = fixed_sequence(p)
+    fallen = fixed_sequence(p, LEVEL)
     around = _Around(
         checks,
         chance=_quantiles(splits(scores.values(scores.seams, recipe.plain))),
@@ -116,7 +117,7 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
         if not kept:
             reading += " Not all controls did as they must."
     n = len(scores.teachers(arm)), len(scores.teachers(scores.cells.bank.recipe.plain))
-    tested = "not tested" if fallen is None else f"exact one-sided p = {p:.3g}, number {place + 1} at 0.05"
+    tested = "not tested" if fallen is None else f"exact one-sided p = {p:.3g}, number {place + 1} at {LEVEL}"
     turned = scores.auroc(scores.turned, arm).value
     return Finding(
         question=f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in "
@@ -167,7 +168,7 @@ def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
     for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
         added = t_interval(values)
         p = corrected[f"swap, {name}"]
-        word = lower_bound_word(added.low if p <= 0.05 else 0.0, 0.0, silent=False, fired=False)  # no null, no control
+        word = lower_bound_word(added.low if p <= LEVEL else 0.0, 0.0, silent=False, fired=False)  # no null, no control
         found.append(
             Finding(
                 question=f"Do seams follow the {name} when weights and statistics are exchanged?",

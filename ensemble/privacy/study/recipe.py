@@ -16,7 +16,7 @@ from ensemble.training.augment import Augmentation
 from ensemble.training.recipe import DataSpec, RunRecipe
 from ensemble.training.schedule import Schedule
 
-_LEVEL = 0.05
+LEVEL = 0.05
 """At which the sequence is tested."""
 
 
@@ -180,11 +180,11 @@ def parse_leakage_recipe(data: dict[str, Any]) -> LeakageRecipe:
     recipe = parse(LeakageRecipe, data)
     first, plain = recipe.arm(recipe.sequence[0]), recipe.arm(recipe.plain)
     ways = comb(first.teachers + plain.teachers, first.teachers)
-    if ways * _LEVEL < 1:  # the least p of an exact permutation test is 1 / ways
+    if ways * LEVEL < 1:  # the least p of an exact permutation test is 1 / ways
         raise ConfigError(
             [
                 f"sequence: {first.teachers} networks of {first.name} and {plain.teachers} of {plain.name} can be "
-                f"parted in {ways} ways, so p is {1 / ways:.2g} at least and never {_LEVEL}; train more (3 and 3 do)"
+                f"parted in {ways} ways, so p is {1 / ways:.2g} at least and never {LEVEL}; train more (3 and 3 do)"
             ]
         )
     return recipe
