@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         check_file("--json", file, options.overwrite)
     if options.data is None and (options.train_split or options.test_split):
         raise ValueError("--train-split and --test-split name parts of --data; give it, too")
-    splits = options.test_split or "test", options.train_split or "train"
+    splits = [name.rstrip("/") for name in (options.test_split or "test", options.train_split or "train")]
     if options.data is not None and splits[0] == splits[1]:
         raise ValueError(f"--test-split: it is {splits[0]}, as --train-split; name other real images to compare with")
     device = choose_device(options.device or "auto")
@@ -98,9 +98,9 @@ def run(options: argparse.Namespace) -> int:
             judge = Judge(net.to(device), card, test, train, classes=classes, watch=_watch(display, name))
             said[name] = verdict(name, judge, runs, train)
             net.cpu()
-    finally:
+    finally:  # where a judge fails, what those before it said
         display.close()
-    _print(said, compared=options.data is not None)
+        _print(said, compared=options.data is not None)
     if file:
         write_json(file, said)
     return 0
@@ -142,7 +142,7 @@ def _print(said: Mapping[str, Verdict], compared: bool) -> None:
     from ensemble.evaluation.table import table, width
 
     terminal = Console()
-    needed = max(width(len(one.sets)) for one in said.values())
+    needed = max((width(len(one.sets)) for one in said.values()), default=0)
     console = Console(width=max(terminal.width if terminal.is_terminal else 200, needed))
     for name, one in said.items():
         console.print(f"\njudge: {name}", markup=False, highlight=False, soft_wrap=True)

@@ -80,7 +80,7 @@ class Judge:
         self._watch = watch
         self._train_data = train
         # Both are matched with the classes before one of them is read.
-        test, other = (None if data is None else (data, *_of_classes(card, data, classes)) for data in (real, train))
+        test, other = (None if data is None else (data, *of_classes(card, data, classes)) for data in (real, train))
         self._test = self._known("real test images", *test) if test else None
         self._memory = self._remember(self._test, *other) if other and self._test else None
 
@@ -173,10 +173,13 @@ def _share(which: torch.Tensor) -> float:
     return float(which.double().mean())
 
 
-def _of_classes(
+def of_classes(
     card: ModelCard, data: LabelledImages, classes: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(labels as the judge numbers them, where in the data they are) of the images of these classes."""
+    """(labels as the judge numbers them, where in the data they are) of the images of these classes.
+
+    Raises ValueError as `Judge` does.
+    """
     labels = _own_labels(card, data)
     index = torch.arange(len(labels))
     if classes is not None:

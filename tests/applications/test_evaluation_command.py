@@ -181,6 +181,20 @@ def test_each_judge_has_a_table(evaluate, data, results, tmp_path):
     assert ended.output.count("loading test and train images") == 1  # for judges of one size
 
 
+def test_what_a_judge_said_is_told_where_the_next_one_fails(evaluate, results, monkeypatch):
+    from ensemble.evaluation import verdict
+
+    def fails(name, *more):
+        if name == "tiny_plain@random":
+            raise torch.OutOfMemoryError("no memory is left")
+        return first(name, *more)
+
+    first = verdict.verdict
+    monkeypatch.setattr(verdict, "verdict", fails)
+    ended = evaluate(results, *JUDGE, "--judge", "tiny_plain@random")
+    assert ended.code != 0 and "judge: tiny_b@random" in ended.output and row(ended.output, "mean confidence")
+
+
 def test_each_number_of_images_and_set_of_classes_has_its_scale(evaluate, data, tmp_path):
     folders = {
         "few": make_results(tmp_path / "few", n=4),
@@ -209,6 +223,8 @@ def test_splits_are_named(evaluate, data, results):
     (data / "test").rename(data / "val")
     ended = evaluate(results, *JUDGE, "--data", data, "--train-split", "seen", "--test-split", "val")
     assert ended.code == 0 and "8 real training images" in ended.output
+    ended = evaluate(results, *JUDGE, "--data", data, "--train-split", "val/", "--test-split", "val")
+    assert ended.code == 2 and "--test-split: it is val, as --train-split" in ended.errors[0]
     ended = evaluate(results, *JUDGE, "--data", data)
     assert ended.code == 2 and "holds no images at test/<class>/" in ended.errors[0]
 

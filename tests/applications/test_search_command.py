@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, end, environment, start, tree
+from PIL import Image
 from quick import quick
 
 from ensemble.config.yaml_files import load_yaml
@@ -78,6 +79,20 @@ def test_what_cannot_be_had_is_told_before_anything_is_written(
     assert ended.code == 2 and message in ended.errors[-1] and not (tmp_path / "new").exists()
     ended = run(*line("out", *more, *again, metric=metric))
     assert ended.code == 2 and tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [(("dot", "line"), "has no class 'dot'"), (("circle", "star"), "1 of the 3 classes")]
+)
+def test_real_images_of_other_classes_are_told_before_anything_is_written(
+    classes: tuple[str, ...], message: str, run: Run, line: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    for name in classes:
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / "train" / name / "0.png")
+    ended = run(*line("out", "--data", tmp_path / "data", metric="distance"))
+    assert ended.code == 2 and len(ended.errors) == 1 and message in ended.errors[0], ended.errors
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["sea?x=1", "a%20b#c ü", "{x}"])
@@ -368,6 +383,10 @@ OPTIONS = [
     (["--metric", "{kind: student, step: 3}"], "did you mean 'steps'?"),
     (["--metric", "{kind: student, model: tiny_b@random, steps: 0}"], "metric.steps: must be at least 1, got 0"),
     (["--metric", "{kind: student, model: 'resnet20_cifar@random'}"], "has 10 classes and the judge has 3"),
+    (
+        ["--metric", "{kind: student, model: 'vgg16_bn_slim_cifar:num_classes=3@random'}"],
+        "student: vgg16_bn_slim_cifar:num_classes=3@random: its forward pass fails on images of 8 x 8",
+    ),
     (["--metric", "distance"], "name them by --data"),
     (["--data", "somewhere"], "reads no real images"),
     (["--trials", "0"], "give at least 1"),

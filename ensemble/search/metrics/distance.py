@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 
 from ensemble.data.labelled import LabelledImages, load_images
-from ensemble.evaluation.judge import Judge
+from ensemble.evaluation.judge import Judge, of_classes
+from ensemble.runs.job import job
 from ensemble.search.metric import Kit, Measure, Metric
 
 
@@ -30,7 +31,8 @@ class Distance(Metric, kind="distance"):
     """How many of them at most, of each class as many, drawn always alike."""
 
     def check(self, kit: Kit) -> None:
-        self._real(kit)
+        """ValueError where the real images cannot be read, or are of other classes than judge or recipe."""
+        of_classes(kit.network[1], self._real(kit), job(kit.recipe, None).plan.targets(0).unique())
 
     def _real(self, kit: Kit) -> LabelledImages:
         assert kit.data is not None, "checked before"

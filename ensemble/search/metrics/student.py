@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -11,12 +11,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from ensemble.data.labelled import LabelledImages
 from ensemble.image.pictures import to_eight_bits
 from ensemble.machine.hardware import set_up
+from ensemble.runs.job import job
 from ensemble.search.metric import Kit, Measure, Metric
 from ensemble.training.augment import Augmentation
 from ensemble.training.loop import train
 from ensemble.training.reading import evaluate
 from ensemble.training.schedule import Schedule
-from models import model_card, untrained_model
+from models import check_reads, model_card, untrained_model
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Student(Metric, kind="student"):
     """Peak learning rate."""
 
     def check(self, kit: Kit) -> None:
-        """ValueError where the student is unknown or has other classes than the judge."""
+        """ValueError for a student that is unknown, has other classes than the judge, or cannot read such images."""
         card, judge = model_card(self._spec(kit)), model_card(kit.judge)
         if card.num_classes != judge.num_classes:
             raise ValueError(
                 f"student: {self._spec(kit)} has {card.num_classes} classes and the judge has {judge.num_classes}; "
                 "name another, as --metric '{kind: student, model: NAME:num_classes=N@random}'"
             )
+        net, card = untrained_model(self._spec(kit), 0)
+        size = job(kit.recipe, None).plan.size
+        check_reads(f"student: {self._spec(kit)}", net, replace(card, input_size=size), learns=True)
 
     def measure(self, kit: Kit) -> Measure:
         held_out = kit.held_out()
