@@ -68,6 +68,8 @@ def search(
         value = Value(settings, folder, device, study, progress.message)
         here = _Search(settings, folder, points, progress, tasks, value)
         study.sampler = make_sampler(settings, here.baseline, here.tasks.number)
+        if tasks.ended(points) < points:
+            _ = value.measure  # what it loads or makes is no part of a step's time
         with here.shown():
             here.tasks.work(points, here.do, here.update)
             best = here.best

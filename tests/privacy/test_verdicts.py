@@ -12,6 +12,7 @@ import torch
 from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy import augmentation, pictures
 from ensemble.privacy.study import conclusions
+from ensemble.privacy.study.contrasts import Swap
 from ensemble.privacy.verdicts import candidate_word, lower_bound_word, mix_word, seams_word, sequence_word
 
 SHOWN, INDICATED, SILENT, UNTESTED = "shown", "indicated", "not distinguishable here", "not tested"
@@ -82,6 +83,21 @@ def test_the_primary_contrast(fallen: bool | None, planted: float, real: bool, w
     finding = conclusions._sequence(scores, "cutmix", 0, 0.04 if fallen else 0.06, fallen, around)
     assert finding.word == word
     assert ("blind here" in finding.reading) == (fallen is False and planted < 0.95)
+
+
+@pytest.mark.parametrize(("planted", "word"), [(0.95, SILENT), (0.94, UNTESTED)])
+def test_a_blind_score_says_nothing_by_its_silence_beside_the_sequence_either(planted: float, word: str) -> None:
+    value = Estimate(0.5, 0.4, 0.6)
+    scores: Any = SimpleNamespace(
+        seams=None,
+        auroc=lambda detector, arm: value,
+        without_mixes=lambda: ["padded"],
+        teachers=lambda arm: [arm] * 12,
+    )
+    around = conclusions._Around([], "[0.2, 0.8]", planted, 0.5)
+    swap = Swap({cell: (0.1, 0.2, 0.3) for cell in product(("plain", "mixed"), ("plain", "cutmix"))}, {})
+    swapped = conclusions._swapped(swap, {"swap, statistics": 1.0, "swap, weights": 1.0}, around)
+    assert [finding.word for finding in (*swapped, *conclusions._specific(scores, around))] == [word] * 3
 
 
 @pytest.mark.parametrize(

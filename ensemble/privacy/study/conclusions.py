@@ -25,7 +25,7 @@ from ensemble.privacy.study.inference import (
 )
 from ensemble.privacy.study.memberships import attacked, membership_findings, membership_tables
 from ensemble.privacy.study.recipe import LEVEL
-from ensemble.privacy.verdicts import lower_bound_word, sequence_word
+from ensemble.privacy.verdicts import lower_bound_word, sequence_word, unless_blind
 
 _SHOWN = 8
 _STATISTICS = "the weights file with its BatchNorm statistics"
@@ -60,8 +60,8 @@ def conclude(cells: Cells) -> Concluded:
     )
     members = attacked(cells)
     findings = [_sequence(scores, arm, i, p[arm], fallen[arm], around) for i, arm in enumerate(recipe.sequence)]
-    findings += _swapped(swap, corrected)
-    findings += _specific(scores)
+    findings += _swapped(swap, corrected, around)
+    findings += _specific(scores, around)
     findings += membership_findings(cells, members)
     tables = [
         _detectors(scores),
@@ -97,16 +97,20 @@ class _Around:
     exchanged: float
     """AUROC of the mixed arm's weights with plain statistics against plain weights with plain ones."""
 
+    @property
+    def fired(self) -> bool:
+        """Whether what was planted was found between networks; else the score is blind."""
+        return self.planted >= FIRES
+
 
 def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | None, around: _Around) -> Finding:
     value = scores.auroc(scores.seams, arm)
     seams = [check for check in around.checks if check.detector == "I1"]
     real = next(check for check in seams if check.fires)
     loud = [other for other in scores.without_mixes() if scores.auroc(scores.seams, other).low > 0.5]
-    fired = around.planted >= FIRES
-    kept = fired and all(check.kept for check in seams)
+    kept = around.fired and all(check.kept for check in seams)
     reading = f"AUROCs above {value.high:.2f} are excluded."
-    if not fired:
+    if not around.fired:
         reading += " Planted CutMix statistics were not found between networks either: the score is blind here."
     if fallen is None:
         reading = "The sequence ended before it; the figure is shown without a test."
@@ -122,7 +126,7 @@ def _sequence(scores: Scores, arm: str, place: int, p: float, fallen: bool | Non
     return Finding(
         question=f"{'Primary: do' if place == 0 else 'Do'} inversions of statistics as trained show more seams in "
         f"{arm}?",
-        word=sequence_word(fallen, value.low, kept, alone=not loud, fired=fired),
+        word=sequence_word(fallen, value.low, kept, alone=not loud, fired=around.fired),
         evidence=f"AUROC of {n[0]} against {n[1]} networks, BN matching alone; {tested}; turned control: {turned:.2f}",
         figure=value,
         null=f"plain statistics in both arms' weights: {around.exchanged:.2f}; what chance allows for halves of the "
@@ -163,20 +167,20 @@ def _by_dose(scores: Scores, arms: list[str]) -> list[list[float]]:
     return [list(row) for row in zip(*columns, strict=False)]
 
 
-def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
+def _swapped(swap: Swap, corrected: dict[str, float], around: _Around) -> list[Finding]:
     found = []
     for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
         added = t_interval(values)
         p = corrected[f"swap, {name}"]
-        word = lower_bound_word(added.low if p <= LEVEL else 0.0, 0.0, silent=False, fired=False)  # no null, no control
+        word = lower_bound_word(added.low if p <= LEVEL else 0.0, 0.0, silent=False, fired=False)  # no null
         found.append(
             Finding(
                 question=f"Do seams follow the {name} when weights and statistics are exchanged?",
-                word=word,
+                word=unless_blind(word, around.fired),
                 evidence=f"mean over {len(values)} seeds of what CutMix {name} add to the seam score; Holm p = {p:.3g}",
                 figure=added,
                 null="0",
-                control="see the table of the swap",
+                control=f"planted CutMix statistics in plain weights, AUROC: {around.planted:.2f}",
                 access=_STATISTICS,
                 reading="Statistics were re-estimated on images that networks of that seed did not learn, with the "
                 "same crops.",
@@ -185,7 +189,7 @@ def _swapped(swap: Swap, corrected: dict[str, float]) -> list[Finding]:
     return found
 
 
-def _specific(scores: Scores) -> list[Finding]:
+def _specific(scores: Scores, around: _Around) -> list[Finding]:
     """Arms without CutMix: their seams are not CutMix's."""
     found = []
     for arm in scores.without_mixes():
@@ -193,7 +197,7 @@ def _specific(scores: Scores) -> list[Finding]:
         found.append(
             Finding(
                 question=f"Do seams appear in {arm}, which has no CutMix?",
-                word=lower_bound_word(value.low, 0.5, silent=False, fired=False),
+                word=unless_blind(lower_bound_word(value.low, 0.5, silent=False, fired=False), around.fired),
                 evidence=f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
                 figure=value,
                 access=_STATISTICS,
@@ -238,7 +242,7 @@ def _controls(around: _Around) -> Table:
         for check in around.checks
     ]
     planted = "plain weights with planted CutMix statistics"
-    rows.append((planted, "I1", must, f"{around.planted:.2f}", _yes(around.planted >= FIRES)))
+    rows.append((planted, "I1", must, f"{around.planted:.2f}", _yes(around.fired)))
     rows.append(("all halvings of the plain arm", "I1", "show how wide chance is", f"0.50 {around.chance}", "–"))
     return Table("Controls: AUROC", ("comparison", "detector", "it must", "AUROC [95 %]", "it did"), tuple(rows))
 
