@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def prepare(
     if "targets" in fields:
         fields["targets"] = _targets(fields["targets"])
     recipe = recipe_for(base, fields, overrides, output, resume)
-    named = [term for term in named if term not in recipe.objectives]  # there already where a run goes on
+    if resume and base is None:  # the run's own recipe has them already
+        named = [term for term in named if term not in recipe.objectives]
     if named:
         recipe = recipe_for(
             to_plain(recipe) | {"objectives": [*map(to_plain, recipe.objectives), *map(to_plain, named)]},
@@ -148,6 +150,8 @@ def _from_teachers(
     own: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, tuple[nn.Module, ModelCard]]]:
     """The plain recipe for these teachers, and the modules among them by their names there."""
+    if not isinstance(source, nn.Module | Iterable):
+        raise ValueError(f"teachers: expected a list of names or modules, or a recipe, got {source!r}")
     listed = [source] if isinstance(source, nn.Module) else list(source)
     if not listed:
         raise ValueError("teachers: name at least one")
@@ -168,13 +172,19 @@ def own_of(input_size: Any, mean: Any, std: Any, class_names: Any) -> dict[str, 
     """What is said of bare modules, checked: one number for mean or std is that of all channels."""
     if input_size is not None and (isinstance(input_size, bool) or not isinstance(input_size, int) or input_size < 1):
         raise ValueError(f"input_size: expected a number of pixels, got {input_size!r}")
-    numbers = {"mean": mean, "std": std}
-    for name, value in numbers.items():
-        if isinstance(value, int | float):
-            numbers[name] = [float(value)] * 3
-        elif value is not None and not all(isinstance(part, int | float) for part in value):
-            raise ValueError(f"{name}: expected a number, or one a channel, got {value!r}")
-    return {"input_size": input_size, **numbers, "class_names": tuple(class_names)}
+    said: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
+    for name in ("mean", "std"):
+        value = said[name].tolist() if hasattr(said[name], "tolist") else said[name]
+        if isinstance(value, Real):
+            said[name] = [float(value)] * 3
+        elif value is not None:
+            if not isinstance(value, list | tuple) or not all(isinstance(part, Real) for part in value):
+                raise ValueError(f"{name}: expected a number, or one a channel, got {value!r}")
+            said[name] = [float(part) for part in value]
+    names = () if class_names is None else class_names
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"class_names: expected a list of names, got {names!r}")
+    return said | {"class_names": tuple(names)}
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:

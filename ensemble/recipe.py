@@ -64,6 +64,8 @@ class EnsembleRule(Checked):
     """Under `agree`, a value of the gradient stays where |sum of weight x sign| is at least so much; 1: unanimous."""
 
     def rules(self) -> Iterator[str]:
+        if self.count > 1 and self.acting != "random":
+            yield f"count: it is for `acting: random`, and it is `{self.acting}`"
         if self.per == "batch" and self.acting != "random":
             yield f"per: `batch` is for `acting: random`, and it is `{self.acting}`"
         if self.aggregation != "agree" and self.threshold != type(self).threshold:
@@ -160,6 +162,13 @@ class Runtime(Checked):
     timeout: PositiveFloat = 600.0
     """Seconds after which a collective gives up on a rank; replicas do not wait for each other before the end."""
 
+    def rules(self) -> Iterator[str]:
+        if self.reproducible == "ranks" and self.micro_batch is not None:
+            yield (
+                "micro_batch: under `reproducible: ranks` a cell goes through a teacher at once; leave it out, and set "
+                f"cell_size, now {self.cell_size} (--set runtime.cell_size=N)"
+            )
+
 
 @dataclass(frozen=True)
 class Recipe(Checked):
@@ -204,6 +213,14 @@ class Recipe(Checked):
         if any(isinstance(term, TeacherTerm) and term.memory for term in self.objectives):
             yield from self.looking_back("a term's memory")
         yield from self.student_rules()
+        if self.image.parameterization.couples_images:
+            for i, stage in enumerate(self.stages):
+                if stage.moving < 1:
+                    yield f"stages[{i}].moving: the images of one generator all move together; leave it out"
+        if self.runtime.reproducible == "ranks":
+            for i, entry in enumerate(self.teachers):
+                if entry.ranks is not None:
+                    yield f"teachers[{i}].ranks: under `reproducible: ranks` any rank takes any cell; leave it out"
         teachers = self.teaching
         if self.ensemble.count > teachers > 0:
             yield f"ensemble.count: {self.ensemble.count} of {teachers} teachers cannot act"

@@ -290,7 +290,8 @@ def test_an_early_stopped_run_goes_on(tmp_path: Path) -> None:
     first = invert([(net(0), CARD)], output=tmp_path, **options)
     assert first is not None
     steps = _steps(tmp_path)
-    assert steps < 40
+    assert steps < 40 and first.summary["steps"] == [steps]
+    assert "no progress: the run ends here" in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     again = invert([(net(0), CARD)], output=tmp_path, resume=True, **{**options, "iterations": 80})
     assert again is not None and _steps(tmp_path) >= steps + 4
 
@@ -458,6 +459,9 @@ def test_runs_leave_nothing_in_memory() -> None:
         (lambda: invert(), "name teachers or a recipe"),
         (lambda: invert([]), "name at least one"),
         (lambda: invert([net(0)]), "Net comes without a ModelCard; say input_size="),
+        (lambda: invert(5), "teachers: expected a list of names or modules"),
+        (lambda: invert([net(0)], input_size=8, mean="grey"), "mean: expected a number, or one a channel"),
+        (lambda: invert([net(0)], input_size=8, class_names="abcd"), "class_names: expected a list of names"),
         (lambda: invert([3]), "expected a name, a module, or a pair"),
         (lambda: invert([net(0)], input_size=8, class_names=["a"]), "Net: 1 class names for 4 classes"),
         (lambda: invert([net(0)], input_size=8, std=[0.5, 0, 1]), "std above 0"),
@@ -486,8 +490,18 @@ def test_the_package_is_imported_lazily() -> None:
         _ = ensemble.invent  # type: ignore[attr-defined]
 
 
+def test_a_term_that_the_recipe_has_already_is_a_further_one(tmp_path: Path) -> None:
+    options = {**OPTIONS, "objectives": [ensemble.CrossEntropy()]}
+    twice = invert([(net(0), CARD)], terms=ensemble.CrossEntropy(), output=tmp_path, **options)
+    assert twice is not None and twice.recipe.objectives == (ensemble.CrossEntropy(),) * 2
+    again = invert([(net(0), CARD)], terms=ensemble.CrossEntropy(), output=tmp_path, resume=True, **options)
+    assert again is not None and again.recipe.objectives == twice.recipe.objectives
+
+
 def test_numbers_of_numpy_are_numbers_and_no_terms_are_none() -> None:
     results = invert([(net(0), CARD)], targets=[np.int64(1), torch.tensor(0)], terms=None, **OPTIONS)
     assert results is not None and results.targets.tolist()[:2] == [1, 0]
+    said = {"mean": np.float32(0.5), "std": np.full(3, 0.25, np.float32), "class_names": None}
+    assert invert([net(0)], input_size=8, **said, **OPTIONS) is not None
     with pytest.raises(ValueError, match="takes 3 channels, and mean has 0 numbers"):
         invert([net(0)], input_size=8, mean=[], std=0.25, **OPTIONS)

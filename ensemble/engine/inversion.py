@@ -12,7 +12,7 @@ from ensemble.engine.exchange import Exchanged
 from ensemble.engine.gradient import EnsembleLoss, Record
 from ensemble.engine.guard import Guard
 from ensemble.engine.optimizers import ImageOptimizer, Optimizer, load_optimizer_tensors, optimizer_tensors
-from ensemble.engine.schedules import EarlyStopping, Enough, Plateau
+from ensemble.engine.schedules import EarlyStopping, Enough, Heard, Plateau
 from ensemble.image.parameterization import ImageParameterization
 from ensemble.image.transforms import Compose
 from ensemble.machine.rng import generator
@@ -100,6 +100,8 @@ class Inversion:
         self.early_stopping = EarlyStopping(patience) if patience else None
         share = self.stages[-1].optimizer.enough
         self.enough = Enough(share) if share else None
+        alike = acting == "all" or acting_per == "batch" or (acting == "random" and acting_count >= len(loss.teachers))
+        self.heard = None if alike else Heard(len(loss.teachers))
         self._optimizer: torch.optim.Optimizer | None = None
         self._stage_index = -1
         self._asked: dict[str, bool] = {}
@@ -145,22 +147,25 @@ class Inversion:
         before = self.guard.parameters() if polled else {}
         lr = stage.optimizer.lr * stage.optimizer.multiplier(local, stage.iterations, self.plateau)
         record, exchanged = self._descend(stage, lr)
-        if self.plateau is not None:
+        followed = self._followed(record)
+        if self.plateau is not None and followed is not None:
             multiplier = self.plateau.multiplier
-            if self.plateau.update(self._agreed(record.total)) < multiplier:
+            if self.plateau.update(followed[0]) < multiplier:
                 event = f"no progress: the learning rate falls to {stage.optimizer.lr * self.plateau.multiplier:g}"
         self.step += 1
         if polled:
             self.guard.check(before)
-        if index == len(self.stages) - 1 and self.early_stopping is not None:
-            last |= self.early_stopping.update(self._agreed(record.total))
+        in_last = index == len(self.stages) - 1
+        early = self.early_stopping if in_last and followed is not None else None
+        if early is not None and followed is not None and early.update(followed[0]) and not last:
+            last, event = True, "no progress: the run ends here"
         if (own := self._image_optimizer) is not None:
             if own.done and not last:
                 last, event = True, "every search has ended: the run ends here"
             if last:
                 own.settle()
-        met = self.enough is not None and self.enough.update(self._agreed(record.total - record.prior))
-        if met and index == len(self.stages) - 1 and not last:
+        met = self.enough is not None and followed is not None and self.enough.update(followed[1])
+        if met and in_last and not last:
             last, event = True, "nothing is left to pull: the run ends here"
         self.ended = last and self.step < self.iterations
         self._keep_best(index, local, last)
@@ -190,6 +195,16 @@ class Inversion:
         for parameter in self.image.parameters():
             self.from_owner(parameter.detach())
         return record, exchanged
+
+    def _followed(self, record: Record) -> tuple[float, float] | None:
+        """The loss of the step just taken and the teachers' part of it, for what follows them; None where nothing does,
+        or not all teachers that take turns have been heard."""
+        if all(machine is None for _, machine in self._machines() if not isinstance(machine, Heard)):
+            return None
+        total, asked = self._agreed(record.total), self._agreed(record.total - record.prior)
+        if self.heard is None:
+            return total, asked
+        return self.heard.update(self.weights_at(self.step).keys() & {*self.loss.teachers}, total, asked)
 
     def _agreed(self, value: torch.Tensor) -> float:
         """A scalar as the owner has it: devices of different kinds round differently, and all must decide alike."""
@@ -245,9 +260,10 @@ class Inversion:
             self._descend(stage, stage.optimizer.lr)
         self.step = until
 
-    def _machines(self) -> Iterator[tuple[str, Plateau | EarlyStopping | Enough | None]]:
+    def _machines(self) -> Iterator[tuple[str, Plateau | EarlyStopping | Enough | Heard | None]]:
         """What follows the loss, and has a state of its own."""
         yield from (("plateau", self.plateau), ("early", self.early_stopping), ("enough", self.enough))
+        yield "heard", self.heard
 
     # --- state ------------------------------------------------------------------------------------------------
 

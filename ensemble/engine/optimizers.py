@@ -50,10 +50,12 @@ class Optimizer(Kind, default="adam"):
     plateau_patience: NonNegativeInt = 50
     """Steps without a lower loss before lr shrinks by `plateau_factor`."""
     early_stopping: NonNegativeInt = 0
-    """Stop once the last stage's loss has not improved for more than so many steps; 0 never does."""
+    """Stop once the last stage's loss has not improved for more than so many steps; 0 never does. Where not all
+    teachers act at each step, the loss is the mean of each one's last."""
     enough: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """End the last stage once the teachers' part of the loss has been at most this share of what it was at the run's
-    first step, ten steps in a row: nothing is left to pull where terms end (saturating, calibrated). 0: never."""
+    """End the last stage once the teachers' part of the loss has been at most this share of what it was at first, as
+    soon as each of them had acted, ten steps in a row: nothing is left to pull where terms end (saturating,
+    calibrated). 0: never."""
 
     @abstractmethod
     def make(self, parameters: list[torch.nn.Parameter], steps: int) -> torch.optim.Optimizer:

@@ -1,9 +1,9 @@
-"""Values over time: multipliers as functions of the step, and three state machines that follow the loss."""
+"""Values over time: multipliers as functions of the step, and state machines that follow the loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -135,6 +135,37 @@ class Enough:
         """Continue from what `state` returned."""
         if state:
             self.first, self.met = state["first"], int(state["met"])
+
+
+@dataclass
+class Heard:
+    """What a step's losses stand for where not all of `teachers` act: of each the last step that it acted in, averaged.
+
+    So what follows the losses does not compare one teacher's with another's.
+    """
+
+    teachers: int
+    latest: dict[int, tuple[float, float]] = field(default_factory=dict, init=False)
+
+    def update(self, acting: Iterable[int], total: float, asked: float) -> tuple[float, float] | None:
+        """The mean loss and the mean of the teachers' part of it; None until each teacher acted."""
+        self.latest |= dict.fromkeys(acting, (total, asked))
+        if len(self.latest) < self.teachers:
+            return None
+        totals, parts = zip(*self.latest.values(), strict=True)
+        return sum(totals) / self.teachers, sum(parts) / self.teachers
+
+    def state(self) -> dict[str, float]:
+        """All that changes, for a checkpoint."""
+        return {f"{t}.{name}": v for t, pair in self.latest.items() for name, v in zip(_PAIR, pair, strict=True)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Continue from what `state` returned."""
+        teachers = sorted({int(key.partition(".")[0]) for key in state})
+        self.latest = {t: (state[f"{t}.total"], state[f"{t}.asked"]) for t in teachers}
+
+
+_PAIR = ("total", "asked")
 
 
 def _improves(loss: float, best: float, threshold: float) -> bool:

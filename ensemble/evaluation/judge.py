@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -205,6 +206,12 @@ def _own_labels(card: ModelCard, data: LabelledImages) -> torch.Tensor:
     if set(data.class_names) <= set(known):
         return data.numbered(known)
     if as_many_in_order(card, data.class_names):
+        if card.class_names:
+            pair = f"{data.class_names[0]!r} for {card.class_names[0]!r}"
+            warnings.warn(
+                f"data: no folder is named as a class of {card.name}, so they are taken in its order: {pair}",
+                stacklevel=2,
+            )
         return data.labels
     unknown = [name for name in data.class_names if name not in known]
     raise ValueError(

@@ -42,6 +42,10 @@ class Generator(Parameterization, kind="generator"):
 
     takes_images: ClassVar[bool] = False
 
+    @property
+    def couples_images(self) -> bool:
+        return self.pretrained is None
+
     def rules(self) -> Iterator[str]:
         for key in ("width", "latent", "learn", "weights") if self.pretrained is not None else ():
             if getattr(self, key) != getattr(type(self), key):

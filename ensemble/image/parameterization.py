@@ -26,6 +26,11 @@ class Parameterization(Kind, default="fourier"):
     takes_images: ClassVar[bool] = True
     """Whether its images have `set_image` and `vary`."""
 
+    @property
+    def couples_images(self) -> bool:
+        """Whether a step moves an image by the gradient of another."""
+        return False
+
     @abstractmethod
     def make(
         self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str

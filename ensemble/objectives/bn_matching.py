@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
@@ -56,6 +56,10 @@ class BNMatching(TeacherTerm, kind="bn_matching"):
     """How much the layers' weights vary from batch to batch: the deviation of their logarithm."""
     layers: dict[str, NonNegativeFloat] = field(default_factory=dict)
     """Factors by shell patterns of whole layer names (`layer1.*.bn1`, `*`)."""
+
+    def rules(self) -> Iterator[str]:
+        if self.convention != "calibrated" and self.slack != type(self).slack:
+            yield f"slack: it is for `convention: calibrated`, and it is `{self.convention}`"
 
     def describe(self) -> str:
         factors = "".join(f", {pattern} x {factor:g}" for pattern, factor in self.layers.items())

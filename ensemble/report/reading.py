@@ -202,12 +202,14 @@ def _class_names(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own_names(recipe: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, str]]:
-    """For teachers of other classes: by index of their own, the run's name."""
+    """For teachers, and a student, of other classes: by index of their own, the run's names, as they may be several."""
     entries = recipe["teachers"]
-    own = {}
-    for name, entry in zip(unique_names([entry["model"] for entry in entries]), entries, strict=True):
-        if entry.get("classes"):
-            own[name] = {int(index): str(run_name) for run_name, index in entry["classes"].items()}
+    own: dict[str, dict[int, str]] = {}
+    called = unique_names([STUDENT if entry.get("student") else entry["model"] for entry in entries])
+    for name, entry in zip(called, entries, strict=True):
+        for run_name, index in (entry.get("classes") or {}).items():
+            earlier = own.setdefault(name, {}).get(int(index))
+            own[name][int(index)] = str(run_name) if earlier is None else f"{earlier} or {run_name}"
     return own
 
 

@@ -87,8 +87,8 @@ def _facts(run: Run) -> dict[str, str]:
     found = {
         "images": f"{len(run.images)} of {width} × {height} pixels",
         "classes": str(len({picture.target for picture in run.pictures})),
-        "steps": str(sum(stage["iterations"] for stage in run.recipe["stages"])),
-        "ended": "stopped before its last step" if summary.get("stopped") else "at its last step",
+        "steps": _steps(run),
+        "ended": _ended(run),
         "time": _seconds(summary.get("wall_seconds")),
         "start-up": _seconds(summary.get("startup_seconds")),
         "steps per second": _figure(summary.get("steps_per_second")),
@@ -100,6 +100,26 @@ def _facts(run: Run) -> dict[str, str]:
     for library, version in dict(summary.get("versions") or {}).items():
         found[f"version of {library}"] = _text(version)
     return found
+
+
+def _asked(run: Run) -> int:
+    return sum(int(stage["iterations"]) for stage in run.recipe["stages"])
+
+
+def _steps(run: Run) -> str:
+    """How many were taken, and of how many where these are fewer in some batch."""
+    asked, taken = _asked(run), run.summary.get("steps") or ()
+    fewest, most = min(taken, default=asked), max(taken, default=asked)
+    if fewest == asked:
+        return str(asked)
+    return f"{fewest} of {asked}" if fewest == most else f"{fewest} to {most} of {asked}"
+
+
+def _ended(run: Run) -> str:
+    if run.summary.get("stopped"):
+        return "stopped before its last step"
+    fewer = any(steps < _asked(run) for steps in run.summary.get("steps") or ())
+    return "before its last step, where the recipe ends it" if fewer else "at its last step"
 
 
 def command(run: Run) -> str:

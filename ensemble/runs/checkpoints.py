@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ensemble.machine.checkpoint import KEPT, Checkpoint, checksum, load_checkpo
 from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.history import History
 from ensemble.runs.origin import NOT_THE_IMAGES, Origin, versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial_results import TrialResults
@@ -40,6 +41,8 @@ class Checkpoints:
     trial: int
     weights: Mapping[str, str]
     """Digests of the teachers' weights and statistics, by name."""
+    told: Callable[[], History]
+    """What the run did so far."""
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -71,6 +74,7 @@ class Checkpoints:
                     "weights": self.weights,
                     "ranks": self.context.world_size,
                     "versions": versions(self.context.device),
+                    "history": self.told().plain(),
                 }
                 keep = KEPT if done is None else 1
                 save_checkpoint(self.folder, _prefix(self.trial), inversion.step, tensors | results, meta, keep)
@@ -118,7 +122,15 @@ class Restored:
     def results(self, trial: int) -> TrialResults:
         """What came out of a finished trial."""
         checkpoint = self.trials[trial]
-        return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"])
+        return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"], checkpoint.step)
+
+    def history(self, iterations: int, command: str) -> History:
+        """What the run did so far; `command` asks for so many steps of it."""
+        if not self.trials:
+            return History(command)
+        metas = [checkpoint.meta for checkpoint in self.trials.values()]
+        shortest = min(_iterations(meta["recipe"]) for meta in metas)
+        return History.restored((meta["history"] for meta in metas), shortest, iterations, command)
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""

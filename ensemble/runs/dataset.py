@@ -25,6 +25,7 @@ from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion, looks_
 from ensemble.runs.checkpoints import Restored, compare_ranks, saved_runtime
 from ensemble.runs.dataset_end import Finished, finish
 from ensemble.runs.dataset_folder import BatchRow, Begun, DatasetFolder, Wanted
+from ensemble.runs.history import History
 from ensemble.runs.origin import versions
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.runs.prepare import agree_on_auto, notes_of, ready
@@ -75,6 +76,7 @@ def make_dataset(
         progress=progress,
         metrics=None,
         clock=Clock(began),
+        history=History(),
         keeps_partial=False,
     )
     try:

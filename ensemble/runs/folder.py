@@ -248,8 +248,11 @@ class ResultsFolder(OutputFolder):
             raise ValueError(f"{self.path / RECIPE}: {in_one_line(error)}") from None
 
     def read_summary(self) -> dict[str, Any]:
-        """What the run summed up; empty where it did not end."""
-        return read_json(self.path / SUMMARY) if (self.path / SUMMARY).is_file() else {}
+        """What the run summed up; empty where it did not end. ValueError where the file holds something else."""
+        found = read_json(self.path / SUMMARY) if (self.path / SUMMARY).is_file() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.path / SUMMARY} is damaged; make the images again")
+        return found
 
     def read_images(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, 3, H, W) and targets (N,)."""

@@ -121,6 +121,7 @@ def make_plan(
     measurements = tuple(None if file is None else read_measurement(user_path(file)) for file in files)
     space = (cards[0].mean, cards[0].std) if recipe.prior_space == "normalised" else (None, None)
     formulation = Formulation((*recipe.objectives, *live_terms), *space)
+    _check_layers(recipe, formulation)
     denied = recipe.runtime.compile == "on" and not compiled
     models = [entry.model for entry in recipe.teachers]
     names = unique_names([STUDENT if entry.student else entry.model for entry in recipe.teachers])
@@ -128,7 +129,9 @@ def make_plan(
     notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):
         raise ValueError("; ".join(wrong))
-    notes += _idle_levels(files, measurements, formulation)
+    notes += _idle_statistics(files, measurements, formulation)
+    if classes is not None and (left := len(classes) - _batch_size(recipe, len(classes)) * recipe.trials) > 0:
+        notes.append(f"targets: {left} of {len(classes)} classes have no image; more trials have them (--trials)")
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
@@ -162,16 +165,33 @@ def _batch_size(recipe: Recipe, classes: int) -> int:
     return recipe.image.batch_size or classes * recipe.images_per_class
 
 
-def _idle_levels(
+def _idle_statistics(
     files: Sequence[str | None], measurements: Sequence[Measurement | None], formulation: Formulation
 ) -> list[str]:
     """A line for each file of statistics of which nothing would be used."""
-    used = any(term.uses_levels for term in formulation.teacher_terms)
-    return [
-        f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated, or drawn: true, uses"
-        for file, found in zip(files, measurements, strict=True)
-        if found is not None and not found.layers and not used
-    ]
+    matched = any(term.matches_layers for term in formulation.teacher_terms)
+    levels = any(term.uses_levels for term in formulation.teacher_terms)
+    notes = []
+    for file, found in zip(files, measurements, strict=True):
+        if found is None:
+            continue
+        if not matched:
+            notes.append(f"warning: {file} holds statistics, which only bn_matching uses")
+        elif not found.layers and not levels:
+            notes.append(
+                f"warning: {file} holds levels alone, which only bn_matching with convention: calibrated, or drawn: "
+                "true, uses"
+            )
+    return notes
+
+
+def _check_layers(recipe: Recipe, formulation: Formulation) -> None:
+    """ValueError for factors of layers that no term would use."""
+    if any(term.matches_layers for term in formulation.teacher_terms):
+        return
+    for i, entry in enumerate(recipe.teachers):
+        if entry.layers:
+            raise ValueError(f"teachers[{i}].layers: no objective weighs layers; leave it out, or add bn_matching")
 
 
 def _check_verifiers(verifiers: Sequence[str], first: ModelCard, networks: Networks) -> None:

@@ -18,6 +18,7 @@ from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.words import plural
 from ensemble.runs.build import PlacedEnsemble, build_ensemble, build_inversion
 from ensemble.runs.plan import STUDENT, Plan, ranks_per_replica
+from ensemble.runs.summary import load_verifiers
 from ensemble.teachers.layers import layers_of
 from models import create_model, list_models
 
@@ -72,8 +73,7 @@ def print_dry_run(plan: Plan, devices: Sequence[torch.device], ranks: int, timed
     Everything is loaded: weights, layer names and verifiers are checked as a run checks them.
     """
     ensemble = build_ensemble(plan, ProcessContext(0, 1, devices[0]), world_size=ranks_per_replica(plan.recipe, ranks))
-    for verifier in plan.recipe.verifiers:
-        plan.networks.create(verifier)
+    load_verifiers(plan)
     build_inversion(plan.with_runtime(micro_batch=None), ensemble, ProcessContext(0, 1, devices[0]), 0)
     console = _console()
 

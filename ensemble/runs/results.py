@@ -45,10 +45,10 @@ class Results:
     summary: dict[str, Any]
     """Losses and readings of the networks, time, memory, versions, warnings."""
     recipe: Recipe
-    """With every `auto` resolved: running it again gives the same images."""
+    """With every `auto` resolved: running it again gives the same images, unless the run was made longer."""
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a recipe cannot hold: modules and terms that were handed over in memory."""
+    """What a recipe cannot hold: modules and terms that were handed over in memory, and that a run was made longer."""
     agreement: Agreement | None = None
     """Cosines between the teachers' gradients, by pair and around each pixel; None without `agreement: true`."""
     attribution: torch.Tensor | None = None
@@ -94,7 +94,7 @@ class Results:
             summary=summary,
             recipe=_parsed(source),
             class_names=tuple(summary.get("class_names", ())),
-            notes=tuple(summary.get("in_memory", ())),
+            notes=(*summary.get("in_memory", ()), *summary.get("continued", ())),
             agreement=source.read_agreement(),
             attribution=source.read_attribution(),
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,10 @@ def run(
         restored, plan = _restore(plan, folder, context, replica, trials)
     plan, ensemble, verifiers = ready(plan, context, replica, trials[0], progress.message, restored.check_weights)
     recipe = plan.recipe
+    history = restored.history(recipe.iterations, command)
     metrics: JsonLines | None = None
     if folder is not None:
-        _open(plan, folder, context, restored, trials, resume or overwrite)
+        _open(plan, folder, context, restored, trials, resume or overwrite, history.notes())
         with context.agree():  # all are open before any is written: opening cuts off what a crash left half written
             metrics = folder.open_metrics() if replica.is_main else None
     here = Replica(
@@ -74,6 +74,7 @@ def run(
         progress=progress,
         metrics=metrics,
         clock=Clock(began),
+        history=history,
         keeps_partial=keeps_partial,
     )
     if tensorboard is not None and replica.is_main:
@@ -93,8 +94,8 @@ def run(
                 if folder is not None and recipe.trials > 1 and replica.replicas == 1 and context.is_main:
                     _write_images(folder, plan, here.done)
             _collect(context, here)
-            summary = summarise(plan, context, here.done, here.clock) | {"command": command or None}
-            return _finish(here, verifiers, summary, began) if context.is_main else None
+            summary = summarise(plan, context, here.done, here.told())
+            return _finish(here, verifiers, summary) if context.is_main else None
     except Failure as error:
         if isinstance(error, NotFiniteError):
             _keep_last_good(here, error)
@@ -108,9 +109,9 @@ def run(
             metrics.close()
 
 
-def _finish(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began: float) -> Results:
+def _finish(here: Replica, verifiers: Verifiers, summary: dict[str, Any]) -> Results:
     """All results, written where there is a folder; the summary of a run that was stopped is not."""
-    results = _results(here, verifiers, summary, began)
+    results = _results(here, verifiers, summary)
     if here.folder is not None:
         results.write(here.folder)
         if not here.partial:
@@ -129,7 +130,7 @@ def _keep_last_good(here: Replica, error: NotFiniteError) -> None:
         _write_images(here.folder if replica == 0 else here.folder.beside(replica), here.plan, here.done)
 
 
-def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began: float) -> Results:
+def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any]) -> Results:
     """All trials' images in the order of their seeds, with what teachers and verifiers make of them."""
     plan, done = here.plan, here.done
     images, targets = _images_and_targets(plan, done)
@@ -153,11 +154,12 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
         }
         for placed in here.ensemble.teachers
     }
-    summary |= read | {"warnings": warnings_of(plan, done, here.first_losses)}
+    continued = here.history.notes()
+    summary |= read | {"warnings": [*warnings_of(plan, done, here.first_losses), *continued], "continued": continued}
     summary["in_memory"] = list(plan.in_memory)
     if here.partial:
         summary["stopped"] = True
-    summary["wall_seconds"] = time.perf_counter() - began
+    summary["wall_seconds"] = here.told().wall_seconds
     per_layer = layer_rows(here.ensemble, done)
     attributed = [result.attribution for result in done.values() if result.attribution is not None]
     attribution = torch.cat(attributed) if len(attributed) == len(done) else None
@@ -170,7 +172,7 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any], began
         summary=summary,
         recipe=plan.recipe,
         class_names=plan.class_names,
-        notes=plan.in_memory,
+        notes=(*plan.in_memory, *continued),
         agreement=agreement,
         attribution=attribution,
     )
@@ -219,7 +221,13 @@ def _tell_notes(here: Replica, context: ProcessContext) -> None:
 
 
 def _open(
-    plan: Plan, folder: ResultsFolder, context: ProcessContext, restored: Restored, trials: range, replace_files: bool
+    plan: Plan,
+    folder: ResultsFolder,
+    context: ProcessContext,
+    restored: Restored,
+    trials: range,
+    replace_files: bool,
+    continued: Sequence[str],
 ) -> None:
     """Rank 0 begins the results folder, or winds its metrics back to the checkpoints."""
     reached = context.gather({trial: restored.steps(trial) for trial in trials if trial in restored.trials})
@@ -232,7 +240,7 @@ def _open(
                 folder.go_on(until)
             else:
                 folder.begin(replace_files)
-            folder.write_recipe(recipe_text(plan.recipe, plan.in_memory))
+            folder.write_recipe(recipe_text(plan.recipe, (*plan.in_memory, *continued)))
 
 
 # --- after the last step --------------------------------------------------------------------------------------

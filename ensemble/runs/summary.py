@@ -14,9 +14,9 @@ from ensemble.machine.hardware import peak_memory
 from ensemble.machine.ranks import ProcessContext
 from ensemble.objectives.terms import TeacherTerm
 from ensemble.runs.build import PlacedEnsemble
+from ensemble.runs.history import History
 from ensemble.runs.origin import versions
 from ensemble.runs.plan import Plan
-from ensemble.runs.trial import Clock
 from ensemble.runs.trial_results import TrialResults
 from models import ModelCard, check_reads
 
@@ -26,7 +26,9 @@ _MISSED = 0.05
 Verifiers = Mapping[str, tuple[nn.Module, ModelCard]]
 
 
-def summarise(plan: Plan, context: ProcessContext, done: Mapping[int, TrialResults], clock: Clock) -> dict[str, Any]:
+def summarise(
+    plan: Plan, context: ProcessContext, done: Mapping[int, TrialResults], history: History
+) -> dict[str, Any]:
     """The summary but for the verifiers. All ranks must call it."""
     losses = _mean_losses(done)
     teachers: dict[str, dict[str, float]] = {}
@@ -40,8 +42,10 @@ def summarise(plan: Plan, context: ProcessContext, done: Mapping[int, TrialResul
         "images": sum(len(plan.targets(trial)) for trial in done),
         "class_names": list(plan.class_names),
         "verifier_accuracy": None,
-        "steps_per_second": clock.steps / clock.steady_seconds if clock.steady_seconds else None,
-        "startup_seconds": clock.startup or 0.0,
+        "steps": [result.steps for result in done.values()],
+        "steps_per_second": history.steps / history.steady_seconds if history.steady_seconds else None,
+        "startup_seconds": history.startup_seconds or 0.0,
+        "command": history.command or None,
         "peak_memory_bytes": max(context.gather(peak_memory(context.device))),
         "ranks": context.world_size,
         "replicas": plan.recipe.runtime.replicas,

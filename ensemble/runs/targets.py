@@ -16,6 +16,7 @@ from ensemble.teachers.class_names import ClassNames
 _FEW = 20
 """Classes that a message names all of."""
 _RANGE = re.compile(r"(-?\d+)-(-?\d+)")
+_NUMBERS = re.compile(r"[\d-]+")
 
 
 def parse_targets(
@@ -26,7 +27,9 @@ def parse_targets(
 ) -> tuple[int, ...] | None:
     """Class indices in the order given, or None for `random`. A text may list several, separated by commas.
 
-    `numbers` are further names of classes, such as WordNet's.
+    An integer is an index. A text of digits is the class of that name, where one is called so, else an index or a
+    range: of classes called 1, 10, 2 the text "1" is the first, the integer 1 the second. `numbers` are further names
+    of classes, such as WordNet's.
     Raises ValueError with every item that is out of range or no class's name.
     """
     if spec == "all":
@@ -43,7 +46,9 @@ def parse_targets(
     for item in items:
         text = str(item).strip()
         found: Sequence[int]
-        if (match := _RANGE.fullmatch(text)) is not None:
+        if isinstance(item, str) and _NUMBERS.fullmatch(text) and class_names.count(text) == 1:
+            found = [class_names.index(text)]
+        elif (match := _RANGE.fullmatch(text)) is not None:
             first, last = int(match[1]), int(match[2])
             found = range(first, last + 1)
             if last < first:

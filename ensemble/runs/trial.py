@@ -20,6 +20,7 @@ from ensemble.machine.ranks import ProcessContext, RankLostError
 from ensemble.runs.build import Earlier, PlacedEnsemble, build_inversion, looks_back
 from ensemble.runs.checkpoints import Checkpoints, Restored
 from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.history import History
 from ensemble.runs.plan import Plan
 from ensemble.runs.tensorboard import Board
 from ensemble.runs.trial_results import TrialResults
@@ -71,6 +72,8 @@ class Replica:
     progress: ProgressReporter
     metrics: JsonLines | None
     clock: Clock
+    history: History
+    """Before this process."""
     keeps_partial: bool
     """A stop that is asked for ends the trial with what there is, instead of Interrupted."""
     board: Board | None = None
@@ -85,6 +88,12 @@ class Replica:
     """The losses at a trial's first step, where this run took it."""
     pace: dict[str, float] = field(default_factory=dict)
     """What is shown beside the losses."""
+
+    def told(self) -> History:
+        """With what this process did so far."""
+        clock = self.clock
+        wall = time.perf_counter() - clock.began
+        return self.history.plus(wall=wall, startup=clock.startup, steps=clock.steps, steady=clock.steady_seconds)
 
     def tells(self, error: Failure) -> None:
         """What all of this replica met, and no other, its first rank tells."""
@@ -112,7 +121,7 @@ def run_trial(here: Replica, trial: int) -> bool:
     inversion = build_inversion(plan, here.ensemble, context, trial, _earlier(here))
     here.restored.restore(trial, inversion, context.device)
     checkpoints = Checkpoints(
-        plan, None if here.folder is None else here.folder.checkpoints, context, trial, here.ensemble.weights
+        plan, None if here.folder is None else here.folder.checkpoints, context, trial, here.ensemble.weights, here.told
     )
     inversion.ask(stop=here.stop.asked)
     partial = False
@@ -196,5 +205,11 @@ def _read(inversion: Inversion, compare: bool) -> TrialResults:
     names = [inversion.loss.members[t].name for t in inversion.loss.teachers]
     agreement = agreement_of(names, inversion.loss.parts(images)) if compare else None
     return TrialResults(
-        images.float().cpu(), readings.record.values(), logits, moments, agreement, inversion.attribution
+        images.float().cpu(),
+        readings.record.values(),
+        logits,
+        moments,
+        agreement,
+        inversion.attribution,
+        inversion.step,
     )

@@ -29,6 +29,8 @@ class TrialResults:
     """Between the teachers' gradients, where the recipe asks for it."""
     attribution: torch.Tensor | None = None
     """(N, H, W), where the gradient went over the steps, where the recipe asks for it."""
+    steps: int = 0
+    """That were taken."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, for a checkpoint."""
@@ -41,11 +43,12 @@ class TrialResults:
         return named | {_MOMENTS + name: tensor for name, tensor in self.moments.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, float]) -> TrialResults:
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], values: Mapping[str, float], steps: int) -> TrialResults:
         """The inverse of `tensors`; without them, on ranks that were not sent any, an empty batch."""
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         images, agreement = tensors.get(_IMAGES, torch.zeros(0, 3, 0, 0)), Agreement.from_tensors(part(_AGREEMENT))
-        return cls(images, dict(values), part(_LOGITS), part(_MOMENTS), agreement, tensors.get(_ATTRIBUTION))
+        attribution = tensors.get(_ATTRIBUTION)
+        return cls(images, dict(values), part(_LOGITS), part(_MOMENTS), agreement, attribution, steps)

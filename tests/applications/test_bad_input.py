@@ -116,6 +116,24 @@ MISTAKES = {
         [*TWO, "--set", "ensemble={aggregation: agree, threshold: 1.5}"],
         ["ensemble.threshold", "1"],
     ),
+    "a count of all": ([*TWO, "--set", "ensemble.count=2"], ["ensemble.count", "acting: random"]),
+    "micro-batch of cells": ([*ONE, "--micro-batch", "2", "--reproducible", "ranks"], ["micro_batch", "cell_size"]),
+    "ranks of cells": (
+        [*ONE, "--set", "teachers[0].ranks=1", "--reproducible", "ranks"],
+        ["teachers[0].ranks", "any rank takes any cell"],
+    ),
+    "moving images of a generator": (
+        [*ONE, "--set", "image={start: noise, parameterization: generator}", "--set", "stages[0].moving=0.5"],
+        ["stages[0].moving", "one generator"],
+    ),
+    "slack of a convention": (
+        [*ONE, "--set", "objectives=[{kind: bn_matching, convention: paper, slack: 0.1}]"],
+        ["objectives[0].slack", "convention: calibrated"],
+    ),
+    "factors of layers without a term": (
+        [*ONE, "--set", "objectives=[cross_entropy]", "--set", "teachers[0].layers={norm: 2}"],
+        ["teachers[0].layers", "no objective weighs layers"],
+    ),
     "a draw of all": ([*TWO, "--set", "ensemble.per=batch"], ["ensemble.per", "acting: random"]),
     "agreement of one": ([*ONE, "--set", "agreement=true"], ["agreement", "there is one"]),
     "no recipe": ([*PLUGIN, "--recipe", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),

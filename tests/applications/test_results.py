@@ -150,6 +150,18 @@ def test_dry_run_writes_nothing(run, tmp_path):
     assert "placement" in ended.output and "tiny_b" in ended.output and "bn_matching" in ended.output
 
 
+def test_dry_run_refuses_a_verifier_as_the_run_does(run, tmp_path):
+    judge = ["--verifier", "tiny_broken@random"]
+    for more in (["--dry-run"], []):
+        ended = run(*ONE, *SHORT, *judge, *more, "--output", tmp_path / "out")
+        assert ended.code == 2 and "forward pass fails" in ended.errors[0] and not (tmp_path / "out").exists()
+
+
+def test_classes_without_an_image_are_told(run, tmp_path):
+    ended = run(*ONE, *SHORT, "--set", "image.batch_size=2", "--output", tmp_path)
+    assert ended.code == 0 and "targets: 1 of 3 classes have no image" in ended.output
+
+
 def test_list_models(run):
     ended = run(*PLUGIN, "--list-models", "tiny_*")
     assert ended.code == 0 and "tiny_a" in ended.output and "tiny_plain" in ended.output

@@ -79,6 +79,10 @@ def test_a_finished_run_is_judged_by_another_verifier(run, tmp_path):
     assert set(json.loads(after["summary.json"])["verifiers"]) == {"tiny_b"}
     same = {"images.safetensors", "metrics.jsonl", "grid.png", "per_layer.jsonl"}
     assert all(after[name] == before[name] for name in same)
+    told, first = json.loads(after["summary.json"]), json.loads(before["summary.json"])
+    kept = ("command", "startup_seconds", "steps_per_second", "steps")
+    assert {key: told[key] for key in kept} == {key: first[key] for key in kept}
+    assert first["command"] and first["startup_seconds"] < told["wall_seconds"]
 
 
 def test_a_finished_run_goes_on_with_more_iterations(run, tmp_path):
@@ -93,6 +97,10 @@ def test_a_finished_run_goes_on_with_more_iterations(run, tmp_path):
     assert torch.equal(images(tmp_path / "short"), images(tmp_path / "whole"))
     steps = [json.loads(line)["step"] for line in (tmp_path / "short/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 19
+    told = json.loads((tmp_path / "short/summary.json").read_text())
+    assert told["steps"] == [20] and told["command"].count(" && ") == 1 and "--iterations 20" in told["command"]
+    assert "began with 12 steps" in told["continued"][0] and told["continued"][0] in told["warnings"]
+    assert "# the run began with 12 steps" in (tmp_path / "short/recipe.yaml").read_text()
     fewer = run(*command, "--iterations", "5")
     assert fewer.code == 2 and "the run has 20 steps already" in fewer.errors[0]
 

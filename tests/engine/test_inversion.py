@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -416,7 +417,25 @@ def test_each_stage_starts_a_fresh_optimiser_and_the_last_may_stop_early() -> No
     assert {step.number: step.event for step in steps if step.event} == {
         0: "stage 1 of 2: 3 steps",
         3: "stage 2 of 2: 50 steps",
+        8: "no progress: the run ends here",
     }
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_teachers_that_take_turns_are_followed_together(order: tuple[int, ...]) -> None:
+    """Losses that differ between them are no progress and no lack of it, whoever is first."""
+    stage = LiveStage(60, NO_CHANGE, Adam(lr=1e-9, schedule="constant", early_stopping=4))
+    inversion = make([member(i, net(i)) for i in order], stages=[stage], acting="turn")
+    steps = finish(inversion)
+    totals = [float(step.record.total) for step in steps]
+    assert abs(totals[0] - totals[1]) > 0.05  # else nothing could be mistaken
+    assert len(steps) == 1 + 1 + 5 and steps[-1].event == "no progress: the run ends here"
+    heard: list[float] = []
+    turns = make([member(i, net(i)) for i in order], acting="turn", iterations=9)
+    turns.enough = Enough(0.5)
+    turns.enough.update = lambda asked: heard.append(asked) or False  # type: ignore[method-assign]
+    asked = [float(step.record.total - step.record.prior) for step in finish(turns)]
+    assert heard == pytest.approx([(a + b) / 2 for a, b in pairwise(asked)])
 
 
 def test_a_run_ends_where_nothing_is_left_to_pull() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ensemble.engine.schedules import EarlyStopping, Enough, Plateau, ramp, warmup_cosine
+from ensemble.engine.schedules import EarlyStopping, Enough, Heard, Plateau, ramp, warmup_cosine
 from ensemble.machine.rng import generator
 
 
@@ -65,6 +65,16 @@ def test_enough_by_hand() -> None:
     assert not any(negative.update(asked) for asked in (-1.0, -2.0, 0.0))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Enough(share=1.0)
+
+
+def test_turns_are_followed_as_the_mean_of_each_teachers_last() -> None:
+    heard = Heard(2)
+    assert heard.update([1], 6.0, 5.0) is None
+    assert heard.update([0], 2.0, 1.0) == (4.0, 3.0)
+    assert heard.update([1], 4.0, 3.0) == (3.0, 2.0)
+    again = Heard(2)
+    again.load_state(json.loads(json.dumps(heard.state())))
+    assert again.update([0, 1], 1.0, 0.5) == heard.update([0, 1], 1.0, 0.5) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("make", [lambda: Plateau(0.5, 2), lambda: EarlyStopping(2), lambda: Enough(0.9, 4)])

@@ -146,11 +146,19 @@ def test_wordnet_numbers_are_imagenets_only():
         (("9", "10", "0"), None),
         (("9", "0"), [9, 0]),
         (("n01440764",), None),
+        (("Cat", "AIRPLANE"), [3, 0]),
     ],
 )
 def test_folders_are_matched_by_names_or_numbers(names, expected):
     known = class_indices(model_card("resnet20_cifar"), names)
     assert ([known[name] for name in names] if set(names) <= set(known) else None) == expected
+
+
+def test_folders_may_spell_names_otherwise():
+    card = replace(model_card("resnet20_cifar"), class_names=("fire truck", "T-shirt", "a b", "A_B"), num_classes=4)
+    known = class_indices(card, ("Fire_Truck", "t shirt", "a-b"))
+    assert (known["Fire_Truck"], known["t shirt"]) == (0, 1) and "a-b" not in known  # which of the two?
+    assert not as_many_in_order(card, ("fire_truck", "x", "y", "z"))
 
 
 def test_names_that_say_nothing_stand_in_their_order():

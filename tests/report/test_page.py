@@ -18,11 +18,14 @@ from made import NAMES, make, recipe
 from PIL import Image
 from safetensors.torch import save_file
 
+from ensemble.config.parsing import to_plain
 from ensemble.engine.optimizers import Adam
 from ensemble.machine.files import read_json, read_json_lines, write_json, write_json_lines
+from ensemble.objectives.competition import Competition
 from ensemble.recipe import TeacherEntry
 from ensemble.report.page import page, percent
-from ensemble.report.reading import read_run
+from ensemble.report.reading import _own_names, read_run
+from ensemble.report.tables import _facts
 from ensemble.report.thumbnails import data_uris, maps, shown_width, side_of
 from ensemble.runs.folder import ResultsFolder
 
@@ -302,6 +305,22 @@ def test_teachers_of_other_classes_are_read_by_the_runs_names(tmp_path: Path) ->
     rows[0]["net_b/reads"] = 3
     write_json_lines(folder / "per_image.jsonl", rows)
     assert read_run(str(folder)).pictures[0].readings[1].name == "ant"
+
+
+def test_a_student_and_several_classes_in_one_are_read_by_the_runs_names(tmp_path: Path) -> None:
+    """The student is called so in a run, whatever its model; of one index all names are told."""
+    student = TeacherEntry("net_a", student=True, classes={"ant": 1, "bee": 0, "cat": 0, "dog": 2})
+    made_by = replace(recipe(), teachers=(TeacherEntry("net_a"), student), objectives=(Competition(),))
+    plain = to_plain(made_by)
+    assert _own_names(plain, ()) == {"student": {1: "ant", 0: "bee or cat", 2: "dog"}}
+
+
+def test_steps_that_were_taken_are_told(tmp_path: Path) -> None:
+    folders = [make(tmp_path / str(steps), steps=steps) for steps in ([20], [7], [7, 9])]
+    told = [_facts(read_run(str(folder))) for folder in folders]
+    assert [facts["steps"] for facts in told] == ["20", "7 of 20", "7 to 9 of 20"]
+    early = "before its last step, where the recipe ends it"
+    assert [facts["ended"] for facts in told] == ["at its last step", early, early]
 
 
 def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:

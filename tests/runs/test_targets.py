@@ -17,6 +17,15 @@ def test_names_and_indices() -> None:
     assert parse_targets(["Bee", 0, "1-2"], 4, NAMES) == (2, 0, 1, 2)
 
 
+def test_a_text_that_is_a_name_is_no_number() -> None:
+    """Of networks that were trained on folders called 1, 2, ..., 10, whose order is 1, 10, 2."""
+    names = ("1", "10", "2", "1-2")
+    assert parse_targets(["1", "2", "10", "1-2"], 4, names) == (0, 2, 1, 3)
+    assert parse_targets("10,2", 4, names) == (1, 2)
+    assert parse_targets([1, 2, "0-1", "3"], 4, names) == (1, 2, 0, 1, 3)
+    assert parse_shares({"2": 3.0, "0": 1.0}, 4, names) == {2: 3.0, 0: 1.0}
+
+
 def test_two_classes_of_one_name_are_told_apart_by_their_indices() -> None:
     with pytest.raises(ValueError, match=r"classes 1 and 3 are all called 'crane'; give the index"):
         parse_targets(["crane"], 4, NAMES)

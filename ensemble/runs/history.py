@@ -1,0 +1,55 @@
+"""What a run did before this process went on with it, as its checkpoints tell, for its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class History:
+    """How a run was asked for, what it took, and whether it was made longer."""
+
+    command: str = ""
+    wall_seconds: float = 0.0
+    startup_seconds: float | None = None
+    """Until its very first step."""
+    steps: int = 0
+    steady_seconds: float = 0.0
+    """Those of `steps`, which are all but the first ones of each process."""
+    shorter: tuple[int, ...] = ()
+    """How many steps it had in all before it was made longer, each time."""
+
+    @classmethod
+    def restored(cls, saved: Iterable[Mapping[str, Any]], iterations: int, longer: int, command: str) -> History:
+        """The longest of those `saved`, which was to have so many steps and now has `longer`, as `command` asks."""
+        history = max((cls(**{**one, "shorter": tuple(one["shorter"])}) for one in saved), key=lambda h: h.wall_seconds)
+        if longer == iterations or iterations in history.shorter:
+            return history
+        both = " && ".join(filter(None, (history.command, command)))
+        return replace(history, command=both, shorter=(*history.shorter, iterations))
+
+    def plus(self, *, wall: float, startup: float | None, steps: int, steady: float) -> History:
+        """With what this process did."""
+        return replace(
+            self,
+            wall_seconds=self.wall_seconds + wall,
+            startup_seconds=startup if self.startup_seconds is None else self.startup_seconds,
+            steps=self.steps + steps,
+            steady_seconds=self.steady_seconds + steady,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint; the inverse is `restored`."""
+        return asdict(self)
+
+    def notes(self) -> list[str]:
+        """What the recipe does not tell of its images."""
+        if not self.shorter:
+            return []
+        steps = ", then ".join(map(str, self.shorter))
+        return [
+            f"the run began with {steps} steps and was made longer: learning rates up to there were those of the "
+            "shorter run, so the recipe run anew gives other images"
+        ]
