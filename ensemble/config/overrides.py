@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ensemble.config.mistakes import ConfigError, join, show
@@ -83,6 +83,11 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     Below mappings of different kinds, only `kind` is named; of lists of different lengths, the list.
     """
     return _differences(a, b, "")
+
+
+def is_below(path: str, names: Iterable[str]) -> bool:
+    """Whether a path is one of these names or leads to something within it."""
+    return any(path == name or path.startswith((f"{name}.", f"{name}[")) for name in names)
 
 
 def _differences(a: Any, b: Any, path: str) -> list[str]:

@@ -92,6 +92,9 @@ def load_images(
     if len(shapes) > 1:
         raise ValueError(f"data: {path} holds images of {len(shapes)} sizes; give a size to resize them to")
     class_names = tuple(sorted({name for name, _, _ in decoded}))
+    for name in class_names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # bytes that are no UTF-8
+            raise ValueError(f"data: {path} has a class folder whose name is not UTF-8, {name!a}; rename it")
     index = {name: i for i, name in enumerate(class_names)}
     height, width, _ = shapes.pop()
     images = torch.empty(len(decoded), 3, height, width, dtype=torch.uint8)

@@ -180,7 +180,13 @@ def _check_told(summary: Mapping[str, Any]) -> None:
     """TypeError where what is shown as it is has another type."""
     for key in ("wall_seconds", "startup_seconds", "steps_per_second", "peak_memory_bytes"):
         _number(summary.get(key))
-    for key, kind in (("versions", dict), ("warnings", list), ("in_memory", list)):
+    for key, kind in (
+        ("versions", dict),
+        ("warnings", list),
+        ("in_memory", list),
+        ("continued", list),
+        ("steps", list),
+    ):
         if not isinstance(summary.get(key) or kind(), kind):
             raise TypeError(key)
 

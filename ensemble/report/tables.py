@@ -134,7 +134,8 @@ def notes(run: Run) -> list[tuple[str, str]]:
     """Kind and text: warnings of the run, and what its recipe cannot hold."""
     summary = run.summary
     found = [("warning", str(text)) for text in summary.get("warnings") or ()]
-    return found + [("not in the recipe", str(text)) for text in summary.get("in_memory") or ()]
+    beside = [*(summary.get("in_memory") or ()), *(summary.get("continued") or ())]
+    return found + [("not in the recipe", str(text)) for text in beside]
 
 
 def _figure(value: float | None) -> str:

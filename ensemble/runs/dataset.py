@@ -213,13 +213,16 @@ def _as_stored(here: Replica, inversion: Inversion) -> tuple[torch.Tensor, dict[
 
 
 def _cost(ensemble: PlacedEnsemble, inversion: Inversion) -> tuple[int, float]:
-    """Passes with gradient of all teachers through all images of the batch, and their operations in units of 1e9."""
+    """Passes with gradient of all teachers through all images of the batch, and operations in units of 1e9.
+
+    Those of a student beside them count as operations, and as no passes.
+    """
     acted: Counter[int] = Counter()
     for step in range(inversion.step):
         acted.update(inversion.weights_at(step).keys())
     images = inversion.loss.images
     flops = sum(ensemble.teachers[t].cost * times for t, times in sorted(acted.items()))
-    return images * acted.total(), images * flops / 1e9
+    return images * sum(acted[t] for t in inversion.loss.teachers), images * flops / 1e9
 
 
 def _earlier(here: Replica, folder: DatasetFolder, batch: int, wanted: Wanted) -> Earlier | None:

@@ -14,15 +14,15 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 
 from ensemble.config.checked import Checked
-from ensemble.config.overrides import differences
+from ensemble.config.overrides import differences, is_below
 from ensemble.config.parsing import to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
-from ensemble.machine.files import user_path, write_json, write_text
+from ensemble.machine.files import replacing, user_path, write_json, write_text
 from ensemble.machine.output_folder import OutputFolder
 from ensemble.machine.progress import ProgressReporter
 from ensemble.runs.dataset_folder import DatasetFolder
 from ensemble.runs.dataset_job import DatasetJob, dataset_job
-from ensemble.training.distill import distill
+from ensemble.training.distill import begins_from, distill
 from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import SUMMARY, WEIGHTS, TrainingFolder
 from ensemble.training.student import learned_order, prepare
@@ -31,6 +31,8 @@ from models import model_card
 MARK = "rounds.yaml"
 """What shows whose a folder is: the distillation and its rounds."""
 _PART = re.compile(r"(student|images)_\d+")
+_WHERE = "folder"
+"""Of MARK: where the rounds were written."""
 _SEEDS = 1_000_000
 """Between the first batches of two rounds."""
 
@@ -69,7 +71,7 @@ class RoundsFolder(OutputFolder):
         if not (self.path / MARK).exists():
             raise self.holds_none("output")
         changed = differences(load_yaml(self.path / MARK), dict(described)) if resume else []
-        if changed := [path for path in changed if not path.startswith(free)]:
+        if changed := [path for path in changed if not is_below(path, (*free, _WHERE))]:
             raise self.holds_another(changed)
 
     def begin(self, described: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -80,12 +82,35 @@ class RoundsFolder(OutputFolder):
             for part in self.path.iterdir():
                 if _PART.fullmatch(part.name) and part.is_dir() and not part.is_symlink():
                     shutil.rmtree(part)
-        write_text(self.path / MARK, dump_yaml(dict(described)))
+        elif (self.path / MARK).is_file():
+            self._settle(load_yaml(self.path / MARK).get(_WHERE))
+        write_text(self.path / MARK, dump_yaml({_WHERE: str(self.path.resolve()), **described}))
+
+    def _settle(self, before: str | None) -> None:
+        """Where the folder was moved, its parts call each other by where they lie now."""
+        here = str(self.path.resolve())
+        for recipe in self.path.glob("*/recipe.yaml") if before not in (None, here) else ():
+            if _PART.fullmatch(recipe.parent.name):
+                write_text(recipe, dump_yaml(_moved(load_yaml(recipe), f"{before}/", f"{here}/")))
 
     def end(self, weights: Path, summary: Mapping[str, Any]) -> None:
         """The last student's, beside what the rounds were."""
-        shutil.copyfile(weights, self.path / WEIGHTS)
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        with replacing(self.path / WEIGHTS) as file:
+            shutil.copyfile(weights, file)
         write_json(self.path / SUMMARY, summary)
+
+
+def _moved(node: Any, before: str, here: str) -> Any:
+    """The plain recipe with this beginning of paths replaced, also of those behind a network's name."""
+    if isinstance(node, Mapping):
+        return {key: _moved(value, before, here) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_moved(value, before, here) for value in node]
+    if not isinstance(node, str):
+        return node
+    name, at, file = node.rpartition("@") if f"@{before}" in node else ("", "", node)
+    return f"{name}{at}{here}{file.removeprefix(before)}" if file.startswith(before) else node
 
 
 @dataclass(frozen=True)
@@ -104,7 +129,10 @@ class RoundsRun:
         student = self.recipe.student
         if model_card(student).family == "edge_popup":
             raise ValueError(f"student: {student} learns the scores of a subnet from the start, and rounds go on")
-        prepare(self.recipe)  # real images that the last lesson is tested on are read here, too
+        learner = prepare(self.recipe)  # real images that the last lesson is tested on are read here, too
+        self.recipe.lesson.begin(learner.pool, learner.card, self.recipe.schedule, self.device)
+        if overwrite:
+            TrainingFolder(self.folder.path).check_outside(begins_from(self.recipe))
         self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
 
     def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:
@@ -175,7 +203,12 @@ class RoundsRun:
     def _classes(self, names: tuple[str, ...]) -> dict[str, int] | None:
         """Where the first teacher's classes are among the student's; None where they are alike, or have no names."""
         student = model_card(self.recipe.student)
-        if student.class_names in ((), names) or len(set(names)) < len(names):
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "rounds: several classes of the first teacher have one name, by which the student's are found; give "
+                "each its own, as NAME:class_names=FILE"
+            )
+        if student.class_names in ((), names):
             return None
         order = learned_order(student, names)
         return {name: order.index(name) for name in names} or None

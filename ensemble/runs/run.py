@@ -155,7 +155,7 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any]) -> Re
         for placed in here.ensemble.teachers
     }
     continued = here.history.notes()
-    summary |= read | {"warnings": [*warnings_of(plan, done, here.first_losses), *continued], "continued": continued}
+    summary |= read | {"warnings": warnings_of(plan, done, here.first_losses), "continued": continued}
     summary["in_memory"] = list(plan.in_memory)
     if here.partial:
         summary["stopped"] = True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ensemble.config.overrides import is_below
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine import hardware
 from ensemble.machine.files import read_json_lines
@@ -19,10 +20,11 @@ from ensemble.machine.rng import generator
 from ensemble.training.distillation import DistillationRecipe
 from ensemble.training.folder import METRICS, TrainingFolder
 from ensemble.training.hard_labels import Teaching
+from ensemble.training.lessons import Soft
 from ensemble.training.loop import train
 from ensemble.training.pool import read_pool
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
-from ensemble.training.run import recorder
+from ensemble.training.run import recorder, weights_files
 from ensemble.training.schedule import Schedule
 from ensemble.training.student import Student, prepare, pruned
 from ensemble.training.weights import save_weights
@@ -49,7 +51,7 @@ def distill(
     do not match, and where the loss is not finite.
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    if resume and folder.finished and all(path.startswith("dataset") for path in folder.changes(recipe)):
+    if resume and folder.finished and all(is_below(path, ("dataset",)) for path in folder.changes(recipe)):
         saved = folder.read_checkpoint()
         if saved is not None and saved.get("dataset") == read_pool(recipe.dataset).digest:  # wherever it lies now
             return folder.read_summary()
@@ -67,32 +69,39 @@ def _distill(
     progress: ProgressReporter,
 ) -> dict[str, Any]:
     """`distill`, in a folder that it holds."""
-    began = time.perf_counter()
     saved = folder.read_checkpoint() if resume else None
+    began = time.perf_counter() - (0.0 if saved is None else saved.get("seconds", 0.0))
     hardware.set_up("fp32", device)
     student = pruned(prepare(recipe), recipe, saved, device)
     pool = student.pool
     schedule = recipe.schedule.settled(device, saved)
     lesson = recipe.lesson.begin(pool, student.card, schedule, device)
     steps = recipe.schedule.steps_per_epoch(len(pool.data)) * recipe.schedule.epochs
+    weights = recipe.lesson.digests(pool)
     if saved is None:
+        if resume:
+            folder.check_goes_on()
+        folder.check_outside(begins_from(recipe))
         folder.begin(recipe, overwrite=overwrite or resume)
+    elif others := [name for name, digest in weights.items() if saved.get("teachers", {}).get(name, digest) != digest]:
+        raise ValueError(f"resume: the weights of {', '.join(others)} are not those that the distillation began with")
     elif saved.get("dataset") != pool.digest:
         raise ValueError(
             f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"
         )
     else:
-        other_test = any(path == "test" or path.startswith("test.") for path in folder.changes(recipe))
+        other_test = any(is_below(path, ("test",)) for path in folder.changes(recipe))
         folder.go_on(recipe, saved["epoch"], without={"test_accuracy"} if other_test else ())
     told = recipe.lesson.names(pool)
-    by = f", told by {', '.join(told)}" if told else ""
+    by = f", told by {', '.join(map(pool.called, told))}" if told else ""
     progress.message(
         f"{recipe.student} learns from {len(pool.data)} generated images, {recipe.lesson.kind} labels{by}; "
         "a step is one epoch"
     )
     progress.start(recipe.schedule.epochs, 0 if saved is None else saved["epoch"])
     try:
-        net = _trained(recipe, schedule, folder, student, lesson, device, saved, progress)
+        kept = {"dataset": pool.digest, "pruned": dict(student.lost), "teachers": dict(weights)}
+        net = _trained(recipe, schedule, folder, student, lesson, device, saved, progress, began, kept)
     finally:
         progress.close()
     save_weights(net, folder.weights, student.card)
@@ -100,6 +109,7 @@ def _distill(
         "student": recipe.student,
         "labels": recipe.lesson.kind,
         "teachers": list(told),
+        "teacher_weights": dict(weights),
         "images": len(pool.data),
         "epochs": recipe.schedule.epochs,
         "steps": steps,
@@ -126,8 +136,9 @@ def _trained(
     device: torch.device,
     saved: Mapping[str, Any] | None,
     progress: ProgressReporter,
+    began: float,
+    kept: Mapping[str, Any],
 ) -> nn.Module:
-    kept = {"dataset": student.pool.digest, "pruned": dict(student.lost), "precision": schedule.precision}
     with folder.open_metrics() as metrics:
         return train(
             student.net,
@@ -142,8 +153,14 @@ def _trained(
             lesson=lesson,
             measure=_tests_along_the_way(recipe.test_every, student, device),
             saved=saved,
-            after_epoch=recorder(folder, metrics, progress, kept),
+            after_epoch=recorder(folder, metrics, progress, began, {**kept, "precision": schedule.precision}),
         )
+
+
+def begins_from(recipe: DistillationRecipe) -> list[str]:
+    """The files and folders that a distillation reads; some may be names that are none."""
+    teachers = recipe.lesson.teachers if isinstance(recipe.lesson, Soft) else ()
+    return [*recipe.dataset, *weights_files([recipe.student, *teachers])]
 
 
 def _some(data: LabelledImages, seed: int) -> LabelledImages:

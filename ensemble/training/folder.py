@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import torch
 
 from ensemble.config.hints import keys
 from ensemble.config.mistakes import ConfigError
-from ensemble.config.overrides import differences
+from ensemble.config.overrides import differences, is_below
 from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import dump_yaml, load_yaml
 from ensemble.machine.files import (
     JsonLines,
     read_json,
     read_json_lines,
+    user_path,
     write_bytes,
     write_json,
     write_json_lines,
@@ -103,8 +104,24 @@ class TrainingFolder(OutputFolder):
             raise self.holds_damaged(error.problems[0]) from None
         return differences(to_plain(begun), to_plain(recipe))
 
+    def check_goes_on(self) -> None:
+        """ValueError where a run ended here and what it would go on from is gone: its network would be lost."""
+        if self.finished and not (self.path / CHECKPOINT).exists():
+            raise ValueError(
+                f"resume: {self.path} holds a finished {self.what} without its {CHECKPOINT}, from which it would go "
+                "on; give another folder, or pass --overwrite to train anew"
+            )
+
+    def check_outside(self, files: Iterable[str | Path]) -> None:
+        """ValueError where one of these, from which a run begins, is what replacing this folder would remove."""
+        for file in map(user_path, files):
+            if file.exists() and file.resolve().is_relative_to(self.path.resolve()):
+                raise ValueError(
+                    f"overwrite: {file} lies in {self.path}, which would be replaced; copy it, or give another folder"
+                )
+
     def _check_same(self, recipe: RunRecipe) -> None:
-        changed = [path for path in self.changes(recipe) if not path.startswith(recipe.free)]
+        changed = [path for path in self.changes(recipe) if not is_below(path, recipe.free)]
         if changed:
             raise self.holds_another(changed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,13 +12,14 @@ from pydantic import Field, NonNegativeFloat
 
 from ensemble.config.kinds import Kind
 from ensemble.data.soft_labels import Average, centred, deviation, pooled, scales
+from ensemble.machine.files import user_path
 from ensemble.training.augment import MixedLabels
 from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
 from ensemble.training.schedule import Schedule
 from ensemble.training.soft_labels import kl_divergence, squared_distance
 from ensemble.training.teachers import LabelTeacher, made_teacher
-from models import ModelCard, create_model
+from models import ModelCard, create_model, parse_spec, sha256
 
 _ToldOf = Callable[[torch.Tensor, MixedLabels], torch.Tensor]
 """What a student is to say of views, and of which images are in them (`Teaching`)."""
@@ -35,6 +36,10 @@ class Lesson(Kind, default="live"):
     @abstractmethod
     def names(self, pool: Pool) -> tuple[str, ...]:
         """Whose labels they are."""
+
+    def digests(self, pool: Pool) -> Mapping[str, str]:
+        """SHA-256 by name of the weights that are files and are read for it."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,11 @@ class Live(Soft, kind="live"):
     def names(self, pool: Pool) -> tuple[str, ...]:
         return self.teachers or tuple(pool.teachers)
 
+    def digests(self, pool: Pool) -> Mapping[str, str]:
+        specs = {name: pool.teachers[name].model if name in pool.teachers else name for name in self.names(pool)}
+        files = {name: user_path(parse_spec(spec).weights) for name, spec in specs.items()}
+        return {name: sha256(file) for name, file in files.items() if file.is_file()}
+
 
 def _reach(teacher: LabelTeacher, pool: Pool) -> float:
     stored = pool.stored.get(teacher.name)
@@ -157,7 +167,7 @@ def _network(name: str, pool: Pool, device: torch.device) -> LabelTeacher:
     """The dataset's teacher of this name, or the network that it names itself."""
     source = pool.teachers.get(name)
     net, card = create_model(name if source is None else source.model)
-    order, classes = pool.data.class_names, None
+    order, classes = pool.as_made, None
     if source is not None:
         order, classes, weights = source.class_names, source.classes, card.loaded
         if classes is None and len(order) == card.num_classes and set(pool.data.class_names) <= set(order):

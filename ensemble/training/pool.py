@@ -30,6 +30,10 @@ class Source:
     classes: Mapping[str, int] | None = None
     """Where these are among its own, where the recipe mapped them."""
 
+    def is_same(self, other: Source) -> bool:
+        """Whether both are one network: by its weights' file, else by its name."""
+        return self.sha256 == other.sha256 if self.sha256 or other.sha256 else self.model == other.model
+
     @property
     def places(self) -> dict[str, int]:
         """Where the dataset's classes are among its own; as they stand, where nothing maps them."""
@@ -48,6 +52,25 @@ class Pool:
     """Logits float16 (N, classes) of those that all datasets name."""
     digest: str
     """Changes with the images."""
+    as_made: tuple[str, ...]
+    """The classes in the first dataset's order."""
+
+    def called(self, name: str) -> str:
+        """A teacher's name, with its model where that is another."""
+        source = self.teachers.get(name)
+        return name if source is None or source.model == name else f"{name} ({source.model})"
+
+    def known_as(self, earlier: Mapping[str, Source]) -> Pool:
+        """The same, with those teachers called as in `earlier` that are the same networks there."""
+        names: dict[str, str] = {}
+        for name, source in self.teachers.items():
+            same = [
+                known for known, other in earlier.items() if other.is_same(source) and other.places == source.places
+            ]
+            taken = not same or name in earlier or same[0] in self.teachers or same[0] in names.values()
+            names[name] = name if taken else same[0]
+        teachers = {names[name]: source for name, source in self.teachers.items()}
+        return replace(self, teachers=teachers, stored={names[name]: logits for name, logits in self.stored.items()})
 
     def ordered(self, class_names: Sequence[str]) -> Pool:
         """The same with the classes, which are the same, in this order."""
@@ -67,6 +90,7 @@ def read_pool(paths: Sequence[str]) -> Pool:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("dataset: a folder is given twice; give each once")
     pools = [_read(folder) for folder in folders]
+    pools = [pools[0], *(pool.known_as(pools[0].teachers) for pool in pools[1:])]
     for earlier, later in combinations(zip(folders, pools, strict=True), 2):
         _check_fits(*later, *earlier)
     first = pools[0]
@@ -82,6 +106,7 @@ def read_pool(paths: Sequence[str]) -> Pool:
         {name: source for pool in reversed(pools) for name, source in pool.teachers.items()},
         {name: torch.cat([pool.stored[name] for pool in pools]) for name in shared},
         hashlib.sha256("".join(pool.digest for pool in pools).encode()).hexdigest(),
+        first.data.class_names,
     )
 
 
@@ -98,7 +123,8 @@ def _read(folder: Path) -> Pool:
         name: Source(said[name]["model"], said[name].get("sha256"), data.class_names, said[name].get("classes"))
         for name in made.teachers
     }
-    return Pool(data, made.size, teachers, stored, json.dumps([shard["sha256"] for shard in made.manifest["shards"]]))
+    digest = json.dumps([shard["sha256"] for shard in made.manifest["shards"]])
+    return Pool(data, made.size, teachers, stored, digest, data.class_names)
 
 
 def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
@@ -114,12 +140,12 @@ def _check_fits(folder: Path, pool: Pool, other: Path, earlier: Pool) -> None:
         )
     for name, source in pool.teachers.items():
         known = earlier.teachers.get(name, source)
-        if (known.classes or source.classes) and known.model == source.model and known.places != source.places:
+        if (known.classes or source.classes) and known.is_same(source) and known.places != source.places:
             raise ValueError(
                 f"dataset: the classes of the teacher {name} are mapped otherwise in {folder} than in {other}; give "
                 "datasets that map them alike"
             )
-        if (known.model, known.sha256) != (source.model, source.sha256):
+        if not known.is_same(source):
             raise ValueError(
                 f"dataset: the teacher {name} of {folder} ({source.model}) is not that of {other} ({known.model}); "
                 "give datasets whose names mean the same networks"

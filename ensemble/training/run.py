@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def _train(
     progress: ProgressReporter,
 ) -> dict[str, Any]:
     """`run`, in a folder that it holds."""
-    began = time.perf_counter()
     saved = folder.read_checkpoint() if resume else None
+    began = time.perf_counter() - (0.0 if saved is None else saved.get("seconds", 0.0))
     hardware.set_up("fp32", device)
     if export is not None:
         _check_exportable(recipe.model)
@@ -82,13 +82,16 @@ def _train(
     check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
     schedule = recipe.schedule.settled(device, saved)
-    digest = _digest_of(train_set)
+    digest = _digest_of(train_set, test_set)
     if saved is None:
+        if resume:
+            folder.check_goes_on()
+        folder.check_outside(weights_files([recipe.model]))
         folder.begin(recipe, overwrite=overwrite or resume)
     elif saved.get("data", digest) != digest:
         raise ValueError(
-            f"resume: {recipe.data.path} holds other training images or classes than where {folder.path} began; give "
-            "those, or pass --overwrite instead"
+            f"resume: {recipe.data.path} holds other images or classes than where {folder.path} began; give those, or "
+            "pass --overwrite instead"
         )
     elif export is None and folder.finished:  # its data lie elsewhere now
         return folder.read_summary()
@@ -109,7 +112,9 @@ def _train(
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
                 saved=saved,
-                after_epoch=recorder(folder, metrics, progress, {"data": digest, "precision": schedule.precision}),
+                after_epoch=recorder(
+                    folder, metrics, progress, began, {"data": digest, "precision": schedule.precision}
+                ),
             )
         finally:
             progress.close()
@@ -135,15 +140,15 @@ def _train(
 
 
 def recorder(
-    folder: TrainingFolder, metrics: JsonLines, progress: ProgressReporter, more: State | None = None
+    folder: TrainingFolder, metrics: JsonLines, progress: ProgressReporter, began: float, more: State
 ) -> Callable[[Progress, State], None]:
-    """Writes and shows what the loop tells after each epoch; `more` is kept with the state."""
+    """Writes and shows what the loop tells after each epoch; `more`, and the time since it began, is kept with it."""
 
     def record(epoch: Progress, state: State) -> None:
         row = {**vars(epoch), **epoch.measured}
         del row["measured"]
         metrics.write(row)  # before the checkpoint: `go_on` drops a line too many, and could not make one
-        folder.write_checkpoint(state | (more or {}))
+        folder.write_checkpoint(state | more | {"seconds": time.perf_counter() - began})
         progress.step(epoch.epoch - 1, {"loss": epoch.loss, "accuracy": epoch.accuracy})
 
     return record
@@ -187,9 +192,16 @@ def check_padding(crop_padding: int, size: int) -> None:
         raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
 
 
-def _digest_of(data: LabelledImages) -> str:
-    found = hashlib.sha256("\n".join(data.class_names).encode())
-    data.hash_into(found)
+def weights_files(specs: Iterable[str]) -> list[str]:
+    """The weights that these networks name, which may be files."""
+    return [weights for spec in specs if (weights := parse_spec(spec).weights) not in ("default", "random")]
+
+
+def _digest_of(*splits: LabelledImages) -> str:
+    found = hashlib.sha256()
+    for data in splits:
+        found.update("\n".join(data.class_names).encode())
+        data.hash_into(found)
     return found.hexdigest()
 
 

@@ -123,7 +123,13 @@ MISTAKES = {
         ["teachers[0].ranks", "any rank takes any cell"],
     ),
     "moving images of a generator": (
-        [*ONE, "--set", "image={start: noise, parameterization: generator}", "--set", "stages[0].moving=0.5"],
+        [
+            *ONE,
+            "--set",
+            "image={start: {kind: noise}, parameterization: {kind: generator}}",
+            "--set",
+            "stages[0].moving=0.5",
+        ],
         ["stages[0].moving", "one generator"],
     ),
     "slack of a convention": (
@@ -131,7 +137,7 @@ MISTAKES = {
         ["objectives[0].slack", "convention: calibrated"],
     ),
     "factors of layers without a term": (
-        [*ONE, "--set", "objectives=[cross_entropy]", "--set", "teachers[0].layers={norm: 2}"],
+        [*ONE, "--set", "objectives=[{kind: cross_entropy}]", "--set", "teachers[0].layers={norm: 2}"],
         ["teachers[0].layers", "no objective weighs layers"],
     ),
     "a draw of all": ([*TWO, "--set", "ensemble.per=batch"], ["ensemble.per", "acting: random"]),

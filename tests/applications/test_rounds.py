@@ -58,6 +58,8 @@ def test_rounds_keep_all_images_and_part_the_student_from_the_teachers(run, pool
         (["--set", "schedule.batch_size=7"], "fewer than one batch"),
         (["--set", "augmentation.crop_padding=8"], "must be below the image size 8"),
         (["--test", "nowhere"], "nowhere"),
+        (["--teacher", "tiny_q"], "'tiny_q'"),
+        (["--labels", "stored", "--teacher", "tiny_b@random"], "no logits of tiny_b@random are stored"),
     ],
 )
 def test_what_the_last_lesson_would_refuse_is_refused_first(
@@ -77,6 +79,26 @@ def test_the_folder_may_be_named_in_another_way(run, pool: Path, tmp_path: Path,
     monkeypatch.chdir(tmp_path / "pool")
     ended = run(*line(pool, Path("../out"), *ROUNDS, "--resume"))
     assert ended.code == 0, ended.errors
+
+
+def test_a_folder_that_was_moved_goes_on(run, pool: Path, tmp_path: Path) -> None:
+    assert run(*line(pool, tmp_path / "out", *ROUNDS)).code == 0
+    before = tree(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved elsewhere")
+    (tmp_path / "moved elsewhere" / "summary.json").unlink()
+    (tmp_path / "moved elsewhere" / "student_2" / "summary.json").unlink()
+    ended = run(*line(pool, tmp_path / "moved elsewhere", *ROUNDS, "--resume"))
+    assert ended.code == 0, ended.errors
+    after = tree(tmp_path / "moved elsewhere")
+    assert after.keys() == before.keys() and after["weights.safetensors"] == before["weights.safetensors"]
+
+
+def test_what_rounds_begin_from_is_not_replaced(run, pool: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(*line(pool, out, *ROUNDS)).code == 0
+    before = tree(out)
+    ended = run(*line(out / "images_1", out, *ROUNDS, "--overwrite"))
+    assert ended.code == 2 and len(ended.errors) == 1 and tree(out) == before
 
 
 def test_without_competition_images_are_those_that_no_student_saw(run, pool: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from ensemble.data.labelled import load_images
 from ensemble.machine import hardware
 from ensemble.machine.rng import generator
 from ensemble.training.distillation import DistillationRecipe, StudentSchedule, parse_distillation_recipe
+from ensemble.training.pool import read_pool
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.student import prepare
+from ensemble.training.teachers import made_teacher
 from models import create_model, model_card
 from models.cifar import CIFAR10_CLASSES
 
@@ -480,3 +483,85 @@ def test_a_finished_run_does_not_answer_for_other_images(dataset: Path, tmp_path
     assert cli.main(line(tmp_path, other, "--resume")) == 2
     assert "the dataset holds other images now" in capsys.readouterr().err
     assert cli.main(line(tmp_path, dataset, "--resume")) == 0
+
+
+def test_a_finished_run_without_its_checkpoint_keeps_its_network(
+    tmp_path: Path, dataset: Path, real: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line(tmp_path, dataset, "--labels", "hard", "--epochs", "1")
+    assert cli.main(words) == 0
+    (tmp_path / "out/checkpoint.pt").unlink()
+    weights = (tmp_path / "out/weights.safetensors").read_bytes()
+    refused(
+        [*words, "--resume", "--test", str(real)], "holds a finished distillation without its checkpoint.pt", capsys
+    )
+    assert (tmp_path / "out/weights.safetensors").read_bytes() == weights
+
+
+def test_weights_of_a_teacher_that_changed_are_not_gone_on_with(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "teacher.pth"
+    torch.save(create_model("resnet20_cifar:width=0.25@random")[0].state_dict(), file)
+    words = line(tmp_path, dataset, "--teacher", f"resnet20_cifar:width=0.25@{file}")
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        assert cli.main(words) == 130
+    capsys.readouterr()
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"linear.bias": state["linear.bias"] + 1}, file)
+    refused([*words, "--resume"], "are not those that the distillation began with", capsys)
+    torch.save(state, file)
+    assert cli.main([*words, "--resume"]) == 0
+    assert list(summary_of(tmp_path)["teacher_weights"]) == [f"resnet20_cifar:width=0.25@{file}"]
+
+
+def test_what_a_run_begins_from_is_not_replaced(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line(tmp_path, dataset, "--labels", "hard", "--epochs", "1")
+    assert cli.main(words) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    capsys.readouterr()
+    words[words.index("--student") + 1] = f"{STUDENT}@{tmp_path / 'out/weights.safetensors'}"
+    refused([*words, "--overwrite"], "which would be replaced; copy it, or give another folder", capsys)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_only_the_test_may_be_another_later(tmp_path: Path, dataset: Path, real: Path, capsys) -> None:
+    words = line(tmp_path, dataset, "--labels", "hard", "--epochs", "1")
+    assert cli.main(words) == 0
+    seconds = summary_of(tmp_path)["wall_seconds"]
+    refused([*words, "--resume", "--test", str(real), "--set", "test_every=1"], "differs in test_every", capsys)
+    assert cli.main([*words, "--resume", "--test", str(real)]) == 0
+    assert summary_of(tmp_path)["wall_seconds"] > 0.9 * seconds  # those of the training stay
+
+
+def test_a_network_that_datasets_call_otherwise_teaches_once(tmp_path: Path) -> None:
+    known = {"model": "resnet20_cifar", "sha256": "ab"}
+    first = a_dataset(tmp_path / "a", teachers={"first": known})
+    second = a_dataset(tmp_path / "b", seed=1, teachers={"first": {"model": "other", "sha256": "cd"}})
+    third = write_dataset(
+        tmp_path / "c",
+        *pictures(20, 2, SHUFFLED),
+        SHUFFLED,
+        {"second": torch.ones(20, 10)},
+        {"second": {"model": "resnet20_cifar@elsewhere.safetensors", "sha256": "ab"}},
+    )
+    pool = read_pool([str(first), str(third)])
+    assert list(pool.teachers) == ["first"] and len(pool.stored["first"]) == 40
+    assert pool.called("first") == "first (resnet20_cifar)"
+    assert (pool.stored["first"][20:] == 1).all()
+    with pytest.raises(ValueError, match="the teacher first of "):
+        read_pool([str(first), str(second)])
+
+
+def test_a_teacher_without_names_has_the_classes_as_they_were_made(tmp_path: Path) -> None:
+    """Whatever order the student has them in."""
+    made = a_dataset(tmp_path / "set", names=SHUFFLED)
+    pool = read_pool([str(made)]).ordered(CIFAR10_CLASSES)
+    assert pool.as_made == SHUFFLED
+    net, card = create_model("resnet20_cifar")
+    nameless = replace(card, class_names=(), label_space="")
+    teacher = made_teacher("net", net, nameless, pool.data.class_names, pool.as_made, torch.device("cpu"))
+    assert teacher.columns.tolist() == [SHUFFLED.index(name) for name in CIFAR10_CLASSES]

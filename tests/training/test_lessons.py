@@ -41,7 +41,9 @@ def said(seed: int, n: int = 8) -> torch.Tensor:
 
 def pool_of(stored: dict[str, torch.Tensor], n: int = 8) -> Pool:
     data = LabelledImages(noise(n), torch.arange(n) % 10, CIFAR10_CLASSES)
-    return Pool(data, 32, {name: Source(name, None, CIFAR10_CLASSES) for name in stored}, stored, "digest")
+    return Pool(
+        data, 32, {name: Source(name, None, CIFAR10_CLASSES) for name in stored}, stored, "digest", CIFAR10_CLASSES
+    )
 
 
 STUDENT = torch.randn(4, 10, generator=generator(9, "student"))

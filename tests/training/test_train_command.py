@@ -131,12 +131,25 @@ def test_other_data_are_not_gone_on_with(
     with monkeypatch.context() as patch:
         interrupted_after(1, patch)
         assert cli.main(line(tmp_path, cifar_like)) == 130
+    retested = write_images(tmp_path / "retested", CIFAR10_CLASSES)
+    shutil.rmtree(retested / "train")
+    shutil.copytree(cifar_like / "train", retested / "train")
+    for file in (retested / "test").rglob("*.png"):
+        Image.new("RGB", (32, 32)).save(file)
     for finished in (False, True):
         before = contents(tmp_path / "out")
+        assert cli.main(line(tmp_path, retested, "--resume")) == 2
+        assert "holds other images or classes than where" in capsys.readouterr().err
         assert cli.main(line(tmp_path, other, "--resume")) == 2
-        assert "holds other training images or classes than where" in capsys.readouterr().err
+        assert "holds other images or classes than where" in capsys.readouterr().err
         assert contents(tmp_path / "out") == before
         assert finished or cli.main(line(tmp_path, moved, "--resume")) == 0
+
+
+def test_a_class_that_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_images(tmp_path / "data", (*CIFAR10_CLASSES[1:], "caf\udce9"))
+    assert cli.main(line(tmp_path, data)) == 2
+    assert r"a class folder whose name is not UTF-8, 'caf\udce9'; rename it" in capsys.readouterr().err
 
 
 def test_an_export_into_a_file_is_refused_first(
