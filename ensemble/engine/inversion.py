@@ -155,18 +155,10 @@ class Inversion:
         self.step += 1
         if polled:
             self.guard.check(before)
-        in_last = index == len(self.stages) - 1
-        early = self.early_stopping if in_last and followed is not None else None
-        if early is not None and followed is not None and early.update(followed[0]) and not last:
-            last, event = True, "no progress: the run ends here"
-        if (own := self._image_optimizer) is not None:
-            if own.done and not last:
-                last, event = True, "every search has ended: the run ends here"
-            if last:
-                own.settle()
-        met = self.enough is not None and followed is not None and self.enough.update(followed[1])
-        if met and in_last and not last:
-            last, event = True, "nothing is left to pull: the run ends here"
+        if (why := self._why_it_ends(index == len(self.stages) - 1, followed)) and not last:
+            last, event = True, f"{why}: the run ends here"
+        if last and (own := self._image_optimizer) is not None:
+            own.settle()
         self.ended = last and self.step < self.iterations
         self._keep_best(index, local, last)
         save = due or (polled and exchanged.flag("save"))
@@ -205,6 +197,17 @@ class Inversion:
         if self.heard is None:
             return total, asked
         return self.heard.update(self.weights_at(self.step).keys() & {*self.loss.teachers}, total, asked)
+
+    def _why_it_ends(self, in_last_stage: bool, followed: tuple[float, float] | None) -> str:
+        """Why no step need follow, in words; empty where one does. Tells what follows the loss of this step."""
+        total, asked = followed or (0.0, 0.0)
+        early = bool(in_last_stage and followed and self.early_stopping and self.early_stopping.update(total))
+        met = bool(followed and self.enough and self.enough.update(asked))
+        if self._image_optimizer is not None and self._image_optimizer.done:
+            return "every search has ended"
+        if met and in_last_stage:
+            return "nothing is left to pull"
+        return "no progress" if early else ""
 
     def _agreed(self, value: torch.Tensor) -> float:
         """A scalar as the owner has it: devices of different kinds round differently, and all must decide alike."""
