@@ -154,20 +154,14 @@ class Runtime(Checked):
     precision: Literal["auto", "fp32", "bf16", "fp16", "tf32", "fp64"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     micro_batch: PositiveInt | Literal["auto"] | None = None
-    """At most so many images at once through a teacher; `auto` halves on out-of-memory."""
+    """At most so many images at once through a teacher; `auto` halves on out-of-memory. Under `reproducible: ranks`
+    any value says that cells go one by one, each of at most `cell_size` images."""
     reproducible: Literal["placement", "ranks"] = "placement"
     """`ranks`: bitwise the same images on any number of ranks, slower."""
     cell_size: PositiveInt = 50
     """Images per cell under `reproducible: ranks`."""
     timeout: PositiveFloat = 600.0
     """Seconds after which a collective gives up on a rank; replicas do not wait for each other before the end."""
-
-    def rules(self) -> Iterator[str]:
-        if self.reproducible == "ranks" and self.micro_batch is not None:
-            yield (
-                "micro_batch: under `reproducible: ranks` a cell goes through a teacher at once; leave it out, and set "
-                f"cell_size, now {self.cell_size} (--set runtime.cell_size=N)"
-            )
 
 
 @dataclass(frozen=True)

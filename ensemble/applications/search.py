@@ -4,7 +4,7 @@ A space is a YAML file that names fields and their values:
 
   objectives[0].weight: {low: 0.1, high: 30, log: true}
   stages[0].iterations: {low: 30, high: 300, int: true}
-  ensemble.acting: [all, turn]
+  optimizer.schedule: [cosine, constant]
 
 Point 0 is the recipe as it is. Metrics: `student`, the accuracy of a small network trained on a point's images, on
 held-out generated images as the judge labels them; `agreement`, the share of images that the judge reads as their

@@ -244,6 +244,8 @@ class Inversion:
         if (own := self._image_optimizer) is not None:
             own.bounds = self.image.bounds()
         self.plateau = stage.optimizer.plateau()
+        if self.heard is not None:
+            self.heard = Heard(self.heard.teachers)
         self._stage_index = index
         return f"stage {index + 1} of {len(self.stages)}: {stage.iterations} steps" if len(self.stages) > 1 else ""
 

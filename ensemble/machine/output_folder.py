@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ensemble.machine.files import why_unwritable
+from ensemble.machine.files import user_path, why_unwritable
 from ensemble.machine.lock import contents, held, not_empty
 
 _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -50,6 +50,19 @@ class OutputFolder:
                 f"{_ANOTHER}",
             )
         return bool(names)
+
+    def removes(self, name: str) -> bool:
+        """Whether what lies in the folder under this name is removed where it is replaced."""
+        return False
+
+    def check_kept(self, sources: Iterable[str | Path]) -> None:
+        """ValueError where one of these, from which a run begins, would be removed before it ends."""
+        folder = self.path.resolve()
+        for source in map(user_path, sources):
+            place = source.resolve()
+            within = place.relative_to(folder).parts if source.exists() and place.is_relative_to(folder) else ()
+            if within and self.removes(within[0]):
+                raise ValueError(f"output: {source} would be replaced by what begins from it; give another folder")
 
     def remove(self, names: Iterable[str]) -> None:
         """Files of these names, also half-written ones, in this order."""

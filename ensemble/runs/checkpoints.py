@@ -124,13 +124,11 @@ class Restored:
         checkpoint = self.trials[trial]
         return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"], checkpoint.step)
 
-    def history(self, iterations: int, command: str) -> History:
-        """What the run did so far; `command` asks for so many steps of it."""
-        if not self.trials:
-            return History(command)
+    @property
+    def told(self) -> list[tuple[Mapping[str, Any], int]]:
+        """What each trial tells of the run's history, and how many steps it was to have."""
         metas = [checkpoint.meta for checkpoint in self.trials.values()]
-        shortest = min(_iterations(meta["recipe"]) for meta in metas)
-        return History.restored((meta["history"] for meta in metas), shortest, iterations, command)
+        return [(meta.get("history", {}), _iterations(meta["recipe"])) for meta in metas]
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
         """ValueError where a teacher's weights or statistics file is not the one that the run began with."""

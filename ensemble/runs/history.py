@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,13 +22,20 @@ class History:
     """How many steps it had in all before it was made longer, each time."""
 
     @classmethod
-    def restored(cls, saved: Iterable[Mapping[str, Any]], iterations: int, longer: int, command: str) -> History:
-        """The longest of those `saved`, which was to have so many steps and now has `longer`, as `command` asks."""
-        history = max((cls(**{**one, "shorter": tuple(one["shorter"])}) for one in saved), key=lambda h: h.wall_seconds)
-        if longer == iterations or iterations in history.shorter:
-            return history
-        both = " && ".join(filter(None, (history.command, command)))
-        return replace(history, command=both, shorter=(*history.shorter, iterations))
+    def of(cls, saved: Sequence[tuple[Mapping[str, Any], int]], now: int, command: str) -> History:
+        """What all trials tell, each with how many steps it was to have; `command` asks for so many `now`."""
+        if not saved:
+            return cls(command)
+        told = [cls(**{**one, "shorter": tuple(one.get("shorter", ()))}) for one, _ in saved]
+        latest = max(told, key=lambda history: history.wall_seconds)
+        lengths = {length for _, length in saved}
+        shorter = {*lengths, *(length for one in told for length in one.shorter)}
+        commands = [latest.command, command if max(lengths) < now else ""]
+        return replace(
+            latest,
+            command=" && ".join(filter(None, commands)),
+            shorter=tuple(sorted(length for length in shorter if length < now)),
+        )
 
     def plus(self, *, wall: float, startup: float | None, steps: int, steady: float) -> History:
         """With what this process did."""
@@ -41,7 +48,7 @@ class History:
         )
 
     def plain(self) -> dict[str, Any]:
-        """For a checkpoint; the inverse is `restored`."""
+        """For a checkpoint; `of` reads it."""
         return asdict(self)
 
     def notes(self) -> list[str]:
@@ -51,5 +58,5 @@ class History:
         steps = ", then ".join(map(str, self.shorter))
         return [
             f"the run began with {steps} steps and was made longer: learning rates up to there were those of the "
-            "shorter run, so the recipe run anew gives other images"
+            "shorter run, so the recipe run anew may give other images"
         ]

@@ -130,8 +130,6 @@ def make_plan(
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):
         raise ValueError("; ".join(wrong))
     notes += _idle_statistics(files, measurements, formulation)
-    if classes is not None and (left := len(classes) - _batch_size(recipe, len(classes)) * recipe.trials) > 0:
-        notes.append(f"targets: {left} of {len(classes)} classes have no image; more trials have them (--trials)")
     if denied:
         notes.append("compile: there is no compiler here, or no header of Python; the teachers run uncompiled")
     judges = tuple(name if name not in names else f"{name}#verifier" for name in unique_names(recipe.verifiers))
@@ -257,6 +255,15 @@ def own_targets(targets: torch.Tensor, entry: TeacherEntry, first: ModelCard) ->
             "it out of the targets"
         )
     return mapped
+
+
+def left_out(plan: Plan) -> list[str]:
+    """A line where a run is too short for all of its target classes."""
+    classes = set(plan.classes or ())
+    missing = classes - set(plan.turns[: plan.batch_size * plan.recipe.trials])
+    if not missing:
+        return []
+    return [f"targets: {len(missing)} of {len(classes)} classes have no image; more trials have them (--trials)"]
 
 
 def check_placement(plan: Plan, ranks: int) -> None:

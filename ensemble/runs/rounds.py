@@ -93,6 +93,9 @@ class RoundsFolder(OutputFolder):
             if _PART.fullmatch(recipe.parent.name):
                 write_text(recipe, dump_yaml(_moved(load_yaml(recipe), f"{before}/", f"{here}/")))
 
+    def removes(self, name: str) -> bool:
+        return name in (SUMMARY, WEIGHTS) or _PART.fullmatch(name) is not None
+
     def end(self, weights: Path, summary: Mapping[str, Any]) -> None:
         """The last student's, beside what the rounds were."""
         (self.path / SUMMARY).unlink(missing_ok=True)
@@ -109,8 +112,10 @@ def _moved(node: Any, before: str, here: str) -> Any:
         return [_moved(value, before, here) for value in node]
     if not isinstance(node, str):
         return node
-    name, at, file = node.rpartition("@") if f"@{before}" in node else ("", "", node)
-    return f"{name}{at}{here}{file.removeprefix(before)}" if file.startswith(before) else node
+    if node.startswith(before):
+        return here + node.removeprefix(before)
+    name, at, rest = node.partition(f"@{before}")  # as a network's weights
+    return f"{name}@{here}{rest}" if at else node
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,10 @@ class RoundsRun:
         if model_card(student).family == "edge_popup":
             raise ValueError(f"student: {student} learns the scores of a subnet from the start, and rounds go on")
         learner = prepare(self.recipe)  # real images that the last lesson is tested on are read here, too
-        self.recipe.lesson.begin(learner.pool, learner.card, self.recipe.schedule, self.device)
+        if not (resume and self.folder.student(0).path.exists()):
+            self.recipe.lesson.begin(learner.pool, learner.card, self.recipe.schedule, self.device)
         if overwrite:
-            TrainingFolder(self.folder.path).check_outside(begins_from(self.recipe))
+            self.folder.check_kept(begins_from(self.recipe))
         self._job(1, student if "@" in student else f"{student}@random", resume=False, overwrite=False)
 
     def run(self, *, resume: bool, overwrite: bool, progress: ProgressReporter) -> dict[str, Any]:

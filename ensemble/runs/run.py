@@ -19,8 +19,9 @@ from ensemble.machine.progress import FallingSilent, ProgressReporter
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime
 from ensemble.runs.folder import ResultsFolder
+from ensemble.runs.history import History
 from ensemble.runs.origin import Origin, versions
-from ensemble.runs.plan import Plan, own_targets
+from ensemble.runs.plan import Plan, left_out, own_targets
 from ensemble.runs.prepare import agree_on_auto, notes_of, ready
 from ensemble.runs.results import Results, image_rows, recipe_text
 from ensemble.runs.summary import Verifiers, layer_rows, summarise, verify, warnings_of
@@ -59,7 +60,8 @@ def run(
         restored, plan = _restore(plan, folder, context, replica, trials)
     plan, ensemble, verifiers = ready(plan, context, replica, trials[0], progress.message, restored.check_weights)
     recipe = plan.recipe
-    history = restored.history(recipe.iterations, command)
+    told = [one for some in context.gather(restored.told if replica.is_main else []) for one in some]
+    history = History.of(told, recipe.iterations, command)
     metrics: JsonLines | None = None
     if folder is not None:
         _open(plan, folder, context, restored, trials, resume or overwrite, history.notes())
@@ -212,7 +214,7 @@ def _restore(
 
 def _tell_notes(here: Replica, context: ProcessContext) -> None:
     """What the user should know before the first step."""
-    for text in notes_of(here.plan, here.ensemble):
+    for text in (*notes_of(here.plan, here.ensemble), *left_out(here.plan)):
         here.progress.message(text)
     now = Origin(here.ensemble.weights, versions(context.device), here.context.world_size)
     notes = here.restored.notes(here.plan, now)

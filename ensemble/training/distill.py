@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def distill(
     do not match, and where the loss is not finite.
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
+    if resume and folder.finished and not folder.has_checkpoint and not folder.changes(recipe):
+        return folder.read_summary()
     if resume and folder.finished and all(is_below(path, ("dataset",)) for path in folder.changes(recipe)):
         saved = folder.read_checkpoint()
         if saved is not None and saved.get("dataset") == read_pool(recipe.dataset).digest:  # wherever it lies now
@@ -81,7 +84,7 @@ def _distill(
     if saved is None:
         if resume:
             folder.check_goes_on()
-        folder.check_outside(begins_from(recipe))
+        folder.check_kept(begins_from(recipe))
         folder.begin(recipe, overwrite=overwrite or resume)
     elif others := [name for name, digest in weights.items() if saved.get("teachers", {}).get(name, digest) != digest]:
         raise ValueError(f"resume: the weights of {', '.join(others)} are not those that the distillation began with")
@@ -157,7 +160,7 @@ def _trained(
         )
 
 
-def begins_from(recipe: DistillationRecipe) -> list[str]:
+def begins_from(recipe: DistillationRecipe) -> list[str | Path]:
     """The files and folders that a distillation reads; some may be names that are none."""
     teachers = recipe.lesson.teachers if isinstance(recipe.lesson, Soft) else ()
     return [*recipe.dataset, *weights_files([recipe.student, *teachers])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from ensemble.machine.files import (
     JsonLines,
     read_json,
     read_json_lines,
-    user_path,
     write_bytes,
     write_json,
     write_json_lines,
@@ -50,6 +49,11 @@ class TrainingFolder(OutputFolder):
     @property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.path / CHECKPOINT).exists()
 
     @property
     def finished(self) -> bool:
@@ -106,19 +110,14 @@ class TrainingFolder(OutputFolder):
 
     def check_goes_on(self) -> None:
         """ValueError where a run ended here and what it would go on from is gone: its network would be lost."""
-        if self.finished and not (self.path / CHECKPOINT).exists():
+        if self.finished and not self.has_checkpoint:
             raise ValueError(
                 f"resume: {self.path} holds a finished {self.what} without its {CHECKPOINT}, from which it would go "
                 "on; give another folder, or pass --overwrite to train anew"
             )
 
-    def check_outside(self, files: Iterable[str | Path]) -> None:
-        """ValueError where one of these, from which a run begins, is what replacing this folder would remove."""
-        for file in map(user_path, files):
-            if file.exists() and file.resolve().is_relative_to(self.path.resolve()):
-                raise ValueError(
-                    f"overwrite: {file} lies in {self.path}, which would be replaced; copy it, or give another folder"
-                )
+    def removes(self, name: str) -> bool:
+        return name in _FILES
 
     def _check_same(self, recipe: RunRecipe) -> None:
         changed = [path for path in self.changes(recipe) if not is_below(path, recipe.free)]

@@ -12,7 +12,6 @@ from pydantic import Field, NonNegativeFloat
 
 from ensemble.config.kinds import Kind
 from ensemble.data.soft_labels import Average, centred, deviation, pooled, scales
-from ensemble.machine.files import user_path
 from ensemble.training.augment import MixedLabels
 from ensemble.training.hard_labels import Teaching, hard_labels
 from ensemble.training.pool import Pool
@@ -154,8 +153,8 @@ class Live(Soft, kind="live"):
 
     def digests(self, pool: Pool) -> Mapping[str, str]:
         specs = {name: pool.teachers[name].model if name in pool.teachers else name for name in self.names(pool)}
-        files = {name: user_path(parse_spec(spec).weights) for name, spec in specs.items()}
-        return {name: sha256(file) for name, file in files.items() if file.is_file()}
+        files = {name: parse_spec(spec).path for name, spec in specs.items()}
+        return {name: sha256(file) for name, file in files.items() if file is not None and file.is_file()}
 
 
 def _reach(teacher: LabelTeacher, pool: Pool) -> float:

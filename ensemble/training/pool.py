@@ -16,6 +16,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.data.shards import is_dataset
 from ensemble.data.tree import few
 from ensemble.machine.files import user_path
+from models import parse_spec
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class Source:
     """Where these are among its own, where the recipe mapped them."""
 
     def is_same(self, other: Source) -> bool:
-        """Whether both are one network: by its weights' file, else by its name."""
-        return self.sha256 == other.sha256 if self.sha256 or other.sha256 else self.model == other.model
+        """Whether both are one network: of one name and options, with weights of one file, or named alike."""
+        if self.sha256 is None and other.sha256 is None:
+            return self.model == other.model
+        mine, its = parse_spec(self.model), parse_spec(other.model)
+        return (mine.name, mine.options, self.sha256) == (its.name, its.options, other.sha256)
 
     @property
     def places(self) -> dict[str, int]:
@@ -90,7 +94,10 @@ def read_pool(paths: Sequence[str]) -> Pool:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("dataset: a folder is given twice; give each once")
     pools = [_read(folder) for folder in folders]
-    pools = [pools[0], *(pool.known_as(pools[0].teachers) for pool in pools[1:])]
+    known: dict[str, Source] = {}
+    for place, pool in enumerate(pools):
+        pools[place] = pool.known_as(known)
+        known = pools[place].teachers | known
     for earlier, later in combinations(zip(folders, pools, strict=True), 2):
         _check_fits(*later, *earlier)
     first = pools[0]

@@ -22,7 +22,7 @@ from ensemble.training.loop import Progress, State, train
 from ensemble.training.reading import evaluate
 from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
-from models import ModelCard, check_reads, create_model, parse_spec, sha256, untrained_model
+from models import ModelCard, check_reads, class_indices, create_model, parse_spec, sha256, untrained_model
 
 
 def run(
@@ -82,13 +82,13 @@ def _train(
     check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
     schedule = recipe.schedule.settled(device, saved)
-    digest = _digest_of(train_set, test_set)
+    digests = {"data": _digest_of(train_set), "test_data": _digest_of(test_set)}
     if saved is None:
         if resume:
             folder.check_goes_on()
-        folder.check_outside(weights_files([recipe.model]))
+        folder.check_kept(weights_files([recipe.model]))
         folder.begin(recipe, overwrite=overwrite or resume)
-    elif saved.get("data", digest) != digest:
+    elif any(saved.get(name, digest) != digest for name, digest in digests.items()):
         raise ValueError(
             f"resume: {recipe.data.path} holds other images or classes than where {folder.path} began; give those, or "
             "pass --overwrite instead"
@@ -112,9 +112,7 @@ def _train(
                 device=device,
                 compile_net=recipe.compile and hardware.can_compile(device),
                 saved=saved,
-                after_epoch=recorder(
-                    folder, metrics, progress, began, {"data": digest, "precision": schedule.precision}
-                ),
+                after_epoch=recorder(folder, metrics, progress, began, {**digests, "precision": schedule.precision}),
             )
         finally:
             progress.close()
@@ -181,9 +179,15 @@ def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[Lab
     train_set, test_set = (load_images(data.path, split, size) for split in (data.train, data.test))
     check_same_classes(data.path, {data.train: train_set, data.test: test_set})
     check_classes(data, card, train_set.class_names)
-    if set(card.class_names) == set(train_set.class_names):
-        return train_set.ordered(card.class_names), test_set.ordered(card.class_names)
-    return train_set, test_set
+    names = train_set.class_names
+    known = {} if all(name.isdecimal() for name in names) else class_indices(card, names)
+    if {known.get(name) for name in names} != {*range(card.num_classes)}:
+        return train_set, test_set
+    own = card.class_names
+    return (
+        replace(train_set, labels=train_set.numbered(known), class_names=own),
+        replace(test_set, labels=test_set.numbered(known), class_names=own),
+    )
 
 
 def check_padding(crop_padding: int, size: int) -> None:
@@ -192,16 +196,14 @@ def check_padding(crop_padding: int, size: int) -> None:
         raise ValueError(f"augmentation.crop_padding: {crop_padding} must be below the image size {size}")
 
 
-def weights_files(specs: Iterable[str]) -> list[str]:
-    """The weights that these networks name, which may be files."""
-    return [weights for spec in specs if (weights := parse_spec(spec).weights) not in ("default", "random")]
+def weights_files(specs: Iterable[str]) -> list[Path]:
+    """The files of weights that these networks name."""
+    return [file for spec in specs if (file := parse_spec(spec).path) is not None]
 
 
-def _digest_of(*splits: LabelledImages) -> str:
-    found = hashlib.sha256()
-    for data in splits:
-        found.update("\n".join(data.class_names).encode())
-        data.hash_into(found)
+def _digest_of(data: LabelledImages) -> str:
+    found = hashlib.sha256("\n".join(data.class_names).encode())
+    data.hash_into(found)
     return found.hexdigest()
 
 

@@ -117,7 +117,6 @@ MISTAKES = {
         ["ensemble.threshold", "1"],
     ),
     "a count of all": ([*TWO, "--set", "ensemble.count=2"], ["ensemble.count", "acting: random"]),
-    "micro-batch of cells": ([*ONE, "--micro-batch", "2", "--reproducible", "ranks"], ["micro_batch", "cell_size"]),
     "ranks of cells": (
         [*ONE, "--set", "teachers[0].ranks=1", "--reproducible", "ranks"],
         ["teachers[0].ranks", "any rank takes any cell"],

@@ -438,6 +438,16 @@ def test_teachers_that_take_turns_are_followed_together(order: tuple[int, ...]) 
     assert heard == pytest.approx([(a + b) / 2 for a, b in pairwise(asked)])
 
 
+def test_what_was_heard_in_an_earlier_stage_does_not_count() -> None:
+    stages = [LiveStage(2, NO_CHANGE, Adam(lr=0.05)), LiveStage(4, Resize(4), Adam(lr=0.05, enough=0.5))]
+    inversion, heard = make(stages=stages, acting="turn"), []
+    assert inversion.enough is not None
+    inversion.enough.update = lambda asked: heard.append(asked) or False  # type: ignore[method-assign, func-returns-value]
+    asked = [float(step.record.total - step.record.prior) for step in finish(inversion)]
+    pairs = [(a + b) / 2 for a, b in pairwise(asked)]
+    assert heard == pytest.approx([pairs[0], *pairs[2:]])
+
+
 def test_a_run_ends_where_nothing_is_left_to_pull() -> None:
     """The priors' part of the loss does not count, and a resumed run ends at the same step."""
     plan = LiveStage(200, NO_CHANGE, Adam(lr=0.05, schedule="constant", enough=0.93))

@@ -26,7 +26,7 @@ from ensemble.data.labelled import load_images
 from ensemble.machine import hardware
 from ensemble.machine.rng import generator
 from ensemble.training.distillation import DistillationRecipe, StudentSchedule, parse_distillation_recipe
-from ensemble.training.pool import read_pool
+from ensemble.training.pool import Source, read_pool
 from ensemble.training.reading import evaluate, inputs_of, recalibrate_bn
 from ensemble.training.student import prepare
 from ensemble.training.teachers import made_teacher
@@ -492,9 +492,9 @@ def test_a_finished_run_without_its_checkpoint_keeps_its_network(
     assert cli.main(words) == 0
     (tmp_path / "out/checkpoint.pt").unlink()
     weights = (tmp_path / "out/weights.safetensors").read_bytes()
-    refused(
-        [*words, "--resume", "--test", str(real)], "holds a finished distillation without its checkpoint.pt", capsys
-    )
+    assert cli.main([*words, "--resume"]) == 0
+    capsys.readouterr()
+    refused([*words, "--resume", "--test", str(real)], "finished distillation without its checkpoint.pt", capsys)
     assert (tmp_path / "out/weights.safetensors").read_bytes() == weights
 
 
@@ -523,8 +523,8 @@ def test_what_a_run_begins_from_is_not_replaced(
     assert cli.main(words) == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     capsys.readouterr()
-    words[words.index("--student") + 1] = f"{STUDENT}@{tmp_path / 'out/weights.safetensors'}"
-    refused([*words, "--overwrite"], "which would be replaced; copy it, or give another folder", capsys)
+    words[words.index("--student") + 1] = f"{STUDENT}@{tmp_path / 'out/checkpoint.pt'}#net"
+    refused([*words, "--overwrite"], "would be replaced by what begins from it; give another folder", capsys)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
@@ -554,6 +554,10 @@ def test_a_network_that_datasets_call_otherwise_teaches_once(tmp_path: Path) -> 
     assert (pool.stored["first"][20:] == 1).all()
     with pytest.raises(ValueError, match="the teacher first of "):
         read_pool([str(first), str(second)])
+    source = Source("resnet20_cifar@a.pth", "ab", SHUFFLED)
+    assert source.is_same(replace(source, model="resnet20_cifar@b.pth"))
+    assert not source.is_same(replace(source, model="resnet20_cifar:mean=0.5@a.pth"))  # it sees other inputs
+    assert not source.is_same(replace(source, sha256=None))
 
 
 def test_a_teacher_without_names_has_the_classes_as_they_were_made(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from ensemble import cli
 from ensemble.applications.train import reproducing_command
 from ensemble.config.yaml_files import load_yaml
 from ensemble.runs.recipes import recipe_file
+from ensemble.training.recipe import DataSpec
+from ensemble.training.run import load_splits
 from ensemble.training.weights import save_weights
 from models import create_model, model_card
 from models._bundled import with_bundled
@@ -121,6 +123,15 @@ def test_trained_weights_keep_the_order_of_their_classes(tmp_path: Path, cifar_l
     assert said[0]["loss"] == pytest.approx(said[1]["loss"], rel=1e-4)
     kept = create_model(f"resnet20_cifar@{tmp_path / 'back/out/weights.safetensors'}")[1]
     assert kept.class_names == backwards.class_names
+
+
+def test_folders_in_another_spelling_are_the_networks_classes(tmp_path: Path) -> None:
+    data = DataSpec(str(write_images(tmp_path / "data", tuple(name.upper() for name in CIFAR10_CLASSES[::-1]))))
+    card = model_card("resnet20_cifar")
+    for split in load_splits(data, card, 4):
+        assert split.class_names == CIFAR10_CLASSES and split.labels.bincount().tolist() == [2] * 10
+    digits = DataSpec(str(write_images(tmp_path / "digits", tuple("0123456789"))))  # of whatever: not those of the card
+    assert load_splits(digits, card, 4)[0].class_names == tuple("0123456789")
 
 
 def test_other_data_are_not_gone_on_with(
