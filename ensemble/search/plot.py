@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ensemble.search.points import PointRow
 from ensemble.search.ranges import Choice, Range
@@ -22,7 +23,8 @@ _COLOURS = {"complete": "C0", "pruned": "C7"}
 def plot(settings: Settings, rows: Sequence[PointRow]) -> bytes:
     """A PNG: the metric over the points with the best so far, and a panel a field with its values against the metric.
 
-    Pruned points are grey, at the mean of the seeds that they saw; point 0, the recipe as it is, is a star.
+    Pruned points are grey, at the mean of the seeds that they saw; point 0, the recipe as it is, is a star; a line
+    goes from the lowest to the highest of a point's seeds.
     """
     shown = [row for row in rows if row["state"] in _COLOURS and row["mean"] is not None]
     fields = settings.space.fields
@@ -44,9 +46,13 @@ def _over_points(panel: Any, settings: Settings, shown: Sequence[PointRow]) -> N
     better = min if settings.metric.minimised else max
     best = list(accumulate((row["mean"] for row in complete), better))
     panel.step([row["point"] for row in complete], best, where="post", color="C1", label="best so far")
+    panel.scatter([], [], marker="*", s=90, color="C0", label="the recipe as it is")
+    panel.scatter([], [], s=20, color="C7", label="broken off")
+    panel.plot([], [], color="C0", lw=1, alpha=0.5, label="its seeds")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("point")
     panel.set_ylabel(settings.metric.kind)
-    panel.legend()
+    panel.legend(fontsize=8)
 
 
 def _of_field(panel: Any, path: str, values: Range | Choice, shown: Sequence[PointRow]) -> None:
@@ -60,10 +66,16 @@ def _of_field(panel: Any, path: str, values: Range | Choice, shown: Sequence[Poi
         _dots(panel, [row["values"][path] for row in known], known)
         if values.log and all(row["values"][path] > 0 for row in known):
             panel.set_xscale("log")
+            few = (1.0, 2.0, 5.0) if values.high / values.low <= 10**1.5 else (1.0,)
+            panel.xaxis.set_major_locator(LogLocator(subs=few))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_title(path, fontsize=9)
 
 
 def _dots(panel: Any, x: Sequence[float], rows: Sequence[PointRow]) -> None:
     for at, row in zip(x, rows, strict=True):
         marker, size = ("*", 90) if row["point"] == 0 else ("o", 20)
-        panel.scatter([at], [row["mean"]], marker=marker, s=size, color=_COLOURS[row["state"]])
+        colour = _COLOURS[row["state"]]
+        panel.scatter([at], [row["mean"]], marker=marker, s=size, color=colour)
+        panel.plot([at, at], [min(row["seeds"]), max(row["seeds"])], color=colour, lw=1, alpha=0.5)
