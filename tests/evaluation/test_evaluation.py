@@ -525,7 +525,8 @@ def test_judge_refuses_classes_it_does_not_have() -> None:
     for names in (("red", "cyan"), ("red", "cyan", "green")):
         with pytest.raises(ValueError, match="colour has no class 'cyan'; name the folders as its 3 classes"):
             Judge(Colour(), RGB, coloured(dict.fromkeys(names, 5)))
-    Judge(Colour(), RGB, coloured({"cyan": 5, "magenta": 5, "yellow": 5}))  # as many: in their order
+    with pytest.warns(UserWarning, match="no folder is named as a class of colour, so they are taken in its order"):
+        Judge(Colour(), RGB, coloured({"cyan": 5, "magenta": 5, "yellow": 5}))
     with pytest.raises(ValueError, match="no real training image is of a class"):
         Judge(Colour(), RGB, coloured({"red": 9})).scale(coloured({"red": 9}), torch.full((5,), 2))
     with pytest.raises(ValueError, match=r"no real image is of 1 of the 1 classes that are judged \(blue\)"):
