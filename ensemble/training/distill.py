@@ -52,9 +52,10 @@ def distill(
     do not match, and where the loss is not finite.
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    if resume and folder.finished and not folder.has_checkpoint and not folder.changes(recipe):
+    changed = folder.changes(recipe) if resume and folder.finished else None
+    if changed == [] and not folder.has_checkpoint:
         return folder.read_summary()
-    if resume and folder.finished and all(is_below(path, ("dataset",)) for path in folder.changes(recipe)):
+    if changed is not None and all(is_below(path, ("dataset",)) for path in changed):
         saved = folder.read_checkpoint()
         if saved is not None and saved.get("dataset") == read_pool(recipe.dataset).digest:  # wherever it lies now
             return folder.read_summary()

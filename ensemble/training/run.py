@@ -180,7 +180,8 @@ def load_splits(data: DataSpec, card: ModelCard, crop_padding: int) -> tuple[Lab
     check_same_classes(data.path, {data.train: train_set, data.test: test_set})
     check_classes(data, card, train_set.class_names)
     names = train_set.class_names
-    known = {} if all(name.isdecimal() for name in names) else class_indices(card, names)
+    foreign = all(name.isdecimal() for name in names) and set(names).isdisjoint(card.class_names)  # digits of whatever
+    known = {} if foreign else class_indices(card, names)
     if {known.get(name) for name in names} != {*range(card.num_classes)}:
         return train_set, test_set
     own = card.class_names

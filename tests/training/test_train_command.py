@@ -132,6 +132,8 @@ def test_folders_in_another_spelling_are_the_networks_classes(tmp_path: Path) ->
         assert split.class_names == CIFAR10_CLASSES and split.labels.bincount().tolist() == [2] * 10
     digits = DataSpec(str(write_images(tmp_path / "digits", tuple("0123456789"))))  # of whatever: not those of the card
     assert load_splits(digits, card, 4)[0].class_names == tuple("0123456789")
+    learned = replace(card, class_names=tuple("9876543210"), label_space="")  # these are its own, in its order
+    assert load_splits(digits, learned, 4)[0].class_names == learned.class_names
 
 
 def test_other_data_are_not_gone_on_with(
