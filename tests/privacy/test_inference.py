@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations, product
 from math import comb, isnan
 
 import numpy as np
@@ -81,6 +81,14 @@ def test_holm_by_hand() -> None:
 def test_a_trend_is_pages() -> None:
     rows = [[1, 2, 3], [1, 3, 2], [1, 2, 3], [2, 1, 3]]
     assert page_p(rows) == pytest.approx(stats.page_trend_test(rows).pvalue) and page_p(rows) < 0.05
+    tied = [[1, 2, 2], [1, 3, 2], [2, 2, 2], [1, 2, 3]]
+    all_ways = [
+        sum(j * rank for row in ways for j, rank in enumerate(row))
+        for ways in product(*(permutations(stats.rankdata(row)) for row in tied))
+    ]
+    seen = sum(j * rank for row in tied for j, rank in enumerate(stats.rankdata(row)))
+    assert page_p(tied) == pytest.approx(np.mean(np.array(all_ways) >= seen - 1e-9))
+    assert page_p([[1, 1, 1]]) == 1.0
 
 
 def test_halvings_of_one_arm_are_about_a_half() -> None:
