@@ -100,6 +100,12 @@ class ModelCard:
         return self.weights.get(self.default_weights or "")
 
     @property
+    def input_convention(self) -> str:
+        """How it is to see images, in words: input size, mean and std."""
+        mean, std = ("/".join(map(str, map(float, values))) for values in (self.mean, self.std))
+        return f"{self.input_size} px, mean {mean}, std {std}"
+
+    @property
     def assumed(self) -> dict[str, tuple[float, ...]]:
         """Those of `mean` and `std` that nobody said, by name."""
         return {key: value for key, value in (("mean", self.mean), ("std", self.std)) if isinstance(value, Assumed)}

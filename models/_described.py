@@ -13,6 +13,7 @@ from models._card import ModelCard
 def described(card: ModelCard, says: Mapping[Any, Any], where: str) -> ModelCard:
     """`card` with what `says` holds instead: input_size, mean, std, class_names, label_space.
 
+    What is known of real batches (`Weights.levels`) holds for one input size, mean and std, and goes with them.
     A mean or std has a number for each of the card's channels, or one for all. Class names without a label space (and
     the reverse) clear the other where they differ from the card's.
     Raises ValueError that begins with `where` and tells all unknown or malformed entries, and another number of
@@ -37,7 +38,10 @@ def described(card: ModelCard, says: Mapping[Any, Any], where: str) -> ModelCard
         said.setdefault("label_space", "")
     if said.get("label_space", card.label_space) != card.label_space:
         said.setdefault("class_names", ())
-    return replace(card, **said)
+    other = replace(card, **said)
+    if other.input_convention != card.input_convention:
+        other = replace(other, weights={tag: replace(known, levels={}) for tag, known in card.weights.items()})
+    return other
 
 
 def _other_classes(card: ModelCard, said: Mapping[str, Any]) -> list[str]:

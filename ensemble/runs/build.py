@@ -82,11 +82,11 @@ class PlacedEnsemble:
 
     @property
     def weights(self) -> dict[str, str]:
-        """By the teachers' names, digests of their weights and measured statistics."""
+        """By the teachers' names, digests of their weights and measured statistics, and how they see images."""
         found: dict[str, str] = {}
         for teacher in self.teachers:
             digests = [teacher.digest] if teacher.measurement is None else [teacher.digest, teacher.measurement.digest]
-            found[teacher.profile.name] = ", ".join(digests)
+            found[teacher.profile.name] = ", ".join([*digests, teacher.profile.card.input_convention])
         return found
 
     @property

@@ -131,7 +131,7 @@ class Restored:
         return [(meta.get("history", {}), _iterations(meta["recipe"])) for meta in metas]
 
     def check_weights(self, weights: Mapping[str, str]) -> None:
-        """ValueError where a teacher's weights or statistics file is not the one that the run began with."""
+        """ValueError where a teacher is not as it was when the run began."""
         for checkpoint in self.trials.values():
             _origin(checkpoint).check_weights(weights, "run")
 

@@ -85,6 +85,7 @@ def _teachers(here: Replica, folder: DatasetFolder, rows: Mapping[int, BatchRow]
             continue
         name, loaded = placed.profile.name, placed.profile.card.loaded
         found[name] = {"model": entry.model, "sha256": loaded.sha256 if loaded else None}
+        found[name]["input"] = placed.profile.card.input_convention
         if entry.classes is not None:
             found[name]["classes"] = entry.classes
         if placed.measurement is not None:

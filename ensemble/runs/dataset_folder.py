@@ -63,7 +63,7 @@ class Begun:
     images: int
     """That were asked for last."""
     weights: dict[str, str]
-    """Digests of the teachers' weights and statistics, by name."""
+    """Digests of the teachers' weights and statistics and how they see images, by name."""
     versions: dict[str, str]
     ranks: int
     """That worked on one batch."""

@@ -22,17 +22,18 @@ class Origin:
     """What decides images beside the recipe."""
 
     weights: Mapping[str, str | None]
-    """Digests of the teachers' weights and statistics, by name; None where none was recorded."""
+    """Digests of the teachers' weights and statistics and how they see images, by name; None: not recorded."""
     versions: Mapping[str, str]
     ranks: int
     """That worked on one batch."""
 
     def check_weights(self, now: Mapping[str, str], what: str) -> None:
-        """ValueError where a teacher's weights or statistics file is not the one that `what` began with."""
+        """ValueError where a teacher is not as it was when `what` began."""
         others = [name for name, digest in now.items() if self.weights.get(name) not in (None, digest)]
         if others:
             raise ValueError(
-                f"resume: weights or statistics of {', '.join(others)} are not those that the {what} began with"
+                f"resume: weights, statistics, input size, mean or std of {', '.join(others)} are not those that the "
+                f"{what} began with"
             )
 
     def notes(self, now: Origin, what: str, runtime: Runtime) -> list[str]:

@@ -88,7 +88,10 @@ def _distill(
         folder.check_kept(begins_from(recipe))
         folder.begin(recipe, overwrite=overwrite or resume)
     elif others := [name for name, digest in weights.items() if saved.get("teachers", {}).get(name, digest) != digest]:
-        raise ValueError(f"resume: the weights of {', '.join(others)} are not those that the distillation began with")
+        raise ValueError(
+            f"resume: weights, input size, mean or std of {', '.join(others)} are not those that the distillation "
+            "began with"
+        )
     elif saved.get("dataset") != pool.digest:
         raise ValueError(
             f"resume: the dataset holds other images now than where {folder.path} began; pass --overwrite instead"

@@ -18,7 +18,7 @@ from ensemble.training.pool import Pool
 from ensemble.training.schedule import Schedule
 from ensemble.training.soft_labels import kl_divergence, squared_distance
 from ensemble.training.teachers import LabelTeacher, made_teacher
-from models import ModelCard, create_model, parse_spec, sha256
+from models import ModelCard, create_model, model_card, parse_spec, sha256
 
 _ToldOf = Callable[[torch.Tensor, MixedLabels], torch.Tensor]
 """What a student is to say of views, and of which images are in them (`Teaching`)."""
@@ -37,7 +37,7 @@ class Lesson(Kind, default="live"):
         """Whose labels they are."""
 
     def digests(self, pool: Pool) -> Mapping[str, str]:
-        """SHA-256 by name of the weights that are files and are read for it."""
+        """By name, of those that are read for it and whose weights are files: their SHA-256, and how they see images."""
         return {}
 
 
@@ -152,9 +152,13 @@ class Live(Soft, kind="live"):
         return self.teachers or tuple(pool.teachers)
 
     def digests(self, pool: Pool) -> Mapping[str, str]:
-        specs = {name: pool.teachers[name].model if name in pool.teachers else name for name in self.names(pool)}
-        files = {name: parse_spec(spec).path for name, spec in specs.items()}
-        return {name: sha256(file) for name, file in files.items() if file is not None and file.is_file()}
+        found = {}
+        for name in self.names(pool):
+            spec = pool.teachers[name].model if name in pool.teachers else name
+            file = parse_spec(spec).path
+            if file is not None and file.is_file():
+                found[name] = f"{sha256(file)}, {model_card(spec).input_convention}"
+        return found
 
 
 def _reach(teacher: LabelTeacher, pool: Pool) -> float:
@@ -175,5 +179,10 @@ def _network(name: str, pool: Pool, device: torch.device) -> LabelTeacher:
             raise ValueError(
                 f"teacher: the weights of {source.model} are others than those that made the dataset; name the "
                 "network by --teacher MODEL, or ask for --labels stored"
+            )
+        if source.input not in (None, card.input_convention):
+            raise ValueError(
+                f"teacher: {source.model} saw images otherwise when it made the dataset ({source.input}) than it does "
+                f"now ({card.input_convention}); mend its card, or name the network by --teacher MODEL"
             )
     return made_teacher(name, net, card, pool.data.class_names, order, device, classes)

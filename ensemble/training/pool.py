@@ -30,9 +30,13 @@ class Source:
     """The dataset's."""
     classes: Mapping[str, int] | None = None
     """Where these are among its own, where the recipe mapped them."""
+    input: str | None = None
+    """How it saw images: input size, mean and std, in words; None: the dataset does not say."""
 
     def is_same(self, other: Source) -> bool:
         """Whether both are one network: of one name and options, with weights of one file, or named alike."""
+        if None not in (self.input, other.input) and self.input != other.input:
+            return False
         if self.sha256 is None and other.sha256 is None:
             return self.model == other.model
         mine, its = parse_spec(self.model), parse_spec(other.model)
@@ -127,8 +131,8 @@ def _read(folder: Path) -> Pool:
     data, stored = made.labelled(), {name: made.logits(name) for name in made.teachers}
     said = made.manifest["teachers"]
     teachers = {
-        name: Source(said[name]["model"], said[name].get("sha256"), data.class_names, said[name].get("classes"))
-        for name in made.teachers
+        name: Source(about["model"], about.get("sha256"), data.class_names, about.get("classes"), about.get("input"))
+        for name, about in said.items()
     }
     digest = json.dumps([shard["sha256"] for shard in made.manifest["shards"]])
     return Pool(data, made.size, teachers, stored, digest, data.class_names)

@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_the_file_that_it_began_with(run, data: Path, tmp_pat
     assert run(*calibrate, 9).code == 0 and run(*inversion, "--iterations", 2).code == 0
     assert run(*calibrate, 8).code == 0
     ended = run(*inversion, "--iterations", 4, "--resume")
-    assert ended.code == 2 and "weights or statistics of tiny_a are not those" in told(ended)[0]
+    assert ended.code == 2 and "weights, statistics, input size, mean or std of tiny_a are not those" in told(ended)[0]
     assert run(*calibrate, 9).code == 0 and run(*inversion, "--iterations", 4, "--resume").code == 0
 
 

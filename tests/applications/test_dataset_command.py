@@ -465,7 +465,10 @@ def test_another_recipe_or_other_weights_are_refused(run, tmp_path):
     begun = json.loads(before["begun.json"]) | {"weights": {"tiny_a": "0" * 64}}
     (tmp_path / "begun.json").write_text(json.dumps(begun))
     weights = run(*command, "--resume", "--images", "16")
-    assert "weights or statistics of tiny_a are not those that the dataset began with" in one_line(weights)
+    assert (
+        "weights, statistics, input size, mean or std of tiny_a are not those that the dataset began with"
+        in one_line(weights)
+    )
 
 
 def test_a_plugins_network_that_was_changed_is_refused(run, tmp_path):
@@ -488,9 +491,14 @@ def own(num_classes: int = 3):
     del TABLE["own_net"]
     plugin.write_text(text.replace("BIAS", "0.5"))
     refused = run("dataset", "--plugin", plugin, "--output", tmp_path / "set", "--resume", "--images", "16")
-    assert "weights or statistics of own_net are not those that the dataset began with" in one_line(refused)
+    assert (
+        "weights, statistics, input size, mean or std of own_net are not those that the dataset began with"
+        in one_line(refused)
+    )
     refused = run("--plugin", plugin, "--output", tmp_path / "run", "--resume", "--iterations", "6")
-    assert "weights or statistics of own_net are not those that the run began with" in one_line(refused)
+    assert "weights, statistics, input size, mean or std of own_net are not those that the run began with" in one_line(
+        refused
+    )
 
 
 def test_other_versions_are_told(run, tmp_path):

@@ -512,6 +512,9 @@ def test_weights_of_a_teacher_that_changed_are_not_gone_on_with(
     torch.save(state | {"linear.bias": state["linear.bias"] + 1}, file)
     refused([*words, "--resume"], "are not those that the distillation began with", capsys)
     torch.save(state, file)
+    file.with_suffix(".yaml").write_text("mean: 0.1\n")
+    refused([*words, "--resume"], "input size, mean or std of resnet20_cifar:width=0.25", capsys)
+    file.with_suffix(".yaml").unlink()
     assert cli.main([*words, "--resume"]) == 0
     assert list(summary_of(tmp_path)["teacher_weights"]) == [f"resnet20_cifar:width=0.25@{file}"]
 

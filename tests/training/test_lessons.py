@@ -285,6 +285,15 @@ def test_other_weights_than_the_datasets_are_no_teacher() -> None:
         Live().begin(pool, CARD, FP32, CPU)
 
 
+def test_a_teacher_that_sees_images_otherwise_than_it_did_is_none() -> None:
+    source = Source(A, None, CIFAR10_CLASSES, input=model_card(A).input_convention)
+    Live().begin(replace(pool_of({}), teachers={"first": source}), CARD, FP32, CPU)
+    other = replace(source, model=f"{A}:mean=0.1")
+    assert not source.is_same(replace(source, input=model_card(other.model).input_convention))
+    with pytest.raises(ValueError, match=r"saw images otherwise when it made the dataset .* mean 0\.1/0\.1/0\.1"):
+        Live().begin(replace(pool_of({}), teachers={"first": other}), CARD, FP32, CPU)
+
+
 def test_a_student_of_luminance_is_not_taught_live() -> None:
     with pytest.raises(ValueError, match="student sees luminance, its teachers colours; ask for --labels stored"):
         Live().begin(pool_of({A: said(0)}), replace(CARD, mean=(0.5,), std=(0.2,)), FP32, CPU)
