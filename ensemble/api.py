@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def _from_teachers(
 
 def own_of(input_size: Any, mean: Any, std: Any, class_names: Any) -> dict[str, Any]:
     """What is said of bare modules, checked: one number for mean or std is that of all channels."""
-    if input_size is not None and (isinstance(input_size, bool) or not isinstance(input_size, int) or input_size < 1):
+    whole = isinstance(input_size, Integral) and not isinstance(input_size, bool)
+    if input_size is not None and (not whole or input_size < 1):
         raise ValueError(f"input_size: expected a number of pixels, got {input_size!r}")
     said: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
     for name in ("mean", "std"):

@@ -225,6 +225,12 @@ class Recipe(Checked):
         one_loss = not self.alternates and self.ensemble.aggregation == "sum"
         pixels = isinstance(self.image.parameterization, Pixels)
         yield from self.optimizer.conflicts(self.stages, self.objectives, one_loss, pixels)
+        signed = [term.name for term in self.objectives if isinstance(term, TeacherTerm) and term.signed]
+        if self.optimizer.enough and signed:
+            yield (
+                f"optimizer.enough: the loss of {signed[0]} may be below 0, so no share of what it was at first is "
+                "enough; leave it out, or use terms that end (saturating, calibrated)"
+            )
         longest = max(stage.iterations for stage in self.stages)
         if self.optimizer.warmup > longest:
             yield f"optimizer.warmup: {self.optimizer.warmup} steps are more than a stage's {longest}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,10 +74,17 @@ class ModelCard:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.num_classes, Integral) or self.num_classes < 1:
+            raise ValueError(f"{self.name}: num_classes is how many logits there are, not {self.num_classes!r}")
         object.__setattr__(self, "num_classes", classes_of(self.num_classes))
         for key in ("mean", "std", "class_names"):
-            if not isinstance(getattr(self, key), tuple):
-                object.__setattr__(self, key, tuple(getattr(self, key)))
+            value = getattr(self, key)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise ValueError(f"{self.name}: {key} is a list, not {value!r}")
+            if not isinstance(value, tuple):
+                object.__setattr__(self, key, tuple(value))
+        if not all(isinstance(value, Real) and math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a finite number a channel")
         if not isinstance(self.input_size, Integral) or self.input_size < 1:
             raise ValueError(f"{self.name}: input_size is the side of a square in pixels, not {self.input_size!r}")
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):

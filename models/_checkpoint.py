@@ -245,9 +245,9 @@ def check_values(tensors: Mapping[str, torch.Tensor], source: str) -> None:
                 f"{source}: {key} holds {kind} values ({bad.numel()} of {value.numel()});"
                 " no image can be made with such a network; take another checkpoint"
             )
-        if key.endswith("running_var") and bool((value < 0).any()):
+        if key.endswith("running_var") and bool((below := value.float() < 0).any()):
             raise ValueError(
-                f"{source}: {key} holds {int((value < 0).sum())} variances below 0; the file is damaged or not of this"
+                f"{source}: {key} holds {int(below.sum())} variances below 0; the file is damaged or not of this"
                 " network, take another checkpoint"
             )
 

@@ -142,7 +142,7 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
         elif path is not None:
             record = Weights(source="file", file=str(path), sha256=sha256(path))
             weights = resolved.weights or read_weights(path)
-            net = _with_weights(resolved.own_entry, resolved.implied or options, card, weights, parsed.part)
+            net = _with_weights(resolved.own_entry, resolved.implied or options, card, weights, parsed)
         elif card.weights[tag].source == "bundled":
             record = card.weights[tag]
             net = _with_weights(entry, options, card, read_bundled(record))
@@ -243,17 +243,18 @@ def _built(entry: Entry, options: Mapping[str, Any], card: ModelCard) -> nn.Modu
 
 
 def _with_weights(
-    entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile, part: str | None = None
+    entry: Entry, options: Mapping[str, Any], card: ModelCard, weights: WeightsFile, spec: ModelSpec | None = None
 ) -> nn.Module:
+    """The network with these weights, in the file that `spec` names, if one does."""
     net = _built(entry, options, card)
     if METADATA in weights.metadata:  # a compact subnet: its keys are not the network's
         return load_subnet(net, weights, card)
     where = str(weights.path)
-    if weights.metadata.get(NETWORK, card.name) != card.name:
-        where += f" (which says that it is of {weights.metadata[NETWORK]})"
+    if spec is not None and (said := weights.metadata.get(NETWORK)) and not _is_of(spec, said):
+        where += f" (which says that it is of {said})"
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
     tensors, normalizer = without_normalizers(weights.tensors, wanted)
-    chosen, said = choose(tensors, wanted, entry.adapt, card, where, part)
+    chosen, said = choose(tensors, wanted, entry.adapt, card, where, None if spec is None else spec.part)
     warn_once(card, said)
     if normalizer is not None:
         warn_of_normalizer(card, weights.path, *normalizer)
@@ -265,6 +266,15 @@ def _with_weights(
     check_values({key: value for key, value in weights.tensors.items() if id(value) in used}, where)
     fit(net, chosen, card, where)
     return net
+
+
+def _is_of(spec: ModelSpec, said: str) -> bool:
+    """Whether that is the network that a file says it is of, with the same options."""
+    try:
+        other = parse_spec(said)
+    except ValueError:  # a file may say anything
+        return False
+    return (other.name, dict(other.options)) == (spec.name, dict(spec.options))
 
 
 def _find(spec: ModelSpec) -> Entry:

@@ -10,7 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,31 @@ def test_a_run_is_gone_on_with_by_what_it_began_with(tmp_path: Path) -> None:
     for teachers, terms in (([(net(1), CARD)], prior), ([(net(0), CARD)], [])):
         with pytest.raises(ValueError, match="what was given in memory"):
             invert(teachers, terms=terms, output=run, resume=True, **OPTIONS)
+
+
+def test_a_run_does_not_go_on_with_another_mean(tmp_path: Path) -> None:
+    invert([(net(0), CARD)], output=tmp_path, **OPTIONS)
+    other = replace(CARD, mean=(0.1,) * 3)
+    with pytest.raises(ValueError, match="weights, statistics, input size, mean or std of own are not those"):
+        invert([(net(0), other)], output=tmp_path, resume=True, **{**OPTIONS, "iterations": 9})
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda view: torch.tensor(1.0),
+        lambda view: view.detach().mean(),
+        lambda view: nn.Parameter(torch.ones(3)).sum(),
+    ],
+)
+def test_a_prior_without_a_gradient_is_told(prior: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="lambda: no gradient reaches the images, so it does nothing"):
+        invert([(net(0), CARD)], terms=[prior], **OPTIONS)
+
+
+def test_a_loss_that_may_be_negative_is_never_enough() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.enough: the loss of class_score may be below 0"):
+        invert([(net(0), CARD)], "optimizer.enough=0.1", "objectives=[{kind: class_score}]", **OPTIONS)
 
 
 def test_a_verifier_of_a_teachers_name_leaves_its_readings_alone() -> None:

@@ -108,6 +108,8 @@ class EarlyStopping:
 class Enough:
     """Says stop once what the teachers ask for was at most `share` of what it was at first, `steps` times in a row.
 
+    It is for losses that are at least 0: where nothing is asked for at first, that is enough.
+
     Raises ValueError unless 0 < share < 1.
     """
 
@@ -124,7 +126,7 @@ class Enough:
         """True once there is nothing left to pull."""
         if math.isnan(self.first):
             self.first = asked
-        self.met = self.met + 1 if asked <= self.share * self.first and self.first > 0 else 0
+        self.met = self.met + 1 if self.first >= 0 and asked <= self.share * self.first else 0
         return self.met >= self.steps
 
     def state(self) -> dict[str, float]:

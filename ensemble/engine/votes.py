@@ -30,7 +30,8 @@ class Votes:
         """`weights` are those of the acting teachers; `view` (N, 3, H, W) is what the gradients are of."""
         self._units = {t: round(weight / _UNIT) for t, weight in weights.items()}
         # Rounding is off by half a unit a weight at most, in the votes and in what is asked of them.
-        self._enough = threshold * sum(self._units.values()) - len(self._units)
+        # A vote of nothing is never enough.
+        self._enough = max(1.0, threshold * sum(self._units.values()) - len(self._units))
         self._total = torch.zeros(view.shape, dtype=torch.int32, device=view.device)
 
     def add(self, cell: Cell, part: torch.Tensor) -> None:

@@ -142,7 +142,7 @@ class Judge:
         """As many training images as there are test images of each class, read; and all of them as thumbnails."""
         every = Known(thumbnails(data.images[index]), labels, index)
         some = as_many_of_each(labels, test.labels)
-        name = f"{len(some)} real training images, to find copies"
+        name = f"{len(some)} real training images, to compare distances"
         features = self._read(penultimate_features, name, data.images[index[some]])
         return Known(features, labels[some], index[some]), every
 

@@ -68,8 +68,8 @@ def resolve_precision(precision: str, devices: Sequence[torch.device]) -> str:
     on_cpu = any(device.type == "cpu" for device in devices)
     if on_cpu and precision in _NATIVE and _processor_has(*_NATIVE[precision]) is False:
         warnings.warn(
-            f"this processor only emulates {precision}, which can take twenty times as long as fp32: "
-            "precision auto takes what it computes in",
+            f"this processor only emulates {precision}, which can take twenty times as long as fp32; "
+            "set precision to auto, which is what it computes in",
             stacklevel=2,
         )
     return precision

@@ -44,6 +44,7 @@ class Activation(TeacherTerm, kind="activation"):
     """
 
     reads_taps_alone: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
     units: str | tuple[str, ...]
     weight: float = 1.0
     reduction: Reduction = "mean"

@@ -114,6 +114,7 @@ class ClassScore(TeacherTerm, kind="class_score"):
     """-(1/N) sum_i z_i[y_i]: the raw score of the target class (Simonyan et al. 2014), to be minimised."""
 
     aims: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
     weight: float = 1.0
 
     def sums(self, seen: Observation, batch: Slice) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Competition(TeacherTerm, kind="competition"):
     """
 
     compares: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
     weight: float = 1.0
     divergence: Literal["js", "masked", "reference"] = "js"
     temperature: PositiveFloat = 3.0

@@ -28,6 +28,7 @@ class Diversity(TeacherTerm, kind="diversity"):
     """
 
     reads_taps_alone: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
     layer: str
     """[TEACHER/]LAYER[#CALL][.in|.out], as in `units`."""
     units: PositiveInt = 1

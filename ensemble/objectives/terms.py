@@ -119,6 +119,8 @@ class TeacherTerm(Objective):
     """Whether `sums` reads `seen.moments`, of all layers that have statistics."""
     compares: ClassVar[bool] = False
     """Whether it reads the student, too; others read teachers alone."""
+    signed: ClassVar[bool] = False
+    """Whether its loss may be below 0, so that no share of what it was at first says that it is small."""
     memory: int = 0
     """How many of the run's earlier images `loss` reads the features of (`Slice.earlier`)."""
 
@@ -236,7 +238,7 @@ class Formulation:
 
     def try_priors(self, view: torch.Tensor) -> None:
         """ValueError that names the prior which fails on `view` (N, 3, H, W), gives something else than a number, or
-        has no finite gradient there."""
+        has no gradient there, or none that is finite."""
         begun = "for the images that the run begins with"
         for prior in self.priors:
             leaf = view.detach().requires_grad_()
@@ -245,11 +247,16 @@ class Formulation:
             check_scalar(prior, value)
             if not torch.isfinite(value):
                 raise ValueError(f"{prior.name}: it is {value.item():g} {begun}")
-            if not value.requires_grad:
-                continue
-            with naming(prior):
-                (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            gradient = None
+            if value.requires_grad:
+                with naming(prior):
+                    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+            if gradient is None:
+                raise ValueError(
+                    f"{prior.name}: no gradient reaches the images, so it does nothing; compute it from the view by "
+                    "torch operations alone (no detach, no_grad, item or numpy)"
+                )
+            if not bool(torch.isfinite(gradient).all()):
                 raise ValueError(f"{prior.name}: its gradient is not finite {begun}")
 
     def describe(self, teachers: Sequence[tuple[str, float]]) -> str:

@@ -64,11 +64,14 @@ class FinishedRun:
         """ValueError where the targets count other classes than the judge's, as far as that is known here."""
         try:
             first = model_card(self.teachers[0])
+            known = not self.class_names or first.class_names == self.class_names  # its card may say others today
         except (ValueError, IndexError):  # a module in memory, or a network of somebody else's
+            known = False
+        if known:
+            same, whose = first.shares_classes(judge), first.name
+        else:
             same = not (self.class_names and judge.class_names) or self.class_names == judge.class_names
             whose = "the run's own classes"
-        else:
-            same, whose = first.shares_classes(judge), first.name
         if not same:
             raise ValueError(f"{self.name} has targets of {whose}, and {judge.name} has other classes")
         if int(self.targets.max()) >= judge.num_classes:

@@ -217,8 +217,8 @@ def _check_label_spaces(recipe: Recipe, cards: Sequence[ModelCard]) -> None:
         if not card.shares_classes(first):
             raise ValueError(
                 f"teachers: {first.name} and {card.name} have different classes ({_named(first)} and {_named(card)}); "
-                "map the names of the first to the indices of the other, as the override (--set) "
-                f"'teachers[{i}].classes={{{(*first.class_names, 'cat')[0]}: 0}}'"
+                "map the name of each target to its index of the other, as the override (--set) "
+                f"'teachers[{i}].classes={{{(name := (*first.class_names, 'cat')[0])}: 0}}' for the target {name}"
             )
 
 

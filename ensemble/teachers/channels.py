@@ -14,9 +14,14 @@ from ensemble.machine.errors import is_out_of_memory
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a layer normalises: LayerNorm, GroupNorm, RMSNorm, InstanceNorm, and others' of such names."""
-    named = "norm" in type(module).__name__.lower() and not isinstance(module, (_ConvNd, nn.Linear))
-    return named and channels_of(module) is not None
+    """Whether a layer normalises: LayerNorm, GroupNorm, RMSNorm, InstanceNorm, what is made of them, and others' of
+    such names."""
+    return not isinstance(module, (_ConvNd, nn.Linear)) and _is_called_norm(module) and channels_of(module) is not None
+
+
+def _is_called_norm(module: nn.Module) -> bool:
+    """By its class or one that it is made of."""
+    return any("norm" in made_of.__name__.lower() for made_of in type(module).__mro__)
 
 
 def channels_of(module: nn.Module) -> int | None:
@@ -30,7 +35,7 @@ def channels_of(module: nn.Module) -> int | None:
     if isinstance(module, _NormBase):
         return module.num_features
     holds_others = any(True for child in module.children() for _ in child.parameters())
-    if "norm" not in type(module).__name__.lower() or holds_others:
+    if not _is_called_norm(module) or holds_others:
         return None
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, tuple) and shape:

@@ -303,6 +303,9 @@ class _Trial:
             parts = f"it keeps {self.kept} statistics for {self.channels} channels and does not use the first of them"
             watch.left_out[self.name] = self.trouble or parts
             return
+        if not bool(_statistics_of(self.module)[1].any()):  # no distance has a unit there
+            watch.left_out[self.name] = "all its running variances are 0"
+            return
         mean, var = (values[: self.channels] for values in _statistics_of(self.module))
         module: nn.Module = self.module
         if replace and self.candidates and self.name:  # a network that is one layer cannot be replaced

@@ -111,7 +111,7 @@ def _distill(
         net = _trained(recipe, schedule, folder, student, lesson, device, saved, progress, began, kept)
     finally:
         progress.close()
-    save_weights(net, folder.weights, student.card)
+    save_weights(net, folder.weights, student.card, recipe.student)
     summary: dict[str, Any] = {
         "student": recipe.student,
         "labels": recipe.lesson.kind,

@@ -37,7 +37,7 @@ class Lesson(Kind, default="live"):
         """Whose labels they are."""
 
     def digests(self, pool: Pool) -> Mapping[str, str]:
-        """By name, of those that are read for it and whose weights are files: their SHA-256, and how they see images."""
+        """By name, of those that it reads and whose weights are files: their SHA-256, and how they see images."""
         return {}
 
 

@@ -24,6 +24,9 @@ from ensemble.training.recipe import DataSpec, TrainingRecipe
 from ensemble.training.weights import Provenance, export_weights, save_weights
 from models import ModelCard, check_reads, class_indices, create_model, parse_spec, sha256, untrained_model
 
+_FEW_STEPS = 200
+"""Fewer are warned of."""
+
 
 def run(
     recipe: TrainingRecipe,
@@ -78,7 +81,7 @@ def _train(
         raise ValueError(
             f"export: the data's classes or size are not those of {card.name}, whose weights these would be"
         )
-    recipe.schedule.steps_per_epoch(len(train_set))
+    steps = recipe.schedule.steps_per_epoch(len(train_set)) * recipe.schedule.epochs
     check_reads(f"model: {recipe.model}", net, replace(card, input_size=trained.input_size), learns=True)
     done = 0 if saved is None else saved["epoch"]
     schedule = recipe.schedule.settled(device, saved)
@@ -98,6 +101,11 @@ def _train(
     else:
         folder.go_on(recipe, done)
     progress.message(f"training {recipe.model} on {len(train_set)} images; a step is one epoch")
+    if steps < _FEW_STEPS:
+        progress.message(
+            f"warning: batches of {recipe.schedule.batch_size} make {steps} steps in all, in which a network learns "
+            "little; set a smaller schedule.batch_size or more schedule.epochs"
+        )
     progress.start(recipe.schedule.epochs, done)
     with folder.open_metrics() as metrics:
         try:
@@ -116,7 +124,7 @@ def _train(
             )
         finally:
             progress.close()
-    save_weights(net, folder.weights, trained)
+    save_weights(net, folder.weights, trained, recipe.model)
     summary: dict[str, Any] = {
         "model": recipe.model,
         "accuracy": evaluate(net, card, test_set, device),

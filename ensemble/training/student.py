@@ -17,7 +17,7 @@ from ensemble.training.distillation import DistillationRecipe, RealImages
 from ensemble.training.lessons import Soft
 from ensemble.training.pool import Pool, read_pool
 from ensemble.training.run import build_network, check_padding, relabelled
-from models import ModelCard, check_reads, class_indices, parse_spec
+from models import ModelCard, check_reads, class_indices, model_card, parse_spec
 from models.pruned import narrow
 
 _DIAGNOSED = 5000
@@ -44,6 +44,7 @@ def prepare(recipe: DistillationRecipe) -> Student:
     That is the card's own where it knows these classes. An untrained student of others takes the dataset's, as in
     training. Raises ValueError where names or numbers of classes, or sizes, do not match, or images are too few.
     """
+    model_card(recipe.student)  # a name that is none is told first
     pool = read_pool(recipe.dataset)
     recipe.schedule.steps_per_epoch(len(pool.data))  # too few images are told before a network or real ones are read
     check_padding(recipe.augmentation.crop_padding, pool.size)

@@ -31,17 +31,19 @@ class Provenance:
     command: str
 
 
-def save_weights(net: nn.Module, path: Path, card: ModelCard) -> None:
+def save_weights(net: nn.Module, path: Path, card: ModelCard, spec: str = "") -> None:
     """Writes the network's state as safetensors, whole or not at all; the file says what `card` does of it.
 
     Those are the classes, the label space, input size, mean and std, which `models.create_model` reads back, and the
-    network's name, which it tells where the weights do not fit another. An edge-popup subnet is stored compactly, as
+    network's name and options, as `spec` has them (by default the card's name), which it tells where the weights do not
+    fit another. An edge-popup subnet is stored compactly, as
     its masks; a pruned network as the narrower one that it is.
     """
     state, metadata = compact(net) if subnet_layers(net) else (net.state_dict(), {})
     if is_pruned(net):
         metadata = metadata | {METADATA: "true"}
-    write_bytes(path, _serialised(state, metadata | _about(card)))
+    network = spec.partition("@")[0] or card.name
+    write_bytes(path, _serialised(state, metadata | _about(card) | {NETWORK: network}))
 
 
 def export_weights(

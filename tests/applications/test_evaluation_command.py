@@ -269,6 +269,17 @@ def test_bundled_teachers_are_known_by_any_name(evaluate, tmp_path):
     assert not was_teacher(evaluate(folder, "--judge", "mobilenetv2_slim_cifar", "--device", "cpu").output)
 
 
+def test_the_runs_classes_count_and_not_those_that_its_teachers_card_says_today(evaluate, tmp_path):
+    card, file = create_model("resnet20_cifar")[1], tmp_path / "net.pth"
+    torch.save(create_model("resnet20_cifar@random")[0].state_dict(), file)
+    folder = make_results(tmp_path / "out", teacher=f"resnet20_cifar@{file}")
+    ResultsFolder(folder).write_summary({"class_names": list("abcdefghij")})
+    ended = evaluate(folder, "--device", "cpu", "--judge", f"resnet20_cifar@{file}")
+    refusal(ended, f"{folder} has targets of the run's own classes", "resnet20_cifar has other classes")
+    ResultsFolder(folder).write_summary({"class_names": list(card.class_names)})
+    assert evaluate(folder, "--device", "cpu", "--judge", f"resnet20_cifar@{file}").code == 0
+
+
 def test_classes_that_do_not_meet(evaluate, data, results, tmp_path):
     refusal(
         evaluate(results, *ON_CPU, "--judge", "tiny_renamed@random"), f"{results} has targets of tiny_a", "tiny_renamed"

@@ -61,6 +61,8 @@ def test_early_stopping_by_hand() -> None:
 def test_enough_by_hand() -> None:
     enough = Enough(share=0.5, steps=2)
     assert [enough.update(asked) for asked in (4.0, 2.0, 2.1, 1.9, 0.0)] == [False] * 4 + [True]
+    nothing = Enough(share=0.5, steps=2)
+    assert [nothing.update(0.0) for _ in range(2)] == [False, True]
     negative = Enough(share=0.5, steps=1)
     assert not any(negative.update(asked) for asked in (-1.0, -2.0, 0.0))
     with pytest.raises(ValueError, match="between 0 and 1"):

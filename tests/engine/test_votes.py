@@ -49,6 +49,12 @@ def test_the_bound_itself_is_enough() -> None:
             assert first_values(gradient, 2) == [[1.0, round(kept, 12)]]
 
 
+def test_a_tie_is_never_enough() -> None:
+    loss = losses_of([rows(image(1)), rows(image(-3))], (1.0, 1.0), TARGETS[1:2], threshold=1e-7)
+    _, gradient, _ = loss.gradient(draw(1), {0: 0.5, 1: 0.5})
+    assert first_values(gradient, 1) == [[0.0]]
+
+
 @pytest.mark.parametrize("cells", [None, UNEVEN])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("reduction", [None, FixedPointSum()])

@@ -129,7 +129,7 @@ def test_only_real_images_of_the_classes_are_read() -> None:
     judge = Judge(Net(), CARD, test, train, classes=torch.tensor([2]), watch=watch)
     blue = torch.full((9,), 2)
     limited = judge(made(9)[0], blue, "mine")
-    assert seen == {"300 real test images": 300, "7 real training images, to find copies": 7, "mine": 9}
+    assert seen == {"300 real test images": 300, "7 real training images, to compare distances": 7, "mine": 9}
     whole = Judge(Net(), CARD, test, train)(made(9)[0], blue)
     assert limited.frechet == whole.frechet and limited.train_copies == whole.train_copies
 

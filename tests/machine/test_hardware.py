@@ -108,7 +108,7 @@ def test_what_a_processor_only_emulates_warns(restricted: bool, monkeypatch: pyt
     before = len(told)
     hardware.resolve_precision("bf16", CPU)
     assert len(told) == before
-    assert "emulates fp16" in str(told[-1].message) and "precision auto" in str(told[-1].message)
+    assert "emulates fp16" in str(told[-1].message) and "precision to auto" in str(told[-1].message)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("g++") is None, reason="x86's flags of g++")

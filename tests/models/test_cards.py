@@ -71,6 +71,13 @@ def test_yaml_card_beside_a_state_dict(file: Path, silence) -> None:
     assert replace(created, weights={}, default_weights=None) == card
 
 
+def test_levels_hold_for_one_mean_std_and_input_size() -> None:
+    assert model_card("resnet20_cifar").weights["cifar10"].levels
+    for options in ("mean=0", "std=1", "input_size=64"):
+        assert not model_card(f"resnet20_cifar:{options}").weights["cifar10"].levels
+    assert model_card("resnet20_cifar:input_size=32").weights["cifar10"].levels
+
+
 def test_class_names_without_a_label_space_clear_it(file: Path) -> None:
     file.with_suffix(".yaml").write_text("class_names: [a, b, c, d, e, f, g, h, i, j]")
     assert model_card(f"{NET}@{file}").label_space == ""
@@ -305,6 +312,12 @@ def test_copies_of_a_card_remember_what_was_assumed() -> None:
         ({"input_size": 32.0}, "input_size is the side"),
         ({"input_size": 0}, "input_size is the side"),
         ({"mean": (123.7, 116.3, 103.5)}, "divide mean and std by 255"),
+        ({"mean": (float("nan"),) * 3}, "need a finite number a channel"),
+        ({"std": (float("inf"),) * 3}, "need a finite number a channel"),
+        ({"mean": 0.5}, "mean is a list, not 0.5"),
+        ({"class_names": "ab"}, "class_names is a list, not 'ab'"),
+        ({"num_classes": 2.5}, "num_classes is how many logits there are, not 2.5"),
+        ({"num_classes": 0}, "num_classes is how many"),
     ],
 )
 def test_a_card_that_cannot_be_right_is_refused(fields: dict[str, object], told: str) -> None:

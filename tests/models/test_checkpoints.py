@@ -301,6 +301,11 @@ def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
         create_model(f"resnet20_cifar@{tmp_path / 'net.pth'}")
 
 
+def test_floats_of_eight_bits(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    tensors = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in state.items()}
+    assert _same(_load(tensors, tmp_path / "net.pth")[0], {k: v.float() for k, v in tensors.items()})
+
+
 def test_variances_that_are_all_zero_are_told(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save(state | {"bn1.running_var": torch.zeros_like(state["bn1.running_var"])}, tmp_path / "net.pth")
     create_model(f"resnet20_cifar@{tmp_path / 'net.pth'}")  # a branch may be dead

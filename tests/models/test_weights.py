@@ -56,6 +56,11 @@ def test_a_file_says_of_which_network_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"net.safetensors \(which says that it is of resnet32_cifar\) does not fit"):
         create_model(f"resnet20_cifar@{tmp_path}/net.safetensors")
     assert _same(create_model(f"resnet32_cifar@{tmp_path}/net.safetensors")[0], net.state_dict())
+    narrow, card = create_model("resnet20_cifar:width=0.5@random")
+    save_weights(narrow, tmp_path / "net.safetensors", card, "resnet20_cifar:width=0.5@random")
+    with pytest.raises(ValueError, match=r"\(which says that it is of resnet20_cifar:width=0\.5\) does not fit"):
+        create_model(f"resnet20_cifar@{tmp_path}/net.safetensors")
+    create_model(f"resnet20_cifar:width=0.5@{tmp_path}/net.safetensors")
 
 
 def test_safetensors_in_half_precision_with_a_card(state, tmp_path: Path) -> None:

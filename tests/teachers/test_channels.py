@@ -75,6 +75,13 @@ def test_the_dimension(module: nn.Module, shape: tuple[int, ...], dim: int | Non
         module(torch.zeros(shape))
 
 
+def test_what_is_made_of_a_norm_is_one() -> None:
+    class LN2d(nn.LayerNorm):
+        """Over the channels of maps."""
+
+    assert is_norm(LN2d(8)) and channels_of(LN2d(8)) == 8
+
+
 def test_norms() -> None:
     assert all(map(is_norm, (nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8), RMSNorm(8), nn.InstanceNorm2d(8))))
     others = (NormedLinear(8, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 1), RootMeanSquare(8), nn.GELU())

@@ -103,6 +103,14 @@ def test_layers_are_listed_in_the_order_in_which_they_run() -> None:
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.net.modules())
 
 
+def test_a_layer_without_variance_has_no_unit_and_is_left_out() -> None:
+    net = make("winding")
+    net.get_submodule("middle").running_var.zero_()
+    teacher = Teacher("t", net, card(), dtype=torch.float64)
+    assert teacher.left_out["middle"] == "all its running variances are 0"
+    assert teacher.statistics is not None and {layer.name for layer in teacher.statistics.layers} == {"first", "last"}
+
+
 @pytest.mark.parametrize("name", ["winding", "test_resnet", "test_efficientnet"])
 def test_batch_statistics_are_numpys(name: str) -> None:
     net, size = make(name), 8 if name == "winding" else 32
