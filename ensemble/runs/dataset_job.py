@@ -120,11 +120,13 @@ def _plan(recipe: Recipe, devices: Sequence[torch.device], images: int) -> tuple
     if problems := [*_problems(plan, wanted)]:
         raise ValueError(problems)
     plan = make_plan(replace(recipe, trials=wanted.batches), devices)
+    if more := wanted.batches * wanted.size - images:
+        notes.append(f"{_batches_of(wanted)} are made, and the last {more} of their images left out")
     return replace(plan, notes=(*plan.notes, *notes)), wanted
 
 
 def _problems(plan: Plan, wanted: Wanted) -> Iterator[str]:
-    batches = f"{wanted.images} images are {wanted.batches} batch{'es' * (wanted.batches > 1)} of {wanted.size}"
+    batches = f"{wanted.images} images are {_batches_of(wanted)}"
     if plan.recipe.runtime.replicas > wanted.batches:
         yield f"runtime.replicas: {batches}, fewer than {plan.recipe.runtime.replicas} replicas; ask for more images"
     if looks_back(plan) and wanted.batches == 1:
@@ -136,6 +138,10 @@ def _problems(plan: Plan, wanted: Wanted) -> Iterator[str]:
                 f"teachers[{i}].classes: a dataset has every teacher's logits of all {first.num_classes} classes of "
                 f"{first.name}, and {len(entry.classes)} are mapped; map all of them"
             )
+
+
+def _batches_of(wanted: Wanted) -> str:
+    return f"{wanted.batches} batch{'es' * (wanted.batches > 1)} of {wanted.size}"
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:

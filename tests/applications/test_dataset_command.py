@@ -181,6 +181,8 @@ def test_networks_by_name_get_batches_that_have_statistics(run, tmp_path):
 
 
 def test_a_dry_run_makes_nothing(run, tmp_path):
+    ended = run(*COMMAND, "--images", "21", "--dry-run", "--output", tmp_path / "out")
+    assert "3 batches of 8 are made, and the last 3 of their images left out" in ended.output
     ended = run(*COMMAND, "--images", "20", "--dry-run", "--output", tmp_path / "out")
     assert ended.code == 0 and "images: 3 x 8 of 8 x 8" in ended.output and not (tmp_path / "out").exists()
 
