@@ -74,7 +74,7 @@ class ModelCard:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_classes, Integral) or self.num_classes < 1:
+        if not isinstance(self.num_classes, Integral) or self.num_classes < 0:  # 0: without a classifier
             raise ValueError(f"{self.name}: num_classes is how many logits there are, not {self.num_classes!r}")
         object.__setattr__(self, "num_classes", classes_of(self.num_classes))
         for key in ("mean", "std", "class_names"):

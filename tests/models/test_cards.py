@@ -317,7 +317,7 @@ def test_copies_of_a_card_remember_what_was_assumed() -> None:
         ({"mean": 0.5}, "mean is a list, not 0.5"),
         ({"class_names": "ab"}, "class_names is a list, not 'ab'"),
         ({"num_classes": 2.5}, "num_classes is how many logits there are, not 2.5"),
-        ({"num_classes": 0}, "num_classes is how many"),
+        ({"num_classes": -1}, "num_classes is how many"),
     ],
 )
 def test_a_card_that_cannot_be_right_is_refused(fields: dict[str, object], told: str) -> None:
