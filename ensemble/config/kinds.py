@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -44,6 +44,10 @@ class Kind(Checked, ABC):
     kinds: ClassVar[dict[str, type[Any]]]
     """The table of the family."""
     _default: ClassVar[str | None]
+
+    def files_read(self) -> Sequence[str]:
+        """Paths, as they were written, of the files and folders of pictures whose contents decide what it does."""
+        return ()
 
     def __init_subclass__(cls, kind: str | None = None, default: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)

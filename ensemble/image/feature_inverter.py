@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ class FeatureInverter(FixedGenerator, kind="feature_inverter"):
 
     weights: str | None = None
     """A safetensors file that demos/train_feature_inverter.py made; by default the bundled one, 32 x 32 from CIFAR."""
+
+    def files_read(self) -> Sequence[str]:
+        return () if self.weights is None else (self.weights,)
 
     def load(self) -> CodeSpace:
         return read_inverter(BUNDLED if self.weights is None else user_path(self.weights))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -67,6 +67,11 @@ class Generator(Parameterization, kind="generator"):
             dtype=dtype,
             device=device,
         )
+
+    def files_read(self) -> Sequence[str]:
+        if self.pretrained is not None:
+            return self.pretrained.files_read()
+        return () if self.weights is None else (self.weights,)
 
     def check(self, size: int) -> None:
         if self.pretrained is not None:

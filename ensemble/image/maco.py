@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,6 +35,9 @@ class Maco(Parameterization, kind="maco"):
     def make(self, n: int, size: int, *, card: ModelCard, dtype: torch.dtype, device: torch.device | str) -> MacoImage:
         spectrum = self._measured(size)
         return MacoImage(n, size, spectrum=spectrum, deviation=self.deviation, dtype=dtype, device=device)
+
+    def files_read(self) -> Sequence[str]:
+        return () if self.spectrum is None else (self.spectrum,)
 
     def check(self, size: int) -> None:
         _check_size(size)

@@ -100,6 +100,9 @@ class FromImage(Start, kind="image"):
 
     path: str
 
+    def files_read(self) -> Sequence[str]:
+        return (self.path,)
+
     def check(self, size: int) -> None:
         read_image(self.path, size)
 
@@ -112,6 +115,9 @@ class FromFolder(Start, kind="folder"):
     """The images directly in a folder in the order of their names, repeated until the batch is full."""
 
     path: str
+
+    def files_read(self) -> Sequence[str]:
+        return (self.path,)
 
     def check(self, size: int) -> None:
         list_images(self.path)

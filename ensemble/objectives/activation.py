@@ -64,6 +64,10 @@ class Activation(TeacherTerm, kind="activation"):
         if self.reduction != "dot_cos" and self.power != type(self).power:
             yield f"power: it is for `reduction: dot_cos`, and it is `{self.reduction}`"
 
+    def files_read(self) -> Sequence[str]:
+        parts = [part for text in self.selections for part in parse_selection(text)]
+        return [part.file for part in parts if part.file]
+
     def needs(self, teacher: Profile) -> Sequence[Tap]:
         return [part.tap for text in self.selections for part in parse_selection(text) if part.of(teacher.name)]
 

@@ -37,6 +37,12 @@ class Summand:
     position: str
     factor: float = 1.0
 
+    @property
+    def file(self) -> str:
+        """Of a direction or a mask; empty where channels are named."""
+        kind, _, file = self.channels.partition("=")
+        return file if kind in ("dir", "mask") else ""
+
     def of(self, teacher: str) -> bool:
         """Whether it is this teacher's."""
         return self.teacher in ("", teacher)
@@ -164,9 +170,8 @@ def expand(summand: Summand, at: Tapped, class_names: Sequence[str]) -> list[Uni
     ValueError for a channel that is not there, a place that is not, or a class that is none.
     """
     unit = Unit(summand.tap, position=summand.position, factor=summand.factor)
-    if summand.channels.startswith(("dir=", "mask=")):
-        kind, _, file = summand.channels.partition("=")
-        units = [replace(unit, file=file, whole=kind == "mask")]
+    if summand.file:
+        units = [replace(unit, file=summand.file, whole=summand.channels.startswith("mask="))]
     else:
         units = [replace(unit, channels=k, written=text) for k, text in _channels(summand, at, class_names)]
     for one in units[:1]:

@@ -79,15 +79,18 @@ class PlacedEnsemble:
 
     teachers: tuple[PlacedTeacher, ...]
     placement: Placement
+    files: Mapping[str, str]
+    """The plan's."""
 
     @property
     def weights(self) -> dict[str, str]:
-        """By the teachers' names, digests of their weights and measured statistics, and how they see images."""
+        """By the teachers' names, digests of their weights and measured statistics, and how they see images; and those
+        of `files`."""
         found: dict[str, str] = {}
         for teacher in self.teachers:
             digests = [teacher.digest] if teacher.measurement is None else [teacher.digest, teacher.measurement.digest]
             found[teacher.profile.name] = ", ".join([*digests, teacher.profile.card.input_convention])
-        return found
+        return found | dict(self.files)
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -150,7 +153,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             zip(profiles, recipe.teachers, costs, teachers, plan.measurements, digests, strict=True)
         )
     ]
-    return PlacedEnsemble(tuple(placed), placement)
+    return PlacedEnsemble(tuple(placed), placement, plan.files)
 
 
 def _tap(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:

@@ -18,7 +18,7 @@ from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.history import History
-from ensemble.runs.origin import NOT_THE_IMAGES, Origin, versions
+from ensemble.runs.origin import NOT_THE_IMAGES, Origin, changed, versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial_results import TrialResults
 
@@ -40,7 +40,7 @@ class Checkpoints:
     context: ProcessContext
     trial: int
     weights: Mapping[str, str]
-    """Digests of the teachers' weights and statistics, by name."""
+    """Digests of the teachers' weights and statistics, and of further files, by name."""
     told: Callable[[], History]
     """What the run did so far."""
     saved_at: float = field(default_factory=time.monotonic)
@@ -162,13 +162,15 @@ def _origin(checkpoint: Checkpoint) -> Origin:
 
 
 def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
-    """Whether the folder holds the results of this very recipe, all written."""
+    """Whether the folder holds the results of this very recipe, all written, and of files as they are now."""
     if not folder.finished:
         return False
     saved, planned = folder.read_recipe(), to_plain(plan.recipe)
     same = not _differences(saved, planned) and _iterations(saved) == _iterations(planned)
-    in_memory = folder.read_summary().get("in_memory") == list(plan.in_memory)
-    return same and in_memory and saved.get("verifiers") == planned["verifiers"]
+    summary = folder.read_summary()
+    same = same and summary.get("in_memory") == list(plan.in_memory)
+    same = same and not changed(summary.get("files", {}), plan.files)
+    return same and saved.get("verifiers") == planned["verifiers"]
 
 
 def read_checkpoints(plan: Plan, folder: Path, trials: Sequence[int]) -> Restored:

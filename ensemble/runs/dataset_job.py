@@ -20,6 +20,7 @@ from ensemble.runs.dataset import make_dataset
 from ensemble.runs.dataset_end import Finished
 from ensemble.runs.dataset_folder import DatasetFolder, Wanted
 from ensemble.runs.job import held_for_all
+from ensemble.runs.origin import changed
 from ensemble.runs.plan import Plan, check_placement, make_plan
 from ensemble.runs.recipes import assembled, read_recipe
 
@@ -44,8 +45,13 @@ class DatasetJob:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is to go on with a dataset that has so many images, and was read by the same verifiers."""
+        """Whether it is to go on with a dataset that has so many images, and was read by the same verifiers.
+
+        Not where a file that decides images is another now: to go on is refused then.
+        """
         if not self.resume or not self.folder.finished:
+            return False
+        if (begun := self.folder.begun()) is not None and changed(begun.weights, self.plan.files):
             return False
         manifest, rows = self.folder.read_manifest(), self.folder.rows()
         listed = [batch for batch in rows if self.folder.is_there(batch)]

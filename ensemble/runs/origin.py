@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from ensemble.config.kinds import Kind
+from ensemble.image.files import is_picture
+from ensemble.machine.files import user_path
 from ensemble.recipe import Runtime
 from ensemble.teachers.kernels.build import library
+from models import sha256
 
 NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
 """Parts of a recipe that do not decide which images come out."""
+_CONTENTS = "the contents of "
+"""What a file's name among the digests begins with, which no teacher's does."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +29,20 @@ class Origin:
     """What decides images beside the recipe."""
 
     weights: Mapping[str, str | None]
-    """Digests of the teachers' weights and statistics and how they see images, by name; None: not recorded."""
+    """Digests of the teachers' weights and statistics and how they see images, by name, and of further files that
+    decide images (`file_digests`); None: not recorded."""
     versions: Mapping[str, str]
     ranks: int
     """That worked on one batch."""
 
     def check_weights(self, now: Mapping[str, str], what: str) -> None:
-        """ValueError where a teacher is not as it was when `what` began."""
-        others = [name for name, digest in now.items() if self.weights.get(name) not in (None, digest)]
+        """ValueError where a teacher or a file is not as it was when `what` began."""
+        others = changed(self.weights, now)
+        files = [name for name in others if name.startswith(_CONTENTS)]
+        teachers = ", ".join(name for name in others if name not in files)
+        of_teachers = [f"weights, statistics, input size, mean or std of {teachers}"] if teachers else []
         if others:
-            raise ValueError(
-                f"resume: weights, statistics, input size, mean or std of {', '.join(others)} are not those that the "
-                f"{what} began with"
-            )
+            raise ValueError(f"resume: {' and '.join([*of_teachers, *files])} are not those that the {what} began with")
 
     def notes(self, now: Origin, what: str, runtime: Runtime) -> list[str]:
         """What the user should know before `what` goes on with other versions, or on another number of ranks."""
@@ -48,6 +56,27 @@ class Origin:
                 f"an uninterrupted {what} up to rounding, under reproducible ranks (--reproducible ranks) to the bit"
             )
         return found
+
+
+def changed(before: Mapping[str, str | None], now: Mapping[str, str]) -> list[str]:
+    """The names of what has another digest now; of what was not recorded nothing is known."""
+    return [name for name, digest in now.items() if before.get(name) not in (None, digest)]
+
+
+def file_digests(kinds: Iterable[Kind]) -> dict[str, str]:
+    """The SHA-256 of each file or folder of pictures that these read, by a name with its path, as it was written."""
+    return {f"{_CONTENTS}{file}": _digest(user_path(file)) for kind in kinds for file in kind.files_read()}
+
+
+def _digest(path: Path) -> str:
+    """Of a folder's pictures, names and contents; "unreadable" where there is none: who reads it tells."""
+    try:
+        if not path.is_dir():
+            return sha256(path)
+        files = sorted(file for file in path.iterdir() if is_picture(file.name) and not file.is_dir())
+        return hashlib.sha256("".join(f"{file.name!a} {sha256(file)}\n" for file in files).encode()).hexdigest()
+    except OSError:
+        return "unreadable"
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ensemble.machine.words import numbered
 from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
+from ensemble.runs.origin import file_digests
 from ensemble.runs.targets import batch_targets, drawn_targets, parse_shares, parse_targets, spread
 from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard, wordnet_numbers
@@ -73,6 +74,12 @@ class Plan:
         """A line for each thing that the recipe cannot hold."""
         modules = [f"{name} was a module in memory, {digest}" for name, digest in self.networks.digests.items()]
         return (*modules, *(f"the term {term.name} was given in memory" for term in self.live_terms))
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Digests of the files beside the networks' that decide the images, as they are now (`file_digests`)."""
+        image = self.recipe.image
+        return file_digests((image.parameterization, image.start, *self.formulation.terms))
 
     def with_runtime(self, **changes: Any) -> Plan:
         """The same plan where what is resolved while the run begins is changed."""
