@@ -49,7 +49,7 @@ def cases(source: str, steps: int) -> dict[str, Recipe]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--judge", required=True, nargs="+", metavar="MODEL")
+    parser.add_argument("--judge", required=True, nargs="+", action="extend", metavar="MODEL")
     parser.add_argument("--recipe", default="clear")
     parser.add_argument("--output", type=Path, default=Path("results/ensemble_gain"))
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))

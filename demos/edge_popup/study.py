@@ -96,7 +96,7 @@ def cases(dense_folder: Path, subnet30: Path) -> dict[str, Recipe]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--judges", required=True, nargs="+", metavar="MODEL", help="networks that are no teachers")
+    parser.add_argument("--judges", required=True, nargs="+", action="extend", metavar="MODEL", help="no teachers")
     parser.add_argument("--dense", required=True, type=Path, metavar="DIR")
     parser.add_argument("--subnet30", required=True, type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6))

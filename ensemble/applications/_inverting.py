@@ -22,8 +22,14 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--recipe", metavar="FILE", help="a YAML recipe or a shipped one's name; options below win over it"
     )
-    group.add_argument("--models", nargs="+", metavar="MODEL", help="the teachers")
-    group.add_argument("--targets", nargs="+", metavar="T", help="classes: indices, ranges 0-15, names, random or all")
+    group.add_argument("--models", nargs="+", action="extend", metavar="MODEL", help="the teachers")
+    group.add_argument(
+        "--targets",
+        nargs="+",
+        action="extend",
+        metavar="T",
+        help="classes: indices, ranges 0-15, names, random or all",
+    )
     group.add_argument("--images-per-class", type=int, metavar="N", help="in a batch")
     group.add_argument(
         "--iterations",
@@ -33,7 +39,11 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--seed", type=int)
     group.add_argument(
-        "--verifier", nargs="+", metavar="MODEL", help="networks that judge the images and are no teachers"
+        "--verifier",
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="networks that judge the images and are no teachers",
     )
     add_overrides(group, "optimizer.lr=0.2")
 
@@ -44,7 +54,13 @@ def add_computing(p: Parser) -> None:
     how.add_argument("--nproc", type=int, metavar="N", help="check everything, then launch N ranks on this machine")
     device = how.add_mutually_exclusive_group()
     device.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
-    device.add_argument("--devices", nargs="+", metavar="D", help="one for each rank of this machine, as cuda:0 cpu")
+    device.add_argument(
+        "--devices",
+        nargs="+",
+        action="extend",
+        metavar="D",
+        help="one for each rank of this machine, as cuda:0 cpu",
+    )
     how.add_argument("--replicas", type=int, metavar="R", help="make the batches side by side, on ranks / R each")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "tf32", "fp64"))
     how.add_argument("--compile", choices=("auto", "on", "off"))

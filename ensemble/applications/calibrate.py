@@ -33,7 +33,14 @@ def arguments(p: Parser) -> None:
     p.add_argument("--split", metavar="SPLIT", help="which of them (default: train, or where there are no splits, all)")
     p.add_argument("--images", type=int, default=1000, metavar="N", help="how many, drawn (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: %(default)s)")
-    p.add_argument("--layers", nargs="+", default=[], metavar="PATTERN", help="further layers, by shell patterns")
+    p.add_argument(
+        "--layers",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="further layers, by shell patterns",
+    )
     add_file(p, "the file to write, *.safetensors")
     add_device(p)
 

@@ -30,7 +30,7 @@ def arguments(p: Parser) -> None:
     """The options; what the recipe, too, can say wins over it."""
     what = p.add_argument_group("what to learn")
     what.add_argument("--recipe", metavar="FILE", help="a YAML distillation recipe or a shipped one's name, as cifar10")
-    what.add_argument("--dataset", nargs="+", metavar="DIR", help="folders of invert.py dataset")
+    what.add_argument("--dataset", nargs="+", action="extend", metavar="DIR", help="folders of invert.py dataset")
     what.add_argument("--student", metavar="MODEL", help="NAME[:option=value][@WEIGHTS]; by default untrained")
     what.add_argument("--labels", choices=["hard", "stored", "live"], help="what the student is told (default: live)")
     what.add_argument(

@@ -22,7 +22,14 @@ def arguments(p: Parser) -> None:
     """The options."""
     what = p.add_argument_group("what to prune")
     what.add_argument("--model", required=True, metavar="MODEL", help="NAME[:option=value][@WEIGHTS], trained")
-    what.add_argument("--dataset", required=True, nargs="+", metavar="DIR", help="folders of invert.py dataset")
+    what.add_argument(
+        "--dataset",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR",
+        help="folders of invert.py dataset",
+    )
     what.add_argument(
         "--flops", required=True, type=float, metavar="FRACTION", help="share of the multiplications that is left"
     )
