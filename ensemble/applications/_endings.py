@@ -46,5 +46,12 @@ def tell_stopped(stop: Exception, options: argparse.Namespace) -> int:
     return 0
 
 
+def tell_unread(options: argparse.Namespace) -> int:
+    """A line of Ctrl-C while saved images were read; the exit code."""
+    again = f"the same command with --resume{_instead(options)} reads them"
+    print(f"invert.py: interrupted; the images are saved, and {again}", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
 def _instead(options: argparse.Namespace) -> str:
     return " instead of --overwrite" if options.overwrite else ""

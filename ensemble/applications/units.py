@@ -21,7 +21,7 @@ import argparse
 import time
 from typing import Any
 
-from ensemble.applications._endings import tell_stopped
+from ensemble.applications._endings import tell_stopped, tell_unread
 from ensemble.applications._inverting import add_computing, add_dry_run, computing_of, is_dry, launch, ranks_to_launch
 from ensemble.applications._options import Parser, add_output, add_overrides
 from ensemble.machine.environment import is_main_process, is_restarted, launched_ranks
@@ -33,8 +33,10 @@ ON_RANKS = True
 def arguments(p: Parser) -> None:
     """The options."""
     what = p.add_argument_group("what to make")
-    what.add_argument("--models", nargs="+", metavar="MODEL", required=True, help="the networks")
-    what.add_argument("--units", nargs="+", metavar="SELECTION", required=True, help="the units; an image each")
+    what.add_argument("--models", nargs="+", action="extend", metavar="MODEL", required=True, help="the networks")
+    what.add_argument(
+        "--units", nargs="+", action="extend", metavar="SELECTION", required=True, help="the units; an image each"
+    )
     what.add_argument("--method", choices=METHODS, default="fourier", help="(default: %(default)s)")
     what.add_argument("--generator", metavar="NAME", help="move a generator's code instead of pixels (gd, lbfgs)")
     what.add_argument(
@@ -45,7 +47,13 @@ def arguments(p: Parser) -> None:
     what.add_argument("--size", type=int, metavar="PIXELS", help="of the images (default: the largest input size)")
     what.add_argument("--iterations", type=int, metavar="N", help="steps in all")
     what.add_argument("--seed", type=int)
-    what.add_argument("--verifier", nargs="+", metavar="MODEL", help="networks that read the images of classes' units")
+    what.add_argument(
+        "--verifier",
+        nargs="+",
+        action="extend",
+        metavar="MODEL",
+        help="networks that read the images of classes' units",
+    )
     add_overrides(what, "optimizer.lr=0.2")
     real = p.add_argument_group("real images, as the scale; they are not used to make any")
     real.add_argument("--real", metavar="DATA", help="real images, a folder or an archive")
@@ -61,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     from ensemble.plugins import load_entry_points
     from ensemble.runs.trial import Interrupted
-    from ensemble.units.job import units_job
+    from ensemble.units.job import Unread, units_job
     from ensemble.units.matching import matched
     from ensemble.units.summary import print_matches, print_units
 
@@ -102,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
         made = job.run(began, progress=True)
     except Interrupted as stop:
         return tell_stopped(stop, options)
+    except Unread:
+        return tell_unread(options)
     if made is not None:
         print_units(made, options.output)
     return 0

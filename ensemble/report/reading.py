@@ -258,13 +258,14 @@ def _of_units(
     if [row["image"] for row in rows] != [picture.index for picture in pictures]:
         raise ValueError("rows that are not the images'")
     units = {str(row["unit"]): place for place, row in reversed([*enumerate(rows)])}
+    of_classes = all(row["of_class"] for row in rows)  # otherwise no image has a target
     found = []
     for row, picture in zip(rows, pictures, strict=True):
         unit = str(row["unit"])
-        readings = picture.readings if row["of_class"] else ()
+        readings = picture.readings if of_classes else ()
         name = f"{unit} ({row['class']})" if "class" in row else unit
         found.append(replace(picture, target=units[unit], name=name, readings=readings, excited=_excited(row)))
-    if not all(row["of_class"] for row in rows):
+    if not of_classes:
         networks = tuple(replace(network, accuracy=None, interval=None) for network in networks)
     return tuple(found), networks
 

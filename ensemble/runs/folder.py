@@ -41,10 +41,11 @@ RECIPE, METRICS, SUMMARY, IMAGES = "recipe.yaml", "metrics.jsonl", "summary.json
 LOGITS, PER_IMAGE, PER_LAYER, GRID = "logits.safetensors", "per_image.jsonl", "per_layer.jsonl", "grid.png"
 AGREEMENT, ATTRIBUTION = "agreement.safetensors", "attribution.safetensors"
 UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET = "units.jsonl", "units.png", "units_alpha.png", "top_real.png"
+_OF_UNITS = (UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET)
 PICTURES, CHECKPOINTS = "images", "checkpoints"
 _FILES = (
     *(SUMMARY, IMAGES, LOGITS, PER_IMAGE, PER_LAYER, GRID, AGREEMENT),
-    *(ATTRIBUTION, UNITS, UNITS_SHEET, UNITS_ALPHA, TOP_SHEET, METRICS, RECIPE),
+    *(ATTRIBUTION, *_OF_UNITS, METRICS, RECIPE),
 )
 _BEGUN = {RECIPE, METRICS, CHECKPOINTS}
 """All that a run leaves that ends before its first checkpoint."""
@@ -113,6 +114,12 @@ class ResultsFolder(OutputFolder):
             kept = [row for row in rows if row.get("step", 0) < until.get(row.get("trial", -1), 0)]
             write_json_lines(self.path / METRICS, kept)
         (self.path / SUMMARY).unlink(missing_ok=True)
+
+    def remove_units(self) -> bool:
+        """Removes what was read of units' images, which are others now; whether there was anything."""
+        there = (self.path / UNITS).is_file()
+        self.remove(_OF_UNITS)
+        return there
 
     def check_left_over(self) -> None:
         """Raises ValueError where there is no checkpoint to go on from and the folder holds another run's results."""
@@ -223,12 +230,16 @@ class ResultsFolder(OutputFolder):
             save_file({"maps": maps.float().contiguous()}, temporary)
 
     def write_units(self, rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, Image.Image | None]) -> None:
-        """How much each image excites its unit, and pictures by their names, where there are any."""
-        write_json_lines(self.path / UNITS, rows)
+        """How much each image excites its unit, and pictures by their names; one that is None is there no more.
+
+        The rows come last: where they are, all is.
+        """
+        self.remove_units()
         for name, picture in sheets.items():
             if picture is not None:
                 with replacing(self.path / name) as file:
                     picture.save(file, format="PNG")
+        write_json_lines(self.path / UNITS, rows)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, summary)
@@ -260,6 +271,13 @@ class ResultsFolder(OutputFolder):
         if not {"images", "targets"} <= tensors.keys():
             raise ValueError(f"{self.path / IMAGES} holds no images with targets; it is not a run's")
         return tensors["images"], tensors["targets"]
+
+    def check_holds(self, images: torch.Tensor) -> None:
+        """ValueError where the images there are not these: another run has taken the folder."""
+        if not (self.path / IMAGES).is_file() or not torch.equal(self.read_images()[0], images.float()):
+            raise ValueError(
+                f"output: another run has taken {self.path} meanwhile; make these images again, in another folder"
+            )
 
     def read_logits(self) -> dict[str, torch.Tensor]:
         return self._tensors(LOGITS) if (self.path / LOGITS).is_file() else {}

@@ -64,7 +64,9 @@ def run(
     history = History.of(told, recipe.iterations, command)
     metrics: JsonLines | None = None
     if folder is not None:
-        _open(plan, folder, context, restored, trials, resume or overwrite, history.notes())
+        removed = _open(plan, folder, context, restored, trials, resume or overwrite, history.notes())
+        if removed:
+            progress.message("what was read of units' images is removed; invert.py units --resume reads the new ones")
         with context.agree():  # all are open before any is written: opening cuts off what a crash left half written
             metrics = folder.open_metrics() if replica.is_main else None
     here = Replica(
@@ -231,19 +233,26 @@ def _open(
     trials: range,
     replace_files: bool,
     continued: Sequence[str],
-) -> None:
-    """Rank 0 begins the results folder, or winds its metrics back to the checkpoints."""
+) -> bool:
+    """Rank 0 begins the results folder, or winds its metrics back to the checkpoints.
+
+    Whether it has removed what was read of units' images, which will be others.
+    """
     reached = context.gather({trial: restored.steps(trial) for trial in trials if trial in restored.trials})
     until = {trial: step for positions in reached for trial, step in positions.items()}
+    ended = all(context.gather(all(restored.finished(trial, plan.recipe.iterations) for trial in trials)))
+    removed = False
     with context.agree():
         if not context.is_main:
-            return
+            return False
         with writing(folder.path):
             if until:
                 folder.go_on(until)
+                removed = not ended and folder.remove_units()
             else:
                 folder.begin(replace_files)
             folder.write_recipe(recipe_text(plan.recipe, (*plan.in_memory, *continued)))
+    return removed
 
 
 # --- after the last step --------------------------------------------------------------------------------------

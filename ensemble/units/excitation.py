@@ -36,13 +36,16 @@ class Readers:
         """What each unit is called."""
 
     @property
-    def classes(self) -> list[int | None]:
-        """Of each unit the first network's class that it is; None of one that is none, or of others' parts, too."""
-        first, *others = self.parts.values()
-        found: list[int | None] = []
-        for k, units in enumerate(first):
-            alone = len(units) == 1 and units[0].of_class and all(u.of_class for other in others for u in other[k])
-            found.append(units[0].channels[0] if alone else None)
+    def classes(self) -> list[tuple[ModelCard, int] | None]:
+        """Of each unit the class that it is, and whose: the first network's that it is of; None of one that is none."""
+        cards, parts = [profile.card for profile in self.profiles], self.parts.values()
+        found: list[tuple[ModelCard, int] | None] = []
+        for of_networks in zip(*parts, strict=True):
+            own = [(card, units) for card, units in zip(cards, of_networks, strict=True) if units]
+            first, (unit, *_) = own[0]
+            is_class = all(len(units) == 1 and units[0].of_class for _, units in own)
+            is_one = all(units[0].channels == unit.channels for card, units in own if card.shares_classes(first))
+            found.append((first, unit.channels[0]) if is_class and is_one else None)
         return found
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,33 @@ import torch
 from torch import nn
 
 from ensemble.api import carry_out, own_of, prepare
-from ensemble.data.labelled import any_images
 from ensemble.machine.environment import launched_rank
+from ensemble.machine.ranks import ProcessContext
 from ensemble.objectives.activation import Activation
-from ensemble.runs.job import Job
+from ensemble.runs.folder import UNITS
+from ensemble.runs.job import Job, held_for_all
 from ensemble.runs.networks import Named, named_networks
 from ensemble.runs.plan import unique_names
+from ensemble.runs.results import Results
 from ensemble.units import METHODS
 from ensemble.units.excitation import Readers
+from ensemble.units.given import check_numbers, check_paths, image_of, overrides_of, with_image
 from ensemble.units.methods import fields_of
 from ensemble.units.preferred import Preferred
 from ensemble.units.reading import read_preferred
+from ensemble.units.real import read_real
 from models import ModelCard, create_model
 
 _FOLLOWS = re.compile(r".*(objectives|targets|images_per_class|teachers)")
 _FREE = re.compile(r"objectives\[(0\]\.(weight|reduction|power)$|[1-9]\d*\])|teachers\[\d+\]\.(?!model$)")
 """Among fields of objectives and teachers, those that leave the units what they are."""
 _OWN: dict[str, Any] = {"input_size": None, "mean": None, "std": None, "class_names": ()}
+_FURTHER = re.compile(r"objectives\[[1-9]")
+"""Of overrides, those of further objectives, of which a network may have one that has no unit."""
 
-REAL_IMAGES = 2000
-"""Of real ones, so many are read, drawn by seed 0."""
+
+class Unread(KeyboardInterrupt):
+    """Ctrl-C while images are read that are saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +49,6 @@ class UnitsJob:
     readers: Readers
     real: torch.Tensor | None
     """(M, 3, H, W), uint8."""
-    of_class: bool
-    """Whether each unit is a class."""
 
     def check(self, ranks: int) -> None:
         """ValueError where results may not be written, or teachers cannot be placed on so many ranks."""
@@ -53,15 +57,31 @@ class UnitsJob:
     def run(self, began: float, progress: bool, *, keeps_partial: bool = False) -> Preferred | None:
         """What `prefer` returns; its results are written.
 
-        Raises Interrupted after a stop that was asked for, unless `keeps_partial` is to give what there is.
+        Raises Interrupted after a stop that was asked for, unless `keeps_partial` is to give what there is; Unread on
+        Ctrl-C once images are saved; ValueError where another run has taken the folder before they are read.
         """
         results = carry_out(self.job, began, progress, keeps_partial=keeps_partial)
         if results is None or launched_rank():
             return None
         self.readers.term = next(term for term in results.recipe.objectives if isinstance(term, Activation))
-        preferred = read_preferred(results, self.readers, self.real, of_class=self.of_class)
-        if self.job.folder is not None:
-            preferred.write(self.job.folder)
+        try:
+            with held_for_all(self.job.folder, ProcessContext(0, 1, torch.device("cpu"))):
+                return self._read(results)
+        except KeyboardInterrupt:
+            if self.job.folder is None:
+                raise
+            raise Unread from None
+
+    def _read(self, results: Results) -> Preferred:
+        """What is read of the images, or was: what is there is theirs, as going on removes it."""
+        folder = self.job.folder
+        if folder is None:
+            return read_preferred(results, self.readers, self.real)
+        folder.check_holds(results.images)
+        if self.real is None and len(rows := folder.read_rows(UNITS)) == len(results.images):
+            return Preferred(results, tuple(self.readers.names), rows)
+        preferred = read_preferred(results, self.readers, self.real)
+        preferred.write(folder)
         return preferred
 
 
@@ -84,14 +104,11 @@ def units_job(
     **fields: Any,
 ) -> UnitsJob:
     """The job of `prefer`'s arguments; ValueError for mistakes, with one line each."""
-    for name, number in (("images_per_unit", images_per_unit), ("size", size)):
-        if number is not None and (not isinstance(number, Integral) or number < 1):
-            raise ValueError(f"{name}: a whole number from 1 on, not {number!r}")
-    if not isinstance(bn_matching, Real):
-        raise ValueError(f"bn_matching: a weight, not {bn_matching!r}")
+    check_numbers(images_per_unit, size, bn_matching)
+    check_paths(real, split, output)
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is none; choose {', '.join(METHODS)}")
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    overrides = overrides_of(overrides)
     _check_free(fields, overrides)
     listed = _listed(models)
     if not isinstance(units, str) and (not isinstance(units, Sequence) or not all(isinstance(u, str) for u in units)):
@@ -99,7 +116,7 @@ def units_job(
     own = own_of(**{key: fields.pop(key, empty) for key, empty in _OWN.items()})
     networks = _networks([entry["model"] if isinstance(entry, Mapping) else entry for entry in listed], own)
     readers = Readers(networks, Activation((units,) if isinstance(units, str) else tuple(units)))
-    if not bn_matching and "terms" not in fields and not any("objectives" in text for text in overrides):
+    if not bn_matching and "terms" not in fields and not any(map(_FURTHER.match, overrides)):
         _check_idle(readers)
     images, classes = int(images_per_unit) * len(readers.names), _classes(readers)
     recipe = fields_of(
@@ -114,14 +131,18 @@ def units_job(
     )
     recipe["image"]["alike"] = len(readers.names)  # so an image is the same whichever other units are asked for
     recipe |= {"targets": classes or [0], "images_per_class": int(images_per_unit) if classes else images}
+    overrides = with_image(overrides, recipe["image"])
+    if (image := fields.pop("image", None)) is not None:
+        recipe["image"] = image_of(image, recipe["image"])
     steps = {} if iterations is None else {"iterations": iterations}
     job = prepare(
         listed, *overrides, output=output, resume=resume, overwrite=overwrite, own=own, **recipe | steps | fields
     )
+    if job.plan.recipe.verifiers and not classes:
+        raise ValueError("verifiers (--verifier): they read classes, and not every unit is one; leave them out")
     if job.folder is not None:
         job.folder.check(resume=resume, overwrite=overwrite)  # before real images are read
-    scale = None if real is None else any_images(real, split, recipe["image"]["size"], at_most=REAL_IMAGES).images
-    return UnitsJob(job, readers, scale, bool(classes))
+    return UnitsJob(job, readers, None if real is None else read_real(real, split, job.plan.size))
 
 
 def _check_free(fields: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -159,8 +180,10 @@ def _check_idle(readers: Readers) -> None:
 
 
 def _classes(readers: Readers) -> list[int]:
-    """The units' classes, where each unit is one; they are the images' targets."""
-    classes = [number for number in readers.classes if number is not None]
+    """The units' classes as the first network numbers them, where each unit is one; they are the images' targets."""
+    first = readers.profiles[0].card
+    known = [one for one in readers.classes if one is not None]
+    classes = [number for card, number in known if card is first or card.shares_classes(first)]
     return classes if len(classes) == len(readers.names) else []
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ensemble.data.labelled import any_images
 from ensemble.objectives.activation import Activation
 from ensemble.objectives.selection import parse_selection
 from ensemble.runs.plan import unique_names
@@ -17,10 +16,8 @@ from ensemble.teachers.layers import layers_of
 from ensemble.teachers.taps import Tap
 from ensemble.teachers.teacher import Teacher
 from ensemble.units.excitation import BATCH, Readers, in_unit_range
+from ensemble.units.real import read_real
 from models import ModelCard, create_model
-
-IMAGES = 2000
-"""Real images by which units are compared, drawn by seed 0."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def matched(models: Sequence[str], units: Sequence[str], real: str | Path, split
         raise ValueError("--match: name at least two networks, --models A B")
     networks = {name: create_model(model) for name, model in zip(names, models, strict=True)}
     size = max(card.input_size for _, card in networks.values())
-    images = any_images(real, split, size, at_most=IMAGES).images
+    images = read_real(real, split, size)
     means: dict[str, dict[str, torch.Tensor]] = {}
     found = []
     for text in units:

@@ -43,12 +43,16 @@ def prefer(
     `generator`, `gd` and `lbfgs` move its code. Images are `size` pixels, by default the largest input size.
     `bn_matching` above 0 also matches the networks' BN statistics, with that weight beside each activation.
     `real` is a folder or archive of images, in folders or not, of whose `split` (by default `train`, or where there are
-    no splits, of all) up to `ensemble.units.job.REAL_IMAGES` are the scale, and `top` shows those that excite each unit
+    no splits, of all) up to `ensemble.units.real.AT_MOST` are the scale, and `top` shows those that excite each unit
     most.
 
     Raises ValueError for mistakes, with one line each.
     """
     began = time.perf_counter()
+    if resume and overwrite:
+        raise ValueError("resume and overwrite: give one of them; the run there goes on, or is replaced")
+    if resume and output is None:
+        raise ValueError("resume: there is no run to go on with; name its folder as output")
     load_entry_points()
     job = units_job(
         models,

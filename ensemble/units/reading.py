@@ -16,7 +16,7 @@ from ensemble.units.receptive_field import receptive_field
 from ensemble.units.robustness import CHANGES
 
 
-def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None, *, of_class: bool) -> Preferred:
+def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None) -> Preferred:
     """What is said of images from their saved 8 bits, beside `real` ones (N, 3, H, W), uint8, where there are any."""
     saved = to_eight_bits(results.images).float() / 255
     which = [i % len(readers.names) for i in range(len(saved))]
@@ -25,13 +25,13 @@ def read_preferred(results: Results, readers: Readers, real: torch.Tensor | None
     of_real = {} if real is None else readers.each(real)
     scales = {name: RealExcitations.of(found) for name, found in of_real.items()}
     fields = _receptive_fields(readers, saved.shape[-1])
-    classes, card = readers.classes, readers.profiles[0].card
-    labels = own_labels(card)
+    classes = readers.classes
     rows = []
     for i, k in enumerate(which):
-        row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": of_class}
-        if labels and (number := classes[k]) is not None:
-            row["class"] = labels[number]
+        known = classes[k]
+        row: dict[str, Any] = {"image": i, "unit": readers.names[k], "of_class": known is not None}
+        if known is not None and (labels := own_labels(known[0])):
+            row["class"] = labels[known[1]]
         if fields[k] is not None:
             row["receptive_field"] = fields[k]
         for name, excited in clean.items():

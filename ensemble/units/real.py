@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from ensemble.data.labelled import any_images
+
 TOP = 9
 """Images kept of each unit: as many as people look at."""
+
+AT_MOST = 2000
+"""So many images are read, drawn by seed 0."""
+
+
+def read_real(path: str | Path, split: str | None, size: int) -> torch.Tensor:
+    """Real images (M, 3, H, W), uint8, resized; ValueError where there are fewer than two, which have no deviation."""
+    images = any_images(path, split, size, at_most=AT_MOST).images
+    if len(images) < 2:
+        raise ValueError(f"real: {path} holds one image; a mean and a deviation take two and more")
+    return images
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ def print_units(made: Preferred, output: str) -> None:
     above = [row[key] for row in made.rows for key in row if key.rpartition("/")[2] == "above"]
     if above:
         console.print(f"{sum(above)} of {len(above)} are above the largest of the real images")
-    if made.rows[0]["of_class"]:
+    if all(row["of_class"] for row in made.rows):
         for name, read in made.results.summary.get("verifiers", {}).items():
             console.print(f"{name} reads {read['accuracy']:.1%} of {read['images']} images as their class")
     for text in made.warnings:

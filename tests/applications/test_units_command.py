@@ -12,6 +12,9 @@ import torch
 from conftest import ONE, PLUGIN, TWO, end, images, start
 from PIL import Image
 
+from ensemble import cli
+from ensemble.machine.lock import holder
+from ensemble.units import job
 from models import create_model
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -96,12 +99,67 @@ def test_a_run_that_is_stopped_leaves_no_results_and_goes_on(run, tmp_path: Path
     assert torch.equal(images(tmp_path / "out"), images(tmp_path / "whole"))
 
 
+READ = {"units.jsonl", "units.png", "units_alpha.png", "top_real.png"}
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_what_was_read_of_units_is_kept_with_its_images_and_goes_with_them(run, tmp_path: Path, real: Path) -> None:
+    out = tmp_path / "out"
+    command = [*COMMAND, "--units", "conv:0-1", "--alpha", "--output", out]
+    assert run(*command, "--real", real).code == 0
+    read = {name: (out / name).read_bytes() for name in READ}
+    ended = run(*command, "--resume")  # without real images: what was said beside them stays
+    assert ended.code == 0 and "are above the largest of the real images" in ended.output
+    assert {name: (out / name).read_bytes() for name in READ} == read
+    longer = run(*PLUGIN, "--output", out, "--resume", "--iterations", "12")
+    assert longer.code == 0 and "invert.py units --resume" in "".join([longer.output, *longer.errors])
+    assert not READ & names(out)
+    assert run(*command, "--resume", "--iterations", "12").code == 0
+    assert READ & names(out) == READ - {"top_real.png"}
+    own = conv_of((images(out) * 255).round())[[0, 1], [0, 1]]
+    assert [row["activation"] for row in rows(out)] == pytest.approx(own.tolist(), rel=1e-3, abs=1e-4)
+    (out / "top_real.png").touch()
+    (out / "units.jsonl").unlink()
+    assert run(*command, "--resume", "--iterations", "12").code == 0 and not (out / "top_real.png").exists()
+
+
+def test_the_folder_is_held_while_units_are_read(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, read, holders = tmp_path / "out", job.read_preferred, []
+
+    def interrupted(*given: Any) -> None:
+        holders.append(holder(out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "read_preferred", interrupted)
+    ended = run(*COMMAND, "--units", "conv:0-1", "--output", out)
+    assert ended.code == 130 and "the images are saved, and the same command with --resume reads" in ended.errors[-1]
+    assert holders[0] is not None and "units.jsonl" not in names(out)
+    monkeypatch.setattr(job, "read_preferred", read)
+    assert run(*COMMAND, "--units", "conv:0-1", "--output", out, "--resume").code == 0 and len(rows(out)) == 2
+
+
+def test_another_runs_images_are_not_read(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, carry_out = tmp_path / "out", job.carry_out
+
+    def taken(*given: Any, **how: Any) -> Any:
+        results = carry_out(*given, **how)
+        assert cli.main([*ONE, "--targets", "star", "--iterations", "2", "--output", str(out), "--overwrite"]) == 0
+        return results
+
+    monkeypatch.setattr(job, "carry_out", taken)
+    ended = run(*COMMAND, "--units", "conv:0-1", "--output", out)
+    assert ended.code == 2 and "another run has taken" in ended.errors[-1] and not READ & names(out)
+
+
 def test_images_of_units_that_are_no_classes_are_not_judged(run, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(*COMMAND, "--units", "-logits:1", "--units", "-logits:1", "logits:star", "--output", out).code == 0
+    assert run(*COMMAND, "--units", "-logits:1", "--units", "logits:star", "--output", out).code == 0
     assert [(row["unit"], row.get("class"), row["of_class"]) for row in rows(out)] == [
         ("-logits:1", None, False),
-        ("logits:2", "star", False),
+        ("logits:2", "star", True),
     ]
     refused = run("evaluate", out, *PLUGIN[:2], "--judge", "tiny_b@random")
     assert refused.code == 2 and "units that are no classes" in refused.errors[0]
@@ -159,6 +217,9 @@ def test_two_networks_on_two_ranks_as_in_one_process(run, tmp_path: Path) -> Non
         (["--units", "conv:0", "--bn-matching", "-1"], "bn_matching: a weight of 0 or more, not -1"),
         (["--units", "conv:0", "--generator", "any"], "methods gd and lbfgs move a generator's code"),
         (["--units", "conv:0", "--real", "nowhere"], "data: nowhere does not exist"),
+        (["--units", "conv:0", "--split", "test"], "split: it says which of the real images are read"),
+        (["--units", "logits:1", "conv:0", "--verifier", "tiny_b@random"], "they read classes, and not every unit is"),
+        (["--units", "logits:1", "--set", "image.size=9"], "image.size: give size (--size) instead"),
         (["--units", "conv:0", "--method", "magic"], "invalid choice: 'magic'"),
     ],
 )
