@@ -97,7 +97,7 @@ def _null(a: torch.Tensor, b: torch.Tensor, seed: int) -> Estimate:
 
 
 def _blind(blind: Estimate) -> Finding:
-    reading = f"A difference above AUC {blind.high:.2f} would have been seen by this test."
+    reading = f"A difference above AUC {_seen(blind):.2f} would have been seen by this test."
     word: Word = "not distinguishable here"
     if blind.low > 0.5:
         word, reading = "not consistent", "They differ: what follows would measure that, not membership."
@@ -122,13 +122,24 @@ def _at(rate: Estimate | None) -> str:
     return f"true positives at 1 % false positives: {rate:.1%}"
 
 
-def _answer(value: Estimate, what: str = "A leak above AUC", test: str = "attack") -> str:
+def _seen(value: Estimate) -> float:
+    """The AUC at which an interval of this width lies above chance in 39 of 40 draws, whatever this one's luck."""
+    return min(0.5 + value.width, 1.0)
+
+
+def seen_share(n: int) -> float:
+    """The same of a share of n, whose intervals are Clopper and Pearson's; 1 where no share is seen so surely."""
+    least = next((hits for hits in range(n + 1) if clopper_pearson(hits, n)[0] > 0.5), n + 1)
+    return clopper_pearson(least - 1, n)[1]
+
+
+def _answer(value: Estimate, seen: float, what: str = "A leak above AUC", test: str = "attack") -> str:
     """What the word beside it says, in a sentence of its own: a page's summary takes the first."""
     if value.low > 0.5:
         return f"Yes: {value.value:.2f}, where chance is 0.5."
     if value.high < 0.5:
         return f"No: {value.value:.2f}, below the 0.5 of chance, which no membership explains."
-    return f"{what} {value.high:.2f} would have been seen by this {test}."
+    return f"{what} {seen:.2f} would have been seen by this {test}."
 
 
 def _word(value: Estimate, null: Estimate, fired: bool) -> Word:
@@ -145,7 +156,7 @@ def _loss(value: Estimate, null: Estimate, rate: Estimate | None, gap: float, ta
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit: it takes a network that is trained to know its members (the tests do that)",
         access="logits of the labelled image",
-        reading=f"{_answer(value)} On average over images.",
+        reading=f"{_answer(value, _seen(value))} On average over images.",
     )
 
 
@@ -159,7 +170,7 @@ def _shadowed(name: str, value: Estimate, null: Estimate, rate: Estimate | None,
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit (the tests plant one)",
         access=f"logits, the recipe, such images, {networks} trainings",
-        reading=f"{_answer(value)} A lower bound: with more networks the attack gains.",
+        reading=f"{_answer(value, _seen(value))} A lower bound: with more networks the attack gains.",
     )
 
 
@@ -187,7 +198,9 @@ def _tracing(
     if trained_on:
         most = expected_auc(d, trained_on, len(known))
         ceiling = f"; theory allows {most:.3f} of the mean of {trained_on} images, those given"
-    reading = _answer(value) + ("" if fired else " The positive control did not fire: the test is blind here.")
+    reading = _answer(value, _seen(value)) + (
+        "" if fired else " The positive control did not fire: the test is blind here."
+    )
     finding = Finding(
         question="Do the BatchNorm statistics tell members?",
         word=unless_blind(_word(value, null, fired), fired),
@@ -215,5 +228,5 @@ def closer_to_members(inversions: torch.Tensor, members: torch.Tensor, others: t
         null="0.5",
         control="not run",
         access="the weights file; to check it, training images",
-        reading=f"{_answer(share, 'A share above', 'test')} In pixels alone; other features may see more.",
+        reading=f"{_answer(share, seen_share(len(inversions)), 'A share above', 'test')} In pixels alone; other features may see more.",
     )

@@ -105,7 +105,7 @@ def _seams(
     turned = float((turned_control(own) - turned_control(null)).mean())
     silent, fired = blank.holds(0), control.low > 0
     word = seams_word(value.low, turned, silent, fired)
-    reading = f"A difference above {value.high:.3g} would have been seen."
+    reading = f"A difference above {value.width:.3g} would have been seen."
     if word in ("shown", "indicated"):
         reading = "Lines are sharper than plain statistics make them."
     if not fired:

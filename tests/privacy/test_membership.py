@@ -320,7 +320,7 @@ def test_what_two_sets_share_is_left_out_or_refused() -> None:
 def test_below_chance_is_no_all_clear() -> None:
     assert _blind(Estimate(0.26, 0.23, 0.29)).word == "undecided"
     assert "would have been seen" not in _blind(Estimate(0.26, 0.23, 0.29)).reading
-    assert "below the 0.5 of chance" in _answer(Estimate(0.3, 0.2, 0.4))
+    assert "below the 0.5 of chance" in _answer(Estimate(0.3, 0.2, 0.4), 0.7)
     same = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     assert closer_to_members(same, same, same).value == 0.5
 
