@@ -240,7 +240,8 @@ def _sentences(findings: Sequence[Finding]) -> tuple[str, ...]:
     """Four: what is shown; what is indicated, or not as is said; what is as is said, or not seen; what is open."""
 
     def asked(*words: str) -> str:
-        return "; ".join(f"“{f.question}”" for f in findings if f.word in words)
+        found = [f for f in findings if f.word in words]
+        return "; ".join(f"“{f.question}”{' (blind here)' if 'blind here' in f.reading else ''}" for f in found)
 
     def answered(*words: str) -> str:
         found = [(f.question, f.reading.partition(". ")[0].rstrip(".")) for f in findings if f.word in words]
@@ -249,8 +250,9 @@ def _sentences(findings: Sequence[Finding]) -> tuple[str, ...]:
     silent, undecided = asked("not distinguishable here", "consistent"), asked("undecided", "not tested")
     return (
         f"Shown: {answered('shown') or 'nothing of what was asked.'}",
-        f"Indicated, without a complete set of controls: {answered('indicated') or 'nothing.'} "
-        f"Not as it is said of the network: {answered('not consistent') or 'nothing.'}",
-        f"Not distinguishable here (the table says what would have been seen), or consistent: {silent or 'nothing'}.",
+        f"Indicated, without a complete set of controls: {answered('indicated') or 'nothing.'}"
+        + (f" Not as it is said of the network: {said}" if (said := answered("not consistent")) else ""),
+        "Not distinguishable here (the table says what would have been seen, or why), or consistent: "
+        f"{silent or 'nothing'}.",
         f"Undecided or not tested: {undecided or 'none of these'}; what was not asked at all is listed below.",
     )

@@ -50,8 +50,11 @@ def explained_by(
 ) -> Explanation:
     """The part on preprocessing, crops, mixes and a claim, from reference images uint8 (N, 3, H, W)."""
     tried: list[Candidate | Claimed] = [*candidates(card)]
+    trains = ""
     if claim is not None:
-        tried.append(Claimed(claim))
+        model = model_card(claim.model)
+        trains = model.name if model.name != card.name else ""
+        tried.append(Claimed(claim, model=None if trains else model))
     found = {}
     for k, candidate in enumerate(tried, start=1):
         mark(f"re-estimating statistics, {k} of {len(tried)}: {candidate.name}")
@@ -63,11 +66,10 @@ def explained_by(
     if not layers:
         raise ValueError(f"reference: {card.name} has constant inputs at every BatchNorm layer, whatever the image")
     known = {c.name: c for c in tried if isinstance(c, Candidate)}
-    trains = "" if claim is None else model_card(claim.model).name
     return explanation(
         *(stored(net, layers), found, known, seed),
         constant=tuple(sorted(constant)),
-        trains=trains if trains != card.name else "",
+        trains=trains,
     )
 
 
@@ -85,7 +87,7 @@ def explanation(
     is of, where it is another."""
     plain = {name: each for name, each in found.items() if name in known}
     said = explain(own, plain, seed)
-    best = known[said.best]
+    best = _concluded(said, known)
     normalised = bool(best.normalisation or best.jpeg)
     truths = [name for name, c in known.items() if not c.normalisation and not c.jpeg]
     control = recovered(plain, truths, seed, said.wider)
@@ -94,7 +96,11 @@ def explanation(
     if said.explained and normalised:
         figures["augmentation"] = "preprocessing"
     usable = said.explained and not normalised
-    findings.append(_crops(said, known, control) if usable else _withheld("Were images cropped or padded?", said, best))
+    if usable:
+        findings.append(_crops(said, best, known, control))
+        figures["augmentation"] = "undecided" if findings[-1].word == "undecided" else best.name
+    else:
+        findings.append(_withheld("Were images cropped or padded?", said, best))
     for mix, title in MIXES.items():
         question = f"Were images mixed by {title}?" if mix != "cutout" else "Were squares cut out of images?"
         if not usable:
@@ -121,6 +127,21 @@ def explanation(
     return Explanation(part, said, found, own, best if usable else None)
 
 
+def _concluded(said: Explained, known: Mapping[str, Candidate]) -> Candidate:
+    """What is gone on from: the best candidate, or where that is prepared otherwise than the card says, the first one
+    without mixes that is not and cannot be told from it. One with a mix may only look like another preparation."""
+    best = known[said.best]
+    if not _is_other(best):
+        return best
+    own = (known[name] for name in said.names if name in said.alike and not _is_other(known[name]))
+    return next((candidate for candidate in own if candidate.mix == "none"), best)
+
+
+def _is_other(candidate: Candidate) -> bool:
+    """Whether it prepares images otherwise than the card says."""
+    return bool(candidate.normalisation or candidate.jpeg)
+
+
 def _layers(own: Moments, best: Moments, constant: Sequence[str]) -> Table:
     """Every layer, also those that are not read."""
     ratio = (distances(own, best)[0] / floors(best)).tolist()
@@ -142,15 +163,15 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
     evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
     word: Word = "consistent"
     reading = "The card's mean and std explain the statistics better than other usual ones."
-    if other in said.alike:
-        reading = f"The card's mean and std explain the statistics; so would {other}."
+    if rivals := [name for name in said.alike if _is_other(known[name])]:
+        reading = f"The card's mean and std explain the statistics; so would {', '.join(rivals[:3])}."
     if not said.explained:
         word = "undecided"
         reading = (
             f"Nothing that was tried comes within {UNEXPLAINED:g} noise floors: the preprocessing is another, or the "
             "reference images are of another kind than the training images. Nothing below is concluded from statistics."
         )
-    elif best.normalisation or best.jpeg:
+    elif _is_other(best):
         word = "not consistent"
         reading = (
             f"Preprocessing: {said.best} explains the statistics better than what the card says. Check mean and std "
@@ -179,26 +200,34 @@ def _withheld(question: str, said: Explained, best: Candidate) -> Finding:
     )
 
 
-def _crops(said: Explained, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
-    crops = list(dict.fromkeys(known[name].crop for name in said.alike))
+def _crops(said: Explained, chosen: Candidate, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
+    alike = [chosen.name, *(name for name in said.alike if not _is_other(known[name]))]
+    crops = list(dict.fromkeys(known[name].crop for name in alike))
     names = [Candidate(crop).name for crop in crops]
     fired = min(control[Candidate(crop).name] for crop in crops)
     best = Candidate(crops[0])
     told = len(crops) == 1
-    planted = [candidate.name for candidate in (Candidate("none"), Candidate("mirrored"), Candidate("black"))]
-    rivals = [name for name in said.names if known[name].crop != crops[0] and not known[name].normalisation]
+    planted = (Candidate("none"), Candidate("mirrored"), Candidate("black"))
+    rivals = [name for name in said.names if known[name].crop != crops[0] and not _is_other(known[name])]
+    never = [each.name for each in planted if not control[each.name]]
     return Finding(
         question="Were images cropped or padded?",
         word=candidate_word(len(crops) - 1, fired),
-        evidence=f"{_fits(said, said.best)}; best of other crops: {_fits(said, rivals[0])}",
-        figure=said.fit[said.best],
+        evidence=f"{_fits(said, chosen.name)}; best of other crops: {_fits(said, rivals[0])}; the score in the table, "
+        "which weighs all layers, ranks them",
+        figure=said.fit[chosen.name],
         null=f"planted {best.name}: recovered in {control[best.name]:.0%}",
-        control=", ".join(f"{name}: {control[name]:.0%}" for name in planted),
+        control=", ".join(f"{each.name}: {control[each.name]:.0%}" for each in planted),
         access=_ACCESS,
         reading=(
             f"The statistics are those of images with {names[0]}."
             if told
             else f"Cannot be told apart: {'; '.join(names)}."
+        )
+        + (
+            f" With these images and layers the test never names {' or '.join(never)}, also where true."
+            if never
+            else ""
         )
         + (
             " Statistics that were re-estimated on plain images after training are like that, too, and say nothing of "
@@ -226,10 +255,15 @@ def _mix(
         blind = "The positive control did not fire"
     elif estimate.width >= 1:
         blind = "The interval is as wide as all shares there are"
+    word = mix_word(estimate.low, mix, alike, silent, not blind)
     reading = f"A share above {estimate.width:.0%} would have been seen."
     if blind:
         reading = f"{blind}: with so few images, or layers, the test is blind here."
-    if estimate.low > 0 and mix in alike:
+    noisy = silent.low > 0 and estimate.low > 0 and mix in alike
+    if noisy and word in ("not distinguishable here", "not tested"):
+        as_well = f"Planted unmixed statistics give a share as well ({silent.value:.0%})."
+        reading = f"{as_well} {reading}" if blind else as_well
+    elif estimate.low > 0 and mix in alike:
         reading = f"About {min(estimate.value, 1.0):.0%} of the batches."
         if alike != {mix}:
             reading += f" Other candidates explain the statistics as well ({', '.join(sorted(said.alike)[:4])})."
@@ -240,7 +274,7 @@ def _mix(
         )
     return Finding(
         question=question,
-        word=mix_word(estimate.low, mix, alike, silent.holds(0), not blind),
+        word=word,
         evidence="share of mixed batches that explains the statistics best",
         figure=estimate,
         null=f"planted unmixed: {silent:.2f}",

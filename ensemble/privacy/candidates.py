@@ -128,9 +128,13 @@ class Claimed:
 
     recipe: TrainingRecipe
     name: str = CLAIMED
+    model: ModelCard | None = None
+    """The recipe's, where its mean and std are claimed, too."""
 
     def batches(self, images: torch.Tensor, card: ModelCard, size: int, seed: int) -> Iterator[torch.Tensor]:
         """As `Candidate.batches`."""
+        if self.model is not None:
+            card = replace(card, mean=self.model.mean, std=self.model.std)
         rng, black = generator(seed, "claimed"), black_pixel(card)
         for batch in Candidate().batches(images, card, size, seed):
             if self.recipe.schedule.recalibrate_bn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,6 +58,13 @@ def words_of(figure: str) -> tuple[str, ...]:
 
         return ("undecided", "preprocessing", *(candidate.name for candidate in augmentations()))
     return ()
+
+
+def range_of(figure: str) -> tuple[float, float]:
+    """Between what a figure that is a number lies."""
+    if figure.endswith("_auc") or figure in ("tpr_1pct", "tail_tnr", "closer_to_members"):
+        return 0.0, 1.0
+    return (-1.0, 1.0) if figure == "accuracy_gap" else (-math.inf, math.inf)
 
 
 _MEMBERS = ("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "blind_auc", "closer_to_members")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,10 @@ def membership(
     a, b = (each.margins for each in said)
     loss, null = auc(a, b), _null(a, b, seed)
     rate = tpr_at(a, b, 0.01)
-    gap = float(said[0].right.double().mean() - said[1].right.double().mean())
-    tail = tail_share(a, b)
+    right = [float(each.right.double().mean()) for each in said]
+    gap, tail = right[0] - right[1], tail_share(a, b)
     figures |= {"accuracy_gap": gap, "loss_auc": loss.value, "tail_tnr": tail}
-    findings.append(_loss(loss, null, rate, gap, tail))
+    findings.append(_loss(loss, null, rate, right, tail, f"{len(a)} members and {len(b)} others"))
     scores = {"loss": (a, b)}
     best = rate
     if shadows is not None:
@@ -133,30 +133,40 @@ def seen_share(n: int) -> float:
     return clopper_pearson(least - 1, n)[1]
 
 
-def _answer(value: Estimate, seen: float, what: str = "A leak above AUC", test: str = "attack") -> str:
+def _answer(
+    value: Estimate, seen: float, null: Estimate | None = None, what: str = "A leak above AUC", test: str = "attack"
+) -> str:
     """What the word beside it says, in a sentence of its own: a page's summary takes the first."""
     if value.low > 0.5:
-        return f"Yes: {value.value:.2f}, where chance is 0.5."
+        if null is None or null.low <= 0.5:
+            return f"Yes: {value.value:.2f}, where chance is 0.5."
+        more = (
+            "Yes, but its null fires as well" if value.low > null.high else "No more than its null, which fires as well"
+        )
+        return f"{more}: {value.value:.2f}, null {null.value:.2f}, where chance is 0.5."
     if value.high < 0.5:
         return f"No: {value.value:.2f}, below the 0.5 of chance, which no membership explains."
     return f"{what} {seen:.2f} would have been seen by this {test}."
 
 
-def _word(value: Estimate, null: Estimate, fired: bool) -> Word:
-    return lower_bound_word(value.low, 0.5, null.holds(0.5), fired)
+def _word(value: Estimate, null: Estimate, fired: bool | None) -> Word:
+    return lower_bound_word(value.low, 0.5, null, fired)
 
 
-def _loss(value: Estimate, null: Estimate, rate: Estimate | None, gap: float, tail: float) -> Finding:
+def _loss(
+    value: Estimate, null: Estimate, rate: Estimate | None, right: Sequence[float], tail: float, of: str
+) -> Finding:
+    """`right`: the shares of members and of others that the network reads as labelled."""
     return Finding(
         question="Does the network know its members by their loss?",
-        word=_word(value, null, fired=False),
-        evidence=f"AUC of the margin; accuracy gap {gap:+.1%}; {_at(rate)}; {tail:.1%} of non-members are below the "
-        "1st percentile of members",
+        word=_word(value, null, fired=None),
+        evidence=f"AUC of the margin, {of}; accuracy {right[0]:.1%} and {right[1]:.1%}; {_at(rate)}; {tail:.1%} of "
+        "non-members are below the 1st percentile of members",
         figure=value,
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit: it takes a network that is trained to know its members (the tests do that)",
         access="logits of the labelled image",
-        reading=f"{_answer(value, _seen(value))} On average over images.",
+        reading=f"{_answer(value, _seen(value), null)} On average over images.",
     )
 
 
@@ -164,13 +174,13 @@ def _shadowed(name: str, value: Estimate, null: Estimate, rate: Estimate | None,
     title = {"lira": "likelihood ratios (LiRA, fixed variance)", "rmia": "relative ratios (RMIA)"}[name]
     return Finding(
         question=f"Does the network know its members by {title}?",
-        word=_word(value, null, fired=False),
+        word=_word(value, null, fired=None),
         evidence=f"AUC with {networks} networks of the given recipe; {_at(rate)}",
         figure=value,
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit (the tests plant one)",
         access=f"logits, the recipe, such images, {networks} trainings",
-        reading=f"{_answer(value, _seen(value))} A lower bound: with more networks the attack gains.",
+        reading=f"{_answer(value, _seen(value), null)} A lower bound: with more networks the attack gains.",
     )
 
 
@@ -198,9 +208,11 @@ def _tracing(
     if trained_on:
         most = expected_auc(d, trained_on, len(known))
         ceiling = f"; theory allows {most:.3f} of the mean of {trained_on} images, those given"
-    reading = _answer(value, _seen(value)) + (
-        "" if fired else " The positive control did not fire: the test is blind here."
-    )
+    reading = _answer(value, _seen(value), null)
+    if not fired:
+        reading = (
+            f"The positive control did not fire: the test is blind here. {reading if value.low > 0.5 else ''}".strip()
+        )
     finding = Finding(
         question="Do the BatchNorm statistics tell members?",
         word=unless_blind(_word(value, null, fired), fired),
@@ -220,13 +232,14 @@ def closer_to_members(inversions: torch.Tensor, members: torch.Tensor, others: t
     near = (inversions @ members[:n].T).amax(1), (inversions @ others[:n].T).amax(1)
     hits = int((near[0] > near[1]).sum()) + int((near[0] == near[1]).sum()) // 2
     share = Estimate(hits / len(inversions), *clopper_pearson(hits, len(inversions)))
+    reading = _answer(share, seen_share(len(inversions)), None, "A share above", "test")
     return Finding(
         question="Are inversions nearer to members than to non-members?",
-        word=lower_bound_word(share.low, 0.5, silent=False, fired=False),
+        word=lower_bound_word(share.low, 0.5, None, None),
         evidence=f"share of {len(inversions)} inversions, by correlation at 16 x 16 pixels with {n} of each",
         figure=share,
         null="0.5",
         control="not run",
         access="the weights file; to check it, training images",
-        reading=f"{_answer(share, seen_share(len(inversions)), 'A share above', 'test')} In pixels alone; other features may see more.",
+        reading=f"{reading} In pixels alone; other features may see more.",
     )

@@ -27,10 +27,13 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
     said = []
     if len(found) == 2:
         both = set(keys["members"]) & set(keys["non-members"])
-        if len(both) > _MOST * min(map(len, keys.values())):
-            raise ValueError(f"--members, --non-members: {len(both)} images are in both; give sets that are apart")
+        lost = {name: sum(key in both for key in own) for name, own in keys.items()}  # of one image several times, all
+        if any(lost[name] > _MOST * len(own) for name, own in keys.items()):
+            raise ValueError(
+                f"--members, --non-members: {max(lost.values())} images are in both; give sets that are apart"
+            )
         if both:
-            said.append(f"{len(both)} images that are members and non-members")
+            said.append(f"{lost['members']} members and {lost['non-members']} non-members that are both")
             found = {name: _without(data, keys[name], both) for name, data in found.items()}
     if reference is not None and found:
         own, known = list(_keys(reference)), set().union(*keys.values())

@@ -103,14 +103,17 @@ def _seams(
 ) -> Finding:
     value, blank, control = _difference(own, null), _difference(other, null), _difference(planted, null)
     turned = float((turned_control(own) - turned_control(null)).mean())
-    silent, fired = blank.holds(0), control.low > 0
-    word = seams_word(value.low, turned, silent, fired)
+    fired = control.low > 0
+    word = seams_word(value.low, turned, blank, fired)
     reading = f"A difference above {value.width:.3g} would have been seen."
+    as_well = f"those of other images do so as well ({blank.value:+.3g})"
     if word in ("shown", "indicated"):
-        reading = "Lines are sharper than plain statistics make them."
+        reading = "Lines are sharper than plain statistics make them" + (f"; {as_well}." if blank.low > 0 else ".")
+    elif value.low > 0 and blank.low > 0:
+        reading = f"Lines are sharper than plain statistics make them ({value.value:+.3g}), but {as_well}."
     if not fired:
         blind = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
-        reading = blind if word == "not tested" else f"{reading} {blind}"
+        reading = f"{reading} {blind}" if word == "indicated" or value.low > 0 else blind
     reading += " Intervals are over images of one network, not over networks."
     return Finding(
         question=QUESTION,

@@ -73,7 +73,7 @@ def train_shadows(
     than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
 
     What each network says is written into the folder `kept` once it is trained; the next call with the same recipe,
-    first weights, images and seed reads it there.
+    first weights, images and seed reads it there; what other ones left stays beside it.
     """
     images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
     both = LabelledImages(images, labels, members.class_names)
@@ -88,7 +88,7 @@ def train_shadows(
     for k in range(count):
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
         inside.append(within)
-        file = None if kept is None else kept / f"{k:03d}.safetensors"
+        file = None if kept is None else kept / f"{made_of.hexdigest()[:8]}_{k:03d}.safetensors"
         own = f"{k} of {made_of.hexdigest()}"
         row = None if file is None else _read(file, own)
         if row is not None:

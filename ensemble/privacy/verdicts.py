@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from ensemble.evaluation.estimate import Estimate
 from ensemble.privacy.findings import Word
 
 RECOVERED = 0.9
 """The share of planted statistics that must be told, for a candidate to be shown."""
 
 
-def lower_bound_word(low: float, null: float, silent: bool, fired: bool) -> Word:
-    """Of an interval that begins at `low`, beside a null value, a null test and a positive control."""
-    if low <= null:
+def lower_bound_word(low: float, chance: float, null: Estimate | None, fired: bool | None) -> Word:
+    """Of an interval that begins at `low`, beside chance, a null test and a positive control; None: not run.
+
+    Where the null test fires, too, it takes more than its interval holds to be more than silence; and where the control
+    does not, either, nothing tells the finding from an artefact.
+    """
+    noisy = null is not None and null.low > chance
+    if null is not None and noisy and low > chance and fired is False:
+        return "not tested"
+    if low <= (null.high if null is not None and noisy else chance):
         return "not distinguishable here"
-    return "shown" if silent and fired else "indicated"
+    return "shown" if fired and null and null.holds(chance) else "indicated"
 
 
 def unless_blind(word: Word, fired: bool) -> Word:
@@ -29,22 +37,21 @@ def candidate_word(rivals: int, recovered: float) -> Word:
     return "shown" if recovered >= RECOVERED else "indicated"
 
 
-def mix_word(low: float, mix: str, alike: Set[str], silent: bool, fired: bool) -> Word:
+def mix_word(low: float, mix: str, alike: Set[str], null: Estimate, fired: bool) -> Word:
     """Of a share of mixed batches; `alike` are the mixes of all candidates that cannot be told from the best.
 
     A share that does not see batches which were all mixed is blind: its silence says nothing.
     """
-    if mix not in alike:
-        return unless_blind("not distinguishable here", fired)
-    return unless_blind(lower_bound_word(low, 0.0, silent, fired and alike == {mix}), fired)
+    word = lower_bound_word(low if mix in alike else 0.0, 0.0, null, fired)
+    return "indicated" if word == "shown" and alike != {mix} else unless_blind(word, fired)
 
 
-def seams_word(low: float, turned: float, silent: bool, fired: bool) -> Word:
+def seams_word(low: float, turned: float, null: Estimate, fired: bool) -> Word:
     """Of a difference of seams; `turned` is that of the control whose images are interpolated alike.
 
     A score that does not see planted seams is blind: it may see others, but its silence says nothing.
     """
-    return unless_blind(lower_bound_word(low if turned > 0 else 0.0, 0.0, silent, fired), fired)
+    return unless_blind(lower_bound_word(low if turned > 0 else 0.0, 0.0, null, fired), fired)
 
 
 def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool, fired: bool) -> Word:

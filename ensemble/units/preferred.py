@@ -24,7 +24,8 @@ class Preferred:
     rows: list[dict[str, Any]]
     """A row an image: its unit, whether that is a class and the class's name, if it has one; of a unit at one place the
     box of pixels that it sees (top, left, bottom, right); `activation`, read from the saved 8 bits in fp32; what is
-    left of it after JPEG, a blur and a rescaling; and with real images their `mean`, `std` and `largest`, `z` = (activation - mean) / std, `of_largest` = activation / largest, None where that is not above 0, and `above`:
+    left of it after JPEG, a blur and a rescaling; and with real images their `mean`, `std` and `largest`,
+    `z` = (activation - mean) / std, `of_largest` = activation / largest, None where that is not above 0, and `above`:
     whether the activation is the larger."""
     top: torch.Tensor | None = None
     """(units, T, 3, H, W), uint8: the real images that excite each unit most."""

@@ -310,7 +310,7 @@ def test_what_two_sets_share_is_left_out_or_refused() -> None:
     assert torch.equal(reference.images, c.images)
     assert torch.equal(members.images, a.images[5:]) and torch.equal(others.images, b.images)
     assert said == [
-        "5 images that are members and non-members", "30 reference images that are members or non-members, too",
+        "5 members and 5 non-members that are both", "30 reference images that are members or non-members, too",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="--members, --non-members: 90 images are in both"):
         apart(None, a, a.subset(slice(90)))

@@ -19,10 +19,25 @@ SHOWN, INDICATED, SILENT, UNTESTED = "shown", "indicated", "not distinguishable 
 BOTH = list(product((False, True), repeat=2))
 
 
-@pytest.mark.parametrize(("silent", "fired"), BOTH)
-def test_an_interval_beside_its_null_and_its_control(silent: bool, fired: bool) -> None:
-    assert lower_bound_word(0.5, 0.5, silent, fired) == lower_bound_word(0.4, 0.5, silent, fired) == SILENT
-    assert lower_bound_word(0.51, 0.5, silent, fired) == (SHOWN if silent and fired else INDICATED)
+def null_of(silent: bool, chance: float = 0.0) -> Estimate:
+    """A null test's interval that holds chance, or lies above it and ends at 0.05 more."""
+    return (
+        Estimate(chance, chance - 0.1, chance + 0.1)
+        if silent
+        else Estimate(chance + 0.03, chance + 0.01, chance + 0.05)
+    )
+
+
+@pytest.mark.parametrize("fired", [None, False, True])
+def test_an_interval_beside_its_null_and_its_control(fired: bool | None) -> None:
+    quiet, noisy = null_of(True, 0.5), null_of(False, 0.5)
+    for null in (None, quiet, noisy):
+        assert lower_bound_word(0.5, 0.5, null, fired) == lower_bound_word(0.4, 0.5, null, fired) == SILENT
+    assert lower_bound_word(0.51, 0.5, quiet, fired) == (SHOWN if fired else INDICATED)
+    assert lower_bound_word(0.51, 0.5, None, fired) == INDICATED
+    both = UNTESTED if fired is False else None
+    assert lower_bound_word(0.54, 0.5, noisy, fired) == (both or SILENT)
+    assert lower_bound_word(0.56, 0.5, noisy, fired) == (both or INDICATED)
 
 
 def test_the_best_candidate() -> None:
@@ -31,19 +46,21 @@ def test_the_best_candidate() -> None:
 
 @pytest.mark.parametrize(("silent", "fired"), BOTH)
 def test_a_share_of_mixed_batches(silent: bool, fired: bool) -> None:
-    assert mix_word(0.1, "cutmix", {"cutmix"}, silent, fired) == (SHOWN if silent and fired else INDICATED)
-    assert mix_word(0.1, "cutmix", {"cutmix", "mixup"}, silent, fired) == INDICATED
+    null, most = null_of(silent), INDICATED if silent or fired else UNTESTED
+    assert mix_word(0.1, "cutmix", {"cutmix"}, null, fired) == (SHOWN if silent and fired else most)
+    assert mix_word(0.1, "cutmix", {"cutmix", "mixup"}, null, fired) == most
     for low, alike in ((0.1, {"none"}), (0.0, {"cutmix"})):
-        assert mix_word(low, "cutmix", alike, silent, fired) == (SILENT if fired else UNTESTED)
+        assert mix_word(low, "cutmix", alike, null, fired) == (SILENT if fired else UNTESTED)
 
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_difference_of_seams(silent: bool) -> None:
-    assert seams_word(0.1, 0.1, silent, fired=True) == (SHOWN if silent else INDICATED)
-    assert seams_word(0.1, 0.1, silent, fired=False) == INDICATED
+    null = null_of(silent)
+    assert seams_word(0.1, 0.1, null, fired=True) == (SHOWN if silent else INDICATED)
+    assert seams_word(0.1, 0.1, null, fired=False) == (INDICATED if silent else UNTESTED)
     for low, turned in ((0.1, 0.0), (0.0, 0.1), (-0.1, -0.1)):
-        assert seams_word(low, turned, silent, fired=True) == SILENT
-        assert seams_word(low, turned, silent, fired=False) == UNTESTED
+        assert seams_word(low, turned, null, fired=True) == SILENT
+        assert seams_word(low, turned, null, fired=False) == UNTESTED
 
 
 @pytest.mark.parametrize(("kept", "alone"), BOTH)
@@ -105,7 +122,9 @@ def test_a_blind_score_says_nothing_by_its_silence_beside_the_sequence_either(pl
     [
         (0.5, 0.2, 0.0, 0.4, SHOWN),
         (0.5, -0.2, 0.0, 0.4, SILENT),
-        (0.5, 0.2, 0.3, 0.4, INDICATED),
+        (0.5, 0.2, 0.3, 0.4, SILENT),
+        (0.6, 0.2, 0.2, 0.4, INDICATED),
+        (0.6, 0.2, 0.2, 0.0, UNTESTED),
         (0.5, 0.2, 0.0, 0.0, INDICATED),
         (0.0, 0.2, 0.0, 0.0, UNTESTED),
     ],
@@ -133,7 +152,9 @@ def test_seams_of_inversions(
     ("low", "null", "control", "alike", "word"),
     [
         (0.1, (-0.1, 0.1), (0.9, 1.1), ("a",), SHOWN),
-        (0.1, (0.2, 0.3), (0.9, 1.1), ("a",), INDICATED),
+        (0.1, (0.2, 0.3), (0.9, 1.1), ("a",), SILENT),
+        (0.1, (0.02, 0.05), (0.9, 1.1), ("a",), INDICATED),
+        (0.1, (0.02, 0.05), (-0.1, 1.1), ("a",), UNTESTED),
         (0.1, (-0.1, 0.1), (-0.1, 1.1), ("a",), INDICATED),
         (0.1, (-0.1, 0.1), (0.9, 1.1), ("a", "b"), INDICATED),
         (0.1, (-0.1, 0.1), (0.9, 1.1), ("b",), SILENT),

@@ -172,7 +172,7 @@ def _swapped(swap: Swap, corrected: dict[str, float], around: _Around) -> list[F
     for name, values in (("statistics", swap.of_statistics()), ("weights", swap.of_weights())):
         added = t_interval(values)
         p = corrected[f"swap, {name}"]
-        word = lower_bound_word(added.low if p <= LEVEL else 0.0, 0.0, silent=False, fired=False)  # no null
+        word = lower_bound_word(added.low if p <= LEVEL else 0.0, 0.0, null=None, fired=None)
         found.append(
             Finding(
                 question=f"Do seams follow the {name} when weights and statistics are exchanged?",
@@ -197,7 +197,7 @@ def _specific(scores: Scores, around: _Around) -> list[Finding]:
         found.append(
             Finding(
                 question=f"Do seams appear in {arm}, which has no CutMix?",
-                word=unless_blind(lower_bound_word(value.low, 0.5, silent=False, fired=False), around.fired),
+                word=unless_blind(lower_bound_word(value.low, 0.5, null=None, fired=None), around.fired),
                 evidence=f"AUROC against the plain arm, {len(scores.teachers(arm))} networks",
                 figure=value,
                 access=_STATISTICS,

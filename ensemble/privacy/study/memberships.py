@@ -145,9 +145,8 @@ def membership_findings(cells: Cells, arms: Mapping[str, Attacked]) -> list[Find
     null = plain.null[best]["auc"]
     stress = _stressed(cells)
     fired = bool(stress) and all(row["fires"] for row in stress)
-    silent = null is not None and null.holds(0.5)
-    # the stress case is of the loss: of other attacks nothing is planted
-    word = lower_bound_word(value.low, 0.5, silent, fired and best == "loss")
+    # the stress case is of the loss: of other attacks nothing is planted; and what misses its mark may still see
+    word = lower_bound_word(value.low, 0.5, null, True if fired and best == "loss" else None)
     least = f"{min(row['loss_auc'] for row in stress):.2f}" if stress else ""
     return [
         Finding(
