@@ -439,7 +439,7 @@ def test_a_full_disk_is_told_and_costs_a_batch(run, tmp_path):
         (["--images", "8", "--export", "there"], "makes none; leave --images out"),
         (["--images", "8", "--models", "tiny_a@random", "tiny_renamed@random"], "have different classes"),
         (
-            ["--images", "8", *TWO_SPACES],
+            ["--images", "8", "--models", "tiny_renamed@random", *TWO_SPACES[3:]],
             "a dataset has every teacher's logits of all 3 classes of tiny_a, and 1 are mapped; map all of them",
         ),
     ],
