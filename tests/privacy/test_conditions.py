@@ -35,6 +35,8 @@ def test_what_was_not_measured_fails_and_says_so() -> None:
     [
         ("loss_auc", "expected FIGURE OPERATOR VALUE"),
         ("los_auc>0.5", "did you mean 'loss_auc'"),
+        ("loss_auc>1.2", "loss_auc lies between 0 and 1"),
+        ("accuracy_gap>5", "accuracy_gap lies between -1 and 1; 5 % is 0.05"),
         ("nothing_like_it>0.5", "there are augmentation"),
         ("claim>consistent", "== and != alone"),
         ("claim==consistnt", "claim is one of consistent; not consistent; undecided"),

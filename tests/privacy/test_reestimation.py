@@ -10,10 +10,10 @@ import pytest
 import torch
 from small_networks import CARD, small_net, textured
 
-from ensemble.privacy.augmentation import Explanation, explained_by, explanation
+from ensemble.privacy.augmentation import Explanation, _concluded, explained_by, explanation
 from ensemble.privacy.candidates import Candidate, Claimed, candidates
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
-from ensemble.privacy.reestimation import distances, explain, floors, planted, scores, share
+from ensemble.privacy.reestimation import Explained, distances, explain, floors, planted, scores, share
 from ensemble.training.augment import padded_crop
 from ensemble.training.recipe import parse_training_recipe
 
@@ -220,6 +220,23 @@ def test_a_claim_is_held_against_what_was_done(crop: str, word: str) -> None:
     with_claim = {**found, claim.name: moments_of(small_net(), claim.batches(images, CARD, SIZE, 0))}
     said = explanation(trained_with(Candidate(crop)), with_claim, known, seed=0)  # type: ignore[arg-type]
     assert said.part.figures["claim"] == word, said.part.findings[-1]
+
+
+def test_a_claim_is_of_its_own_mean_and_std() -> None:
+    other = replace(CARD, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = {"model": "small", "data": {"path": "nowhere"}}
+    made = Claimed(parse_training_recipe(data), model=other).batches(textured(64), CARD, 32, 0)
+    plain = Candidate().batches(textured(64), other, 32, 0)
+    assert all(torch.equal(a, b) for a, b in zip(made, plain, strict=True))
+
+
+def test_what_cannot_be_told_from_the_cards_own_preparation_is_consistent() -> None:
+    known = {c.name: c for c in (Candidate(jpeg=50), Candidate(), Candidate("none", "cutmix"))}
+    jpeg, plain, mixed = known
+    told = Explained((jpeg, plain, mixed), {}, {}, (jpeg, plain), True)
+    assert _concluded(told, known) == known[plain]
+    assert _concluded(replace(told, alike=(jpeg, mixed)), known) == known[jpeg]  # a mix may only look like it
+    assert _concluded(replace(told, names=(mixed, jpeg, plain)), known) == known[mixed]
 
 
 def test_a_recipe_that_takes_statistics_anew_claims_plain_images() -> None:

@@ -50,6 +50,7 @@ def test_what_a_network_says_is_kept_and_of_no_other(tmp_path: Path) -> None:
         lambda: told(parse_training_recipe(RECIPE | {"augmentation": {"crop_padding": 2}}), 2, tmp_path / "kept"),
     ):
         assert other()[1] == ["training", "training"]
+    assert told(recipe, 2, tmp_path / "kept")[1] == ["kept", "kept"]  # what others left has names of its own
 
 
 def test_a_network_whose_code_changed_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
