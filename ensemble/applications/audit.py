@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
                 references=options.references,
                 quick=options.quick,
                 seed=options.seed,
+                watched=tuple(condition.figure for condition in conditions),
                 kept=folder.references,
                 **_images(options, card.input_size),
             )
@@ -150,9 +151,16 @@ def _same(a: LabelledImages | None, b: LabelledImages | None) -> bool:
     return a is not None and b is not None and (a is b or torch.equal(a.images, b.images))
 
 
+def _said(data: LabelledImages, path: Path) -> str:
+    """How many of what."""
+    count = f"{len(data):,}" if len(data) == data.there else f"{len(data):,} of {data.there:,} drawn"
+    return ", ".join(filter(None, (f"{count}: {path.name}", data.split)))
+
+
 def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
     """What `Given` takes of the images; of one split, reference and non-members are halves."""
     from ensemble.data.labelled import load_images
+    from ensemble.privacy.audit import LEAST_REFERENCE
 
     named: dict[str, tuple[str | None, str, Layout]] = {
         "reference": (options.reference, "test", "pictures"),
@@ -173,11 +181,13 @@ def _images(options: argparse.Namespace, size: int) -> dict[str, Any]:
         raise ValueError("--members are the same images as --reference or --non-members; give others")
     if _same(found.get("others"), found.get("reference")):
         both = found["others"]
+        if len(both) < 2 * LEAST_REFERENCE:
+            raise ValueError(
+                f"--reference, --non-members: the {len(both)} images of one split are halved between them; give at "
+                f"least {2 * LEAST_REFERENCE}, or a split for each"
+            )
         for key, half in (("reference", slice(0, None, 2)), ("others", slice(1, None, 2))):
             found[key] = both.subset(half)
     words = {"reference": "reference images", "members": "members", "others": "non-members"}
-    sources = [
-        (words[key], ", ".join(filter(None, (f"{len(found[key])} of {path.name}", found[key].split))))
-        for key, (path, _) in places.items()
-    ]
+    sources = [(words[key], _said(found[key], path)) for key, (path, _) in places.items()]
     return {**found, "sources": tuple(sources)}

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from ensemble.training.recipe import parse_training_recipe
     from ensemble.training.run import run as train
 
-    file, data = recipe_file(options.recipe, "training"), read_recipe(options.recipe, TRAINING, "training")
+    file, data = recipe_file(options.recipe, "training", TRAINING), read_recipe(options.recipe, TRAINING, "training")
     for override in options.set:
         data = apply_override(data, override)
     recipe = parse_training_recipe(data)

@@ -28,12 +28,14 @@ class Hash(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """`images` uint8 (N, 3, H, W), RGB; `labels` int64 (N,), indices into `class_names`; `split`, if any."""
+    """`images` uint8 (N, 3, H, W), RGB; `labels` int64 (N,), indices into `class_names`; `split`, if any; `there`, how
+    many there were where they were loaded, of which these may have been drawn."""
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     split: str = ""
+    there: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +87,14 @@ def load_images(
     path = user_path(path)
     if not path.exists():
         raise ValueError(f"data: {path} does not exist")
-    draw = None if at_most is None else partial(_drawn, at_most=at_most, seed=seed, evenly=evenly)
+    there = 0
+
+    def some(most: int, found: list[Any]) -> list[Any]:
+        nonlocal there
+        there = len(found)
+        return _drawn(found, most, seed, evenly)
+
+    draw = None if at_most is None else partial(some, at_most)
     split, decoded = (_from_folder if path.is_dir() else _from_archive)(path, split, size, draw, layout)
     decoded.sort(key=lambda item: item[:2])
     shapes = {pixels.shape for _, _, pixels in decoded}
@@ -100,7 +109,9 @@ def load_images(
     images = torch.empty(len(decoded), 3, height, width, dtype=torch.uint8)
     for image, (_, _, pixels) in zip(images, decoded, strict=True):
         image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-    return LabelledImages(images, torch.tensor([index[name] for name, _, _ in decoded]), class_names, split)
+    return LabelledImages(
+        images, torch.tensor([index[name] for name, _, _ in decoded]), class_names, split, there or len(decoded)
+    )
 
 
 def any_images(

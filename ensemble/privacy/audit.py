@@ -16,7 +16,8 @@ from ensemble.machine.hardware import channels_last
 from ensemble.machine.rng import generator
 from ensemble.privacy.augmentation import Explanation, explained_by
 from ensemble.privacy.content import Content
-from ensemble.privacy.findings import FIGURES, Finding, Part, Table
+from ensemble.privacy.findings import FIGURES, OF_STATISTICS, Finding, Part, Table
+from ensemble.privacy.labels import by_order, doubt
 from ensemble.privacy.members import closer_to_members, membership
 from ensemble.privacy.moments import bn_layers
 from ensemble.privacy.overlap import apart
@@ -53,6 +54,8 @@ class Given:
     seed: int = 0
     sources: tuple[tuple[str, str], ...] = ()
     """What was given, in words, and where from."""
+    watched: tuple[str, ...] = ()
+    """Figures that --fail-if names."""
     kept: Path | None = None
     """Where what reference networks say is kept, for an audit that was stopped, or for the next."""
 
@@ -62,6 +65,7 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
     began = time.perf_counter()
     net, card = create_model(given.model)
     net = channels_last(net.eval())
+    _check_watched(given, net, card)
     _check_recipes(given, card)
     data, members, others, left_out = apart(given.reference, given.members, given.others)
     sources = (*given.sources, *([("left out", "; ".join(left_out))] if left_out else ()))
@@ -75,6 +79,9 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
     pair: tuple[LabelledImages, LabelledImages] | None = None
     if given.members is not None and given.others is not None:
         pair = _paired(*_alike(given.members, given.others, card), given)
+        if by_order(card, names := pair[0].class_names):
+            order = f"the card names no classes, so {few(names)}, the folders' sorted order, are taken for 0 to "
+            given = replace(given, sources=(*given.sources, ("labels", f"{order}{len(names) - 1}")))
     has_statistics = bool(bn_layers(net))
     if not has_statistics:
         untested.insert(0, "anything on statistics: the network keeps none (folded, or of another kind of norm)")
@@ -90,15 +97,16 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
         drawn = pictures(net, card, found, reference, images, steps, given.seed, mark)
         parts.append(drawn.part)
     if pair is not None and given.members is not None:
-        shadows = (
-            train_shadows(given.training, given.references, *pair, given, mark, given.kept) if given.training else None
-        )
+        doubted = doubt(net, card, pair[0])
+        shadows = None
+        if given.training is not None and not doubted:
+            shadows = train_shadows(given.training, given.references, *pair, given, mark, given.kept)
         about = reference if has_statistics else None
-        parts.append(membership(net, card, *pair, about, len(given.members), shadows, given.seed, mark))
+        parts.append(membership(net, card, *pair, about, len(given.members), shadows, given.seed, mark, doubted))
         if drawn.rows:
             finding = closer_to_members(thumbnails(drawn.rows[0].images), *(thumbnails(one.images) for one in pair))
             parts.append(Part((finding,), {"closer_to_members": finding.value}))
-        if shadows is None:
+        if given.training is None:
             untested.insert(0, "membership by networks of the same recipe (LiRA, RMIA): no --references were asked for")
     else:
         untested.insert(0, "membership: no members and non-members were given")
@@ -122,8 +130,18 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
     )
 
 
+LEAST_REFERENCE = 64
 _REFERENCES, _QUICK, _LABELLED = 1280, 768, 2000
 _MEMBERS, _QUICK_MEMBERS = 2000, 500
+
+
+def _check_watched(given: Given, net: torch.nn.Module, card: ModelCard) -> None:
+    """ValueError where a figure is watched that this network cannot have."""
+    lacking = [name for name in given.watched if name in OF_STATISTICS]
+    if lacking and not bn_layers(net):
+        raise ValueError(
+            f"--fail-if: {lacking[0]} is read from BatchNorm statistics, and {card.name} keeps none; leave it out"
+        )
 
 
 def _check_recipes(given: Given, card: ModelCard) -> None:
@@ -143,6 +161,11 @@ def _check_recipes(given: Given, card: ModelCard) -> None:
                 f"--{option}: {recipe.model} has {other.num_classes} classes and sees {size} pixels, {card.name} "
                 f"{card.num_classes} and {card.input_size}; give a recipe of the same"
             )
+        if option == "claimed" and len(other.mean) != len(card.mean):
+            raise ValueError(
+                f"--claimed: {recipe.model} takes images of {len(other.mean)} channels, {card.name} of "
+                f"{len(card.mean)}; give a recipe of the same"
+            )
         try:
             check_padding(recipe.augmentation.crop_padding, size)
         except ValueError as error:
@@ -157,9 +180,11 @@ def _reference(
     if data is None:
         return None, None
     most = _QUICK if given.quick else _REFERENCES
-    if len(data) < 64:
+    if len(data) < LEAST_REFERENCE:
         why = f", after {'; '.join(left_out)} were left out" if left_out else ""
-        raise ValueError(f"--reference: {len(data)} images{why}; give at least 64, {_REFERENCES} are plenty")
+        raise ValueError(
+            f"--reference: {len(data)} images{why}; give at least {LEAST_REFERENCE}, {_REFERENCES} are plenty"
+        )
     order = torch.randperm(len(data), generator=generator(given.seed, "reference"))
     rest = order[most : most + _LABELLED]
     try:
@@ -240,19 +265,22 @@ def _sentences(findings: Sequence[Finding]) -> tuple[str, ...]:
     """Four: what is shown; what is indicated, or not as is said; what is as is said, or not seen; what is open."""
 
     def asked(*words: str) -> str:
-        found = [f for f in findings if f.word in words]
-        return "; ".join(f"“{f.question}”{' (blind here)' if 'blind here' in f.reading else ''}" for f in found)
+        found = [
+            (f.question, " (blind here)" if "blind here" in f.reading else "") for f in findings if f.word in words
+        ]
+        return "; ".join(f"“{question}”{why}" for question, why in found)
 
     def answered(*words: str) -> str:
         found = [(f.question, f.reading.partition(". ")[0].rstrip(".")) for f in findings if f.word in words]
         return " ".join(f"“{question}” {reading}." for question, reading in found)
 
     silent, undecided = asked("not distinguishable here", "consistent"), asked("undecided", "not tested")
+    unlike = answered("not consistent")
     return (
         f"Shown: {answered('shown') or 'nothing of what was asked.'}",
         f"Indicated, without a complete set of controls: {answered('indicated') or 'nothing.'}"
-        + (f" Not as it is said of the network: {said}" if (said := answered("not consistent")) else ""),
-        "Not distinguishable here (the table says what would have been seen, or why), or consistent: "
+        + (f" Not as it is said of the network: {unlike}" if unlike else ""),
+        f"Not distinguishable here (the table says why, or what would have been seen), or consistent: "
         f"{silent or 'nothing'}.",
         f"Undecided or not tested: {undecided or 'none of these'}; what was not asked at all is listed below.",
     )

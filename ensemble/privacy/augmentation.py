@@ -50,11 +50,8 @@ def explained_by(
 ) -> Explanation:
     """The part on preprocessing, crops, mixes and a claim, from reference images uint8 (N, 3, H, W)."""
     tried: list[Candidate | Claimed] = [*candidates(card)]
-    trains = ""
     if claim is not None:
-        model = model_card(claim.model)
-        trains = model.name if model.name != card.name else ""
-        tried.append(Claimed(claim, model=None if trains else model))
+        tried.append(Claimed(claim, model_card(claim.model)))
     found = {}
     for k, candidate in enumerate(tried, start=1):
         mark(f"re-estimating statistics, {k} of {len(tried)}: {candidate.name}")
@@ -66,10 +63,11 @@ def explained_by(
     if not layers:
         raise ValueError(f"reference: {card.name} has constant inputs at every BatchNorm layer, whatever the image")
     known = {c.name: c for c in tried if isinstance(c, Candidate)}
+    trains = "" if claim is None else model_card(claim.model).name
     return explanation(
         *(stored(net, layers), found, known, seed),
         constant=tuple(sorted(constant)),
-        trains=trains,
+        trains=trains if trains != card.name else "",
     )
 
 
@@ -87,24 +85,25 @@ def explanation(
     is of, where it is another."""
     plain = {name: each for name, each in found.items() if name in known}
     said = explain(own, plain, seed)
-    best = _concluded(said, known)
-    normalised = bool(best.normalisation or best.jpeg)
-    truths = [name for name, c in known.items() if not c.normalisation and not c.jpeg]
+    truths = [name for name, c in known.items() if c.as_carded]
+    as_carded = _as_carded(said, known)
+    best = known[as_carded or said.best]
+    usable = said.explained and as_carded is not None and said.fit[as_carded] < UNEXPLAINED
     control = recovered(plain, truths, seed, said.wider)
-    findings = [_preprocessing(said, best, known)]
-    figures: dict[str, float | str | None] = {"augmentation": "undecided" if not said.explained else said.best}
-    if said.explained and normalised:
+    findings = [_preprocessing(said, as_carded, known)]
+    figures: dict[str, float | str | None] = {"augmentation": "undecided"}
+    if usable and len({(known[name].crop, known[name].mix) for name in said.alike}) == 1:
+        figures["augmentation"] = best.name
+    elif said.explained and as_carded is None:
         figures["augmentation"] = "preprocessing"
-    usable = said.explained and not normalised
     if usable:
         findings.append(_crops(said, best, known, control))
-        figures["augmentation"] = "undecided" if findings[-1].word == "undecided" else best.name
     else:
-        findings.append(_withheld("Were images cropped or padded?", said, best))
+        findings.append(_withheld("Were images cropped or padded?", said))
     for mix, title in MIXES.items():
         question = f"Were images mixed by {title}?" if mix != "cutout" else "Were squares cut out of images?"
         if not usable:
-            findings.append(_withheld(question, said, best))
+            findings.append(_withheld(question, said))
             continue
         base, mixed = Candidate(best.crop), best.with_mix(mix)
         estimate = share(own, found[base.name], found[mixed.name], seed, said.wider)
@@ -127,19 +126,15 @@ def explanation(
     return Explanation(part, said, found, own, best if usable else None)
 
 
-def _concluded(said: Explained, known: Mapping[str, Candidate]) -> Candidate:
-    """What is gone on from: the best candidate, or where that is prepared otherwise than the card says, the first one
-    without mixes that is not and cannot be told from it. One with a mix may only look like another preparation."""
-    best = known[said.best]
-    if not _is_other(best):
-        return best
-    own = (known[name] for name in said.names if name in said.alike and not _is_other(known[name]))
-    return next((candidate for candidate in own if candidate.mix == "none"), best)
+def _as_carded(said: Explained, known: Mapping[str, Candidate]) -> str | None:
+    """The first candidate of the card's preparation that cannot be told from the best; None where there is none.
 
-
-def _is_other(candidate: Candidate) -> bool:
-    """Whether it prepares images otherwise than the card says."""
-    return bool(candidate.normalisation or candidate.jpeg)
+    Behind a best one that is prepared otherwise only those without mixes count: a mix may only look like that.
+    """
+    theirs = [name for name in said.alike if known[name].as_carded]
+    if not known[said.best].as_carded:
+        theirs = [name for name in theirs if known[name].mix == "none"]
+    return next(iter(theirs), None)
 
 
 def _layers(own: Moments, best: Moments, constant: Sequence[str]) -> Table:
@@ -157,21 +152,30 @@ def _fits(said: Explained, name: str) -> str:
     return f"{name}: {said.fit[name]:.2f} times the noise floor"
 
 
-def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candidate]) -> Finding:
-    own = next(name for name in said.names if not known[name].normalisation and not known[name].jpeg)
+def _preprocessing(said: Explained, as_carded: str | None, known: Mapping[str, Candidate]) -> Finding:
+    """`as_carded`: the best of the card's preparation, where it cannot be told from the best of all."""
+    own = as_carded or next(name for name in said.names if known[name].as_carded)
     other = next((name for name in said.names if known[name].normalisation), None)
-    evidence = f"best of the card's: {_fits(said, own)}" + (f"; best of others: {_fits(said, other)}" if other else "")
+    evidence = f"by their scores, best of the card's: {_fits(said, own)}" + (
+        f"; best of others: {_fits(said, other)}" if other else ""
+    )
     word: Word = "consistent"
     reading = "The card's mean and std explain the statistics better than other usual ones."
-    if rivals := [name for name in said.alike if _is_other(known[name])]:
-        reading = f"The card's mean and std explain the statistics; so would {', '.join(rivals[:3])}."
+    if rivals := [name for name in said.alike if not known[name].as_carded]:
+        reading = f"The card's mean and std explain the statistics; so would: {'; '.join(rivals[:4])}."
     if not said.explained:
         word = "undecided"
         reading = (
             f"Nothing that was tried comes within {UNEXPLAINED:g} noise floors: the preprocessing is another, or the "
             "reference images are of another kind than the training images. Nothing below is concluded from statistics."
         )
-    elif _is_other(best):
+    elif as_carded is not None and said.fit[as_carded] >= UNEXPLAINED:
+        word = "undecided"
+        reading = (
+            f"Of what the card says nothing comes within {UNEXPLAINED:g} noise floors, but it cannot be told from "
+            f"{said.best}, which does. Nothing below is concluded from statistics."
+        )
+    elif as_carded is None:
         word = "not consistent"
         reading = (
             f"Preprocessing: {said.best} explains the statistics better than what the card says. Check mean and std "
@@ -181,7 +185,7 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
         question="Are images prepared as the card says?",
         word=word,
         evidence=evidence,
-        figure=said.fit[said.best],
+        figure=said.fit[as_carded or said.best],
         null="1 is expected where a candidate is true",
         control="statistics planted under the card's own: see the table",
         access=_ACCESS,
@@ -189,8 +193,8 @@ def _preprocessing(said: Explained, best: Candidate, known: Mapping[str, Candida
     )
 
 
-def _withheld(question: str, said: Explained, best: Candidate) -> Finding:
-    why = "no candidate explains the statistics" if not said.explained else f"preprocessing comes first ({best.name})"
+def _withheld(question: str, said: Explained) -> Finding:
+    why = f"preprocessing comes first ({said.best})" if said.explained else "no candidate explains the statistics"
     return Finding(
         question=question,
         word="undecided",
@@ -200,24 +204,23 @@ def _withheld(question: str, said: Explained, best: Candidate) -> Finding:
     )
 
 
-def _crops(said: Explained, chosen: Candidate, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
-    alike = [chosen.name, *(name for name in said.alike if not _is_other(known[name]))]
-    crops = list(dict.fromkeys(known[name].crop for name in alike))
+def _crops(said: Explained, found: Candidate, known: Mapping[str, Candidate], control: Mapping[str, float]) -> Finding:
+    """`found`: the best candidate of the card's preparation."""
+    crops = list(dict.fromkeys((found.crop, *(known[name].crop for name in said.alike))))
     names = [Candidate(crop).name for crop in crops]
     fired = min(control[Candidate(crop).name] for crop in crops)
     best = Candidate(crops[0])
     told = len(crops) == 1
-    planted = (Candidate("none"), Candidate("mirrored"), Candidate("black"))
-    rivals = [name for name in said.names if known[name].crop != crops[0] and not _is_other(known[name])]
-    never = [each.name for each in planted if not control[each.name]]
+    planted = [candidate.name for candidate in (Candidate("none"), Candidate("mirrored"), Candidate("black"))]
+    other = next(name for name in said.names if known[name].crop != crops[0] and known[name].as_carded)
     return Finding(
         question="Were images cropped or padded?",
         word=candidate_word(len(crops) - 1, fired),
-        evidence=f"{_fits(said, chosen.name)}; best of other crops: {_fits(said, rivals[0])}; the score in the table, "
-        "which weighs all layers, ranks them",
-        figure=said.fit[chosen.name],
+        evidence=f"{_fits(said, found.name)}; best of other crops: {_fits(said, other)}; scores rank candidates, which "
+        "weigh layers otherwise than these distances do",
+        figure=said.fit[found.name],
         null=f"planted {best.name}: recovered in {control[best.name]:.0%}",
-        control=", ".join(f"{each.name}: {control[each.name]:.0%}" for each in planted),
+        control=", ".join(f"{name}: {control[name]:.0%}" for name in planted),
         access=_ACCESS,
         reading=(
             f"The statistics are those of images with {names[0]}."
@@ -225,16 +228,12 @@ def _crops(said: Explained, chosen: Candidate, known: Mapping[str, Candidate], c
             else f"Cannot be told apart: {'; '.join(names)}."
         )
         + (
-            f" With these images and layers the test never names {' or '.join(never)}, also where true."
-            if never
-            else ""
-        )
-        + (
             " Statistics that were re-estimated on plain images after training are like that, too, and say nothing of "
             "the training."
             if crops[0] == "none"
             else ""
-        ),
+        )
+        + ("" if control[other] else f" Planted statistics of {other} are never named: such images do not show them."),
     )
 
 
@@ -255,16 +254,14 @@ def _mix(
         blind = "The positive control did not fire"
     elif estimate.width >= 1:
         blind = "The interval is as wide as all shares there are"
-    word = mix_word(estimate.low, mix, alike, silent, not blind)
     reading = f"A share above {estimate.width:.0%} would have been seen."
     if blind:
         reading = f"{blind}: with so few images, or layers, the test is blind here."
-    noisy = silent.low > 0 and estimate.low > 0 and mix in alike
-    if noisy and word in ("not distinguishable here", "not tested"):
-        as_well = f"Planted unmixed statistics give a share as well ({silent.value:.0%})."
-        reading = f"{as_well} {reading}" if blind else as_well
+    elif 0 < estimate.low <= silent.high and silent.low > 0:
+        reading = f"No more than its null: planted unmixed statistics give a share as well ({silent.value:.0%})."
     elif estimate.low > 0 and mix in alike:
-        reading = f"About {min(estimate.value, 1.0):.0%} of the batches."
+        also = f"; planted unmixed statistics give a share as well ({silent.value:.0%})" if silent.low > 0 else ""
+        reading = f"About {min(estimate.value, 1.0):.0%} of the batches{also}."
         if alike != {mix}:
             reading += f" Other candidates explain the statistics as well ({', '.join(sorted(said.alike)[:4])})."
     elif estimate.low > 0:
@@ -274,7 +271,7 @@ def _mix(
         )
     return Finding(
         question=question,
-        word=word,
+        word=mix_word(estimate.low, mix, alike, silent, not blind),
         evidence="share of mixed batches that explains the statistics best",
         figure=estimate,
         null=f"planted unmixed: {silent:.2f}",
@@ -303,7 +300,7 @@ def _claim(said: Explained, usable: bool, trains: str) -> Finding:
     else:
         word, reading = "undecided", "Nothing explains the statistics well enough, or preprocessing comes first."
     if trains:
-        reading += f" The recipe is of another network, {trains}: its augmentation alone was compared."
+        reading += f" The recipe is of another network, {trains}: its preparation of images alone was compared."
     return Finding(
         question="Is the claimed recipe consistent with the statistics?",
         word=word,

@@ -51,6 +51,11 @@ class Candidate:
     """Quality of a recompression; 0: none."""
 
     @property
+    def as_carded(self) -> bool:
+        """Whether images are prepared as the network's card says."""
+        return not self.normalisation and not self.jpeg
+
+    @property
     def name(self) -> str:
         parts = [_CROPS[self.crop]]
         if self.mix != "none":
@@ -124,17 +129,15 @@ def cut_and_mixed(images: torch.Tensor, share: float, rng: torch.Generator) -> t
 @dataclass(frozen=True)
 class Claimed:
     """What a training recipe leaves in the statistics: its augmentation, or, where it takes them anew from unaugmented
-    images at the end (`recalibrate_bn`), none."""
+    images at the end (`recalibrate_bn`), none; with the mean and std of its own network's card."""
 
     recipe: TrainingRecipe
+    card: ModelCard
     name: str = CLAIMED
-    model: ModelCard | None = None
-    """The recipe's, where its mean and std are claimed, too."""
 
     def batches(self, images: torch.Tensor, card: ModelCard, size: int, seed: int) -> Iterator[torch.Tensor]:
         """As `Candidate.batches`."""
-        if self.model is not None:
-            card = replace(card, mean=self.model.mean, std=self.model.std)
+        card = replace(card, mean=self.card.mean, std=self.card.std)
         rng, black = generator(seed, "claimed"), black_pixel(card)
         for batch in Candidate().batches(images, card, size, seed):
             if self.recipe.schedule.recalibrate_bn:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensemble.config.mistakes import did_you_mean
-from ensemble.privacy.findings import range_of, words_of
+from ensemble.privacy.findings import RANGES, words_of
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -47,7 +47,7 @@ class Condition:
 
 
 def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
-    """The condition of a text; ValueError for another form or a name that is not in `figures`."""
+    """The condition of a text; ValueError for another form, an unknown name or an impossible value."""
     form = _FORM.fullmatch(text)
     if form is None:
         raise ValueError(
@@ -69,7 +69,7 @@ def parse_condition(text: str, figures: Mapping[str, str]) -> Condition:
         value = math.nan
     if math.isnan(value):
         raise ValueError(f"--fail-if {text!r}: {name} is a number; compare it with one")
-    least, most = range_of(name)
-    if not least <= value <= most:
-        raise ValueError(f"--fail-if {text!r}: {name} lies between {least:g} and {most:g}; 5 % is 0.05")
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if not low <= value <= high:
+        raise ValueError(f"--fail-if {text!r}: {name} lies between {low:g} and {high:g}; 5 % is 0.05")
     return Condition(name, sign, value)

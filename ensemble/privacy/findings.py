@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,8 +19,8 @@ WORDS: dict[Word, str] = {
     "shown": "the interval excludes the null, the null test stayed silent and the positive control fired",
     "indicated": "the interval excludes the null, and one of the two was not run or not clear",
     "not distinguishable here": (
-        "the interval holds the null, or something else explains the data better; the reading says what would have "
-        "been seen"
+        "the interval holds the null, or no more than a null test that fires as well, or something else explains the "
+        "data better; the reading says what would have been seen, or why"
     ),
     "undecided": "nothing that was tried explains the data, or several things do, or another question comes first",
     "consistent": "what a card or a recipe says explains the data",
@@ -30,7 +29,7 @@ WORDS: dict[Word, str] = {
 }
 
 FIGURES = {
-    "augmentation": "the best candidate's name, or `undecided`, or `preprocessing`",
+    "augmentation": "the candidate's name, or `undecided` where several explain as well, or `preprocessing`",
     "cutmix_share": "estimated share of batches with CutMix",
     "mixup_share": "estimated share of batches with mixup",
     "cutout_share": "estimated share of batches with cutout",
@@ -49,6 +48,14 @@ FIGURES = {
 """What `--fail-if` may name, and `figures` in audit.json holds; None where it was not measured."""
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("accuracy_gap", "cutmix_share", "mixup_share", "cutout_share"), (-1.0, 1.0)),
+    **dict.fromkeys(("loss_auc", "tracing_auc", "lira_auc", "rmia_auc", "blind_auc"), (0.0, 1.0)),
+    **dict.fromkeys(("tpr_1pct", "tail_tnr", "closer_to_members"), (0.0, 1.0)),
+}
+"""What a figure may be compared with; others with any number. An estimated share may lie outside, no limit for one."""
+
+
 def words_of(figure: str) -> tuple[str, ...]:
     """What a figure of words may say; empty for a number."""
     if figure == "claim":
@@ -60,13 +67,6 @@ def words_of(figure: str) -> tuple[str, ...]:
     return ()
 
 
-def range_of(figure: str) -> tuple[float, float]:
-    """Between what a figure that is a number lies."""
-    if figure.endswith("_auc") or figure in ("tpr_1pct", "tail_tnr", "closer_to_members"):
-        return 0.0, 1.0
-    return (-1.0, 1.0) if figure == "accuracy_gap" else (-math.inf, math.inf)
-
-
 _MEMBERS = ("accuracy_gap", "loss_auc", "tpr_1pct", "tail_tnr", "blind_auc", "closer_to_members")
 NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("augmentation", "cutmix_share", "mixup_share", "cutout_share", "seam_difference"), ("reference",)),
@@ -76,6 +76,11 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lira_auc", "rmia_auc"), ("members", "references")),
 }
 """The options without which a figure is not measured."""
+OF_STATISTICS = (
+    *("augmentation", "cutmix_share", "mixup_share", "cutout_share", "claim", "seam_difference", "tracing_auc"),
+    "closer_to_members",
+)
+"""What is not measured of a network that keeps no BatchNorm statistics."""
 
 FIXED = (
     "Attacks give lower bounds: a stronger one may find more.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,12 @@ from ensemble.privacy.moments import running_layers, stored
 from ensemble.privacy.rates import auc, tpr_at
 from ensemble.privacy.shadows import lira, rmia
 from ensemble.privacy.tracing import directions, expected_auc, image_moments, released, tracing_scores
-from ensemble.privacy.verdicts import lower_bound_word, unless_blind
+from ensemble.privacy.verdicts import lower_bound_word
 from models import ModelCard
 
 _WHITENED_BY = 2000
 _PLANTED = 250
+_KNOWS = "Does the network know its members?"
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,59 @@ def membership(
     shadows: Shadows | None,
     seed: int,
     mark: Callable[[str], None],
+    doubt: str = "",
 ) -> Part:
-    """Findings on as many members as non-members; `trained_on` is the number of training images, where it is known."""
+    """Findings on as many members as non-members; `trained_on` is the number of training images, where it is known.
+
+    Where there is a `doubt` about labels, nothing is concluded that takes them.
+    """
     blind = blind_baseline(members.images, others.images, seed)
     differ = blind.low > 0.5
-    findings = [_blind(blind)]
+    sizes = f"{len(members):,} members and {len(others):,} others"
+    findings = [_blind(blind, sizes)]
     figures: dict[str, float | str | None] = {"blind_auc": blind.value}
     if differ:
         withheld = "Withheld: members and non-members differ in something else than membership."
-        findings.append(Finding(question="Does the network know its members?", word="not tested", reading=withheld))
+        findings.append(Finding(question=_KNOWS, word="not tested", reading=withheld))
         return Part(tuple(findings), figures)
-    mark("reading members and non-members")
+    scores: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    if doubt:
+        findings.append(Finding(question=_KNOWS, word="not tested", reading=doubt))
+    else:
+        mark("reading members and non-members")
+        by_label = _by_label(net, card, members, others, shadows, seed, sizes)
+        findings += by_label.findings
+        figures |= by_label.figures
+        scores |= by_label.scores
+    if reference is not None:
+        mark("tracing released means")
+        finding, traced = _tracing(net, card, members, others, reference[:_WHITENED_BY], trained_on, sizes)
+        findings.append(finding)
+        figures["tracing_auc"] = finding.measured
+        scores["tracing"] = traced
+    return Part(tuple(findings), figures, scores=scores)
+
+
+def _by_label(
+    net: nn.Module,
+    card: ModelCard,
+    members: LabelledImages,
+    others: LabelledImages,
+    shadows: Shadows | None,
+    seed: int,
+    sizes: str,
+) -> Part:
+    """What takes the labels: the loss, and where there are other networks, ratios."""
     said = [answers(net, card, part.images, part.labels) for part in (members, others)]
     a, b = (each.margins for each in said)
     loss, null = auc(a, b), _null(a, b, seed)
     rate = tpr_at(a, b, 0.01)
     right = [float(each.right.double().mean()) for each in said]
-    gap, tail = right[0] - right[1], tail_share(a, b)
-    figures |= {"accuracy_gap": gap, "loss_auc": loss.value, "tail_tnr": tail}
-    findings.append(_loss(loss, null, rate, right, tail, f"{len(a)} members and {len(b)} others"))
+    gap = right[0] - right[1]
+    tail = tail_share(a, b)
+    figures: dict[str, float | str | None] = {"accuracy_gap": gap, "loss_auc": loss.value, "tail_tnr": tail}
+    about = f"{sizes}; accuracy {right[0]:.1%} and {right[1]:.1%}, gap {gap:+.1%}"
+    findings = [_loss(loss, null, rate, about, tail)]
     scores = {"loss": (a, b)}
     best = rate
     if shadows is not None:
@@ -75,17 +110,11 @@ def membership(
             value = auc(*scores[name])
             found = tpr_at(*scores[name], 0.01)
             figures[f"{name}_auc"] = value.value
-            findings.append(_shadowed(name, value, _null(*scores[name], seed), found, len(shadows.margins)))
+            findings.append(_shadowed(name, value, _null(*scores[name], seed), found, len(shadows.margins), sizes))
             if found and best and found.value > best.value:
                 best = found
     if best:
         figures["tpr_1pct"] = best.value
-    if reference is not None:
-        mark("tracing released means")
-        finding, traced = _tracing(net, card, members, others, reference[:_WHITENED_BY], trained_on)
-        findings.append(finding)
-        figures["tracing_auc"] = finding.measured
-        scores["tracing"] = traced
     return Part(tuple(findings), figures, scores=scores)
 
 
@@ -96,7 +125,7 @@ def _null(a: torch.Tensor, b: torch.Tensor, seed: int) -> Estimate:
     return auc(both[order[: len(a)]], both[order[len(a) :]])
 
 
-def _blind(blind: Estimate) -> Finding:
+def _blind(blind: Estimate, sizes: str) -> Finding:
     reading = f"A difference above AUC {_seen(blind):.2f} would have been seen by this test."
     word: Word = "not distinguishable here"
     if blind.low > 0.5:
@@ -107,7 +136,7 @@ def _blind(blind: Estimate) -> Finding:
     return Finding(
         question="Are members and non-members from one distribution?",
         word=word,
-        evidence="AUC of ridge regression on pixels, without the network",
+        evidence=f"AUC of ridge regression on pixels, without the network; {sizes}",
         figure=blind,
         null="0.5",
         control="not run",
@@ -153,15 +182,12 @@ def _word(value: Estimate, null: Estimate, fired: bool | None) -> Word:
     return lower_bound_word(value.low, 0.5, null, fired)
 
 
-def _loss(
-    value: Estimate, null: Estimate, rate: Estimate | None, right: Sequence[float], tail: float, of: str
-) -> Finding:
-    """`right`: the shares of members and of others that the network reads as labelled."""
+def _loss(value: Estimate, null: Estimate, rate: Estimate | None, about: str, tail: float) -> Finding:
     return Finding(
         question="Does the network know its members by their loss?",
         word=_word(value, null, fired=None),
-        evidence=f"AUC of the margin, {of}; accuracy {right[0]:.1%} and {right[1]:.1%}; {_at(rate)}; {tail:.1%} of "
-        "non-members are below the 1st percentile of members",
+        evidence=f"AUC of the margin, {about}; {_at(rate)}; {tail:.1%} of non-members are below the "
+        "1st percentile of members",
         figure=value,
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit: it takes a network that is trained to know its members (the tests do that)",
@@ -170,12 +196,12 @@ def _loss(
     )
 
 
-def _shadowed(name: str, value: Estimate, null: Estimate, rate: Estimate | None, networks: int) -> Finding:
+def _shadowed(name: str, value: Estimate, null: Estimate, rate: Estimate | None, networks: int, sizes: str) -> Finding:
     title = {"lira": "likelihood ratios (LiRA, fixed variance)", "rmia": "relative ratios (RMIA)"}[name]
     return Finding(
         question=f"Does the network know its members by {title}?",
         word=_word(value, null, fired=None),
-        evidence=f"AUC with {networks} networks of the given recipe; {_at(rate)}",
+        evidence=f"AUC with {networks} networks of the given recipe, {sizes}; {_at(rate)}",
         figure=value,
         null=f"memberships drawn anew: {null:.3f}",
         control="not run in an audit (the tests plant one)",
@@ -191,6 +217,7 @@ def _tracing(
     others: LabelledImages,
     reference: torch.Tensor,
     trained_on: int | None,
+    sizes: str,
 ) -> tuple[Finding, tuple[torch.Tensor, torch.Tensor]]:
     known = image_moments(net, card, reference)
     a, b = (image_moments(net, card, part.images) for part in (members, others))
@@ -210,13 +237,11 @@ def _tracing(
         ceiling = f"; theory allows {most:.3f} of the mean of {trained_on} images, those given"
     reading = _answer(value, _seen(value), null)
     if not fired:
-        reading = (
-            f"The positive control did not fire: the test is blind here. {reading if value.low > 0.5 else ''}".strip()
-        )
+        reading = f"The positive control did not fire: the test is blind here, whatever it finds ({value.value:.2f})."
     finding = Finding(
         question="Do the BatchNorm statistics tell members?",
-        word=unless_blind(_word(value, null, fired), fired),
-        evidence=f"AUC of the tracing statistic in {d} whitened directions{ceiling}",
+        word=_word(value, null, fired),
+        evidence=f"AUC of the tracing statistic in {d} whitened directions, {sizes}{ceiling}",
         figure=value,
         null=f"halves of the non-members: {null:.3f}",
         control=f"statistics of {half} non-members, planted: {control:.3f}, theory {theory:.3f}",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from ensemble.data.labelled import LabelledImages
+from ensemble.machine.words import plural
 
 _MOST = 0.1
 """Of the smaller set: members and non-members that share more are not what they are called."""
@@ -27,18 +28,17 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
     said = []
     if len(found) == 2:
         both = set(keys["members"]) & set(keys["non-members"])
-        lost = {name: sum(key in both for key in own) for name, own in keys.items()}  # of one image several times, all
-        if any(lost[name] > _MOST * len(own) for name, own in keys.items()):
-            raise ValueError(
-                f"--members, --non-members: {max(lost.values())} images are in both; give sets that are apart"
-            )
+        count = {name: sum(key in both for key in own) for name, own in keys.items()}
+        twice = f"{plural(count['members'], 'member')} and {plural(count['non-members'], 'non-member')}"
+        if max(count.values()) > _MOST * min(map(len, keys.values())):
+            raise ValueError(f"--members, --non-members: {twice} are in both; give sets that are apart")
         if both:
-            said.append(f"{lost['members']} members and {lost['non-members']} non-members that are both")
+            said.append(f"{twice} that are in both")
             found = {name: _without(data, keys[name], both) for name, data in found.items()}
     if reference is not None and found:
         own, known = list(_keys(reference)), set().union(*keys.values())
         if shared := sum(key in known for key in own):
-            said.append(f"{shared} reference images that are members or non-members, too")
+            said.append(f"{plural(shared, 'reference image')} that {'is' if shared == 1 else 'are'} in either")
             reference = _without(reference, own, known)
     return reference, found.get("members"), found.get("non-members"), said
 

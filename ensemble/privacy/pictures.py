@@ -112,8 +112,7 @@ def _seams(
     elif value.low > 0 and blank.low > 0:
         reading = f"Lines are sharper than plain statistics make them ({value.value:+.3g}), but {as_well}."
     if not fired:
-        blind = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
-        reading = f"{reading} {blind}" if word == "indicated" or value.low > 0 else blind
+        reading = "Planted CutMix statistics make no seams that the score sees in this network: it is blind here."
     reading += " Intervals are over images of one network, not over networks."
     return Finding(
         question=QUESTION,

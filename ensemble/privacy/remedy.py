@@ -43,15 +43,18 @@ def remedy(
     def accuracy(of: nn.Module) -> str:
         return "–" if read is None else f"{evaluate(of, card, read, torch.device('cpu')):.2%}"
 
+    of = (
+        f"accuracy on {len(read):,} other reference images"
+        if read
+        else "accuracy: not read, no others with the network's classes are left"
+    )
+    if read is None and labelled is not None:
+        of = f"accuracy: not read, it takes {4 * BATCH} images that no candidate saw, and there are {len(labelled)}"
     return Table(
         "Re-estimating the statistics on plain reference images, which anyone who holds such images can do",
         ("", "as released", "re-estimated"),
         (
-            (
-                f"accuracy on {0 if read is None else len(read)} other reference images",
-                accuracy(net),
-                accuracy(cleaned),
-            ),
+            (of, accuracy(net), accuracy(cleaned)),
             ("best candidate", _said(before), _said(after)),
             ("its distance / noise floor", f"{before.fit[before.best]:.2f}", f"{after.fit[after.best]:.2f}"),
         ),

@@ -72,8 +72,8 @@ def train_shadows(
     Each image is in with p = 1/2, by itself, so that how often others hold it says nothing of the target. Fewer images
     than the target learned, so a lower bound. `quick` trains two epochs. ValueError as training raises it.
 
-    What each network says is written into the folder `kept` once it is trained; the next call with the same recipe,
-    first weights, images and seed reads it there; what other ones left stays beside it.
+    What each network says is written into the folder `kept` once it is trained, under a name by the recipe, first
+    weights, images and seed: the next call with these reads it there, one with others leaves it.
     """
     images, labels = torch.cat([members.images, others.images]), torch.cat([members.labels, others.labels])
     both = LabelledImages(images, labels, members.class_names)
@@ -88,7 +88,7 @@ def train_shadows(
     for k in range(count):
         within = torch.rand(len(labels), generator=generator(given.seed, "shadow", k)) < 0.5
         inside.append(within)
-        file = None if kept is None else kept / f"{made_of.hexdigest()[:8]}_{k:03d}.safetensors"
+        file = None if kept is None else kept / f"{made_of.hexdigest()[:12]}_{k:03d}.safetensors"
         own = f"{k} of {made_of.hexdigest()}"
         row = None if file is None else _read(file, own)
         if row is not None:

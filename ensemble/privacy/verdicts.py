@@ -14,13 +14,12 @@ RECOVERED = 0.9
 def lower_bound_word(low: float, chance: float, null: Estimate | None, fired: bool | None) -> Word:
     """Of an interval that begins at `low`, beside chance, a null test and a positive control; None: not run.
 
-    Where the null test fires, too, it takes more than its interval holds to be more than silence; and where the control
-    does not, either, nothing tells the finding from an artefact.
+    A control that did not fire shows a blind test, which says nothing, whatever it finds. Where the null test fires, it
+    takes more than the null's interval holds to be more than silence.
     """
-    noisy = null is not None and null.low > chance
-    if null is not None and noisy and low > chance and fired is False:
+    if fired is False:
         return "not tested"
-    if low <= (null.high if null is not None and noisy else chance):
+    if low <= (null.high if null and null.low > chance else chance):
         return "not distinguishable here"
     return "shown" if fired and null and null.holds(chance) else "indicated"
 
@@ -40,18 +39,18 @@ def candidate_word(rivals: int, recovered: float) -> Word:
 def mix_word(low: float, mix: str, alike: Set[str], null: Estimate, fired: bool) -> Word:
     """Of a share of mixed batches; `alike` are the mixes of all candidates that cannot be told from the best.
 
-    A share that does not see batches which were all mixed is blind: its silence says nothing.
+    A share that does not see batches which were all mixed is blind: it says nothing.
     """
     word = lower_bound_word(low if mix in alike else 0.0, 0.0, null, fired)
-    return "indicated" if word == "shown" and alike != {mix} else unless_blind(word, fired)
+    return "indicated" if word == "shown" and alike != {mix} else word
 
 
 def seams_word(low: float, turned: float, null: Estimate, fired: bool) -> Word:
     """Of a difference of seams; `turned` is that of the control whose images are interpolated alike.
 
-    A score that does not see planted seams is blind: it may see others, but its silence says nothing.
+    A score that does not see planted seams is blind: it says nothing.
     """
-    return unless_blind(lower_bound_word(low if turned > 0 else 0.0, 0.0, null, fired), fired)
+    return lower_bound_word(low if turned > 0 else 0.0, 0.0, null, fired)
 
 
 def sequence_word(fallen: bool | None, low: float, kept: bool, alone: bool, fired: bool) -> Word:

@@ -45,14 +45,17 @@ def read_recipe(name: str | Path, command: str = IMAGES, folder: str = "") -> di
     Raises ValueError as that does, ConfigError as `load_yaml` does, and in one line where the file is another
     command's than `command`, one of TAKES.
     """
-    data = load_yaml(recipe_file(name, folder), shipped=recipe_file)
+    data = load_yaml(recipe_file(name, folder, command), shipped=recipe_file)
     if (other := _command_of(data)) not in ("", command):
         raise ConfigError([f"recipe {name}: this file is one of {other}; {TAKES[command]}"])
     return data
 
 
-def recipe_file(name: str | Path, folder: str = "") -> Path:
-    """The file, or that of the shipped recipe FOLDER/NAME or NAME (`quickstart`, `training/resnet20_cifar`)."""
+def recipe_file(name: str | Path, folder: str = "", command: str = IMAGES) -> Path:
+    """The file, or that of the shipped recipe FOLDER/NAME or NAME (`quickstart`, `training/resnet20_cifar`).
+
+    ValueError where there is none, with what `command`, one of TAKES, takes.
+    """
     path = user_path(name)
     if folder and not path.suffix and not path.is_file():
         with suppress(ValueError):
@@ -63,7 +66,8 @@ def recipe_file(name: str | Path, folder: str = "") -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     if is_known_model(str(name)):
-        raise ValueError(f"{str(name)!r} is a network, no recipe; name teachers as a list, or with --models")
+        takes = "name teachers as a list, or with --models" if command == IMAGES else TAKES[command]
+        raise ValueError(f"{str(name)!r} is a network, no recipe; {takes}")
     hint = did_you_mean(str(name), shipped, f"shipped recipes: {', '.join(sorted(shipped))}")
     raise ValueError(f"recipe {str(name)!r} is neither a file nor a shipped recipe; {hint}")
 

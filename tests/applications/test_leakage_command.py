@@ -144,6 +144,7 @@ def test_pairs_have_the_same_half_and_first_weights(data: Path) -> None:
         ),
         (["--resume", "--overwrite"], "not allowed with"),
         (["--recipe", "nothing_so_named"], "nothing_so_named"),
+        (["--recipe", "resnet20_cifar"], "is a network, no recipe; a recipe of a study names arms"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, data: Path, tmp_path: Path, changes: list[str], said: str) -> None:

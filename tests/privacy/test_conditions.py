@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ensemble.privacy.conditions import parse_condition
-from ensemble.privacy.findings import FIGURES
+from ensemble.privacy.findings import FIGURES, RANGES, words_of
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,16 @@ def test_what_was_not_measured_fails_and_says_so() -> None:
     assert "was not measured" in parse_condition("loss_auc>0.9", FIGURES).met({})
 
 
+def test_every_number_but_a_difference_of_scores_has_a_range() -> None:
+    numbers = {name for name in FIGURES if not words_of(name)}
+    assert numbers - {"seam_difference"} == RANGES.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("loss_auc", "expected FIGURE OPERATOR VALUE"),
         ("los_auc>0.5", "did you mean 'loss_auc'"),
-        ("loss_auc>1.2", "loss_auc lies between 0 and 1"),
-        ("accuracy_gap>5", "accuracy_gap lies between -1 and 1; 5 % is 0.05"),
         ("nothing_like_it>0.5", "there are augmentation"),
         ("claim>consistent", "== and != alone"),
         ("claim==consistnt", "claim is one of consistent; not consistent; undecided"),
@@ -44,6 +47,10 @@ def test_what_was_not_measured_fails_and_says_so() -> None:
         ("augmentation!=1", "augmentation is one of"),
         ("loss_auc==shown", "loss_auc is a number"),
         ("loss_auc>nan", "loss_auc is a number"),
+        ("accuracy_gap>5", "accuracy_gap lies between -1 and 1; 5 % is 0.05"),
+        ("loss_auc>1.2", "loss_auc lies between 0 and 1"),
+        ("cutmix_share>20", "cutmix_share lies between -1 and 1"),
+        ("tail_tnr>inf", "tail_tnr lies between 0 and 1"),
     ],
 )
 def test_other_texts_are_refused(text: str, message: str) -> None:

@@ -310,16 +310,20 @@ def test_what_two_sets_share_is_left_out_or_refused() -> None:
     assert torch.equal(reference.images, c.images)
     assert torch.equal(members.images, a.images[5:]) and torch.equal(others.images, b.images)
     assert said == [
-        "5 members and 5 non-members that are both", "30 reference images that are members or non-members, too",
+        "5 members and 5 non-members that are in both", "30 reference images that are in either",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="--members, --non-members: 90 images are in both"):
+    again = LabelledImages(torch.cat([few.images, a.images[:1]]), torch.zeros(106, dtype=torch.long), CARD.class_names)
+    assert apart(a.subset(slice(6, 7)), a, again)[3] == [
+        "5 members and 6 non-members that are in both", "1 reference image that is in either",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--members, --non-members: 90 members and 90 non-members are in both"):
         apart(None, a, a.subset(slice(90)))
     assert apart(a, None, None) == (a, None, None, [])
 
 
 def test_below_chance_is_no_all_clear() -> None:
-    assert _blind(Estimate(0.26, 0.23, 0.29)).word == "undecided"
-    assert "would have been seen" not in _blind(Estimate(0.26, 0.23, 0.29)).reading
+    assert _blind(Estimate(0.26, 0.23, 0.29), "").word == "undecided"
+    assert "would have been seen" not in _blind(Estimate(0.26, 0.23, 0.29), "").reading
     assert "below the 0.5 of chance" in _answer(Estimate(0.3, 0.2, 0.4), 0.7)
     same = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     assert closer_to_members(same, same, same).value == 0.5

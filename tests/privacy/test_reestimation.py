@@ -10,7 +10,8 @@ import pytest
 import torch
 from small_networks import CARD, small_net, textured
 
-from ensemble.privacy.augmentation import Explanation, _concluded, explained_by, explanation
+from ensemble.privacy import augmentation
+from ensemble.privacy.augmentation import Explanation, _as_carded, explained_by, explanation
 from ensemble.privacy.candidates import Candidate, Claimed, candidates
 from ensemble.privacy.moments import Moments, moments_of, stored, with_stored
 from ensemble.privacy.reestimation import Explained, distances, explain, floors, planted, scores, share
@@ -214,7 +215,7 @@ def test_with_stored_statistics_the_network_is_explained_by_them() -> None:
 def test_a_claim_is_held_against_what_was_done(crop: str, word: str) -> None:
     """The recipe claims mirrored crops and leaves its statistics as they are."""
     data = {"model": "small", "data": {"path": "nowhere"}, "schedule": {"recalibrate_bn": False}}
-    claim = Claimed(parse_training_recipe({**data, "augmentation": {"crop_padding": 2}}))
+    claim = Claimed(parse_training_recipe({**data, "augmentation": {"crop_padding": 2}}), CARD)
     known, found = reference()
     images = textured(BATCHES * SIZE, seed=1)
     with_claim = {**found, claim.name: moments_of(small_net(), claim.batches(images, CARD, SIZE, 0))}
@@ -222,25 +223,79 @@ def test_a_claim_is_held_against_what_was_done(crop: str, word: str) -> None:
     assert said.part.figures["claim"] == word, said.part.findings[-1]
 
 
-def test_a_claim_is_of_its_own_mean_and_std() -> None:
-    other = replace(CARD, mean=(0.0,) * 3, std=(1.0,) * 3)
-    data = {"model": "small", "data": {"path": "nowhere"}}
-    made = Claimed(parse_training_recipe(data), model=other).batches(textured(64), CARD, 32, 0)
-    plain = Candidate().batches(textured(64), other, 32, 0)
-    assert all(torch.equal(a, b) for a, b in zip(made, plain, strict=True))
-
-
-def test_what_cannot_be_told_from_the_cards_own_preparation_is_consistent() -> None:
+def test_a_mix_behind_another_preparation_is_not_gone_on_from() -> None:
     known = {c.name: c for c in (Candidate(jpeg=50), Candidate(), Candidate("none", "cutmix"))}
     jpeg, plain, mixed = known
-    told = Explained((jpeg, plain, mixed), {}, {}, (jpeg, plain), True)
-    assert _concluded(told, known) == known[plain]
-    assert _concluded(replace(told, alike=(jpeg, mixed)), known) == known[jpeg]  # a mix may only look like it
-    assert _concluded(replace(told, names=(mixed, jpeg, plain)), known) == known[mixed]
+    told = Explained((jpeg, mixed, plain), {}, {}, (jpeg, mixed, plain), True)
+    assert _as_carded(told, known) == plain
+    assert _as_carded(replace(told, alike=(jpeg, mixed)), known) is None
+    assert _as_carded(replace(told, names=(mixed, jpeg, plain), alike=(mixed, jpeg)), known) == mixed
 
 
 def test_a_recipe_that_takes_statistics_anew_claims_plain_images() -> None:
     data = {"model": "small", "data": {"path": "nowhere"}, "augmentation": {"cutmix": 1.0}}
-    claim, images = Claimed(parse_training_recipe(data)), textured(64)
+    claim, images = Claimed(parse_training_recipe(data), CARD), textured(64)
     made = zip(claim.batches(images, CARD, 32, 0), Candidate().batches(images, CARD, 32, 0), strict=True)
     assert all(torch.equal(a, b) for a, b in made)
+
+
+@pytest.mark.parametrize("recalibrate", [True, False])
+def test_a_claim_is_of_the_mean_and_std_of_its_own_network(recalibrate: bool) -> None:
+    data = {"model": "small", "data": {"path": "nowhere"}, "schedule": {"recalibrate_bn": recalibrate}}
+    recipe = parse_training_recipe({**data, "augmentation": {"crop_padding": 0, "flip": False}})
+    claim = Claimed(recipe, replace(CARD, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    images = textured(64)
+    made = torch.cat([*claim.batches(images, CARD, 32, 0)])
+    expected = sorted(images.float().div(255).flatten().tolist())
+    np.testing.assert_allclose(sorted(made.flatten().tolist()), expected, atol=1e-6)
+
+
+def alike(seen: Candidate, *rivals: Candidate, card_fit: float = 1.0) -> Explanation:
+    """Where the first of `rivals`, which are not told from each other, is the best."""
+    known, found = reference()
+    names = tuple(rival.name for rival in rivals)
+    fit = {name: card_fit if known[name].as_carded else 1.0 for name in known}
+    rest = tuple(name for name in known if name not in names)
+    said = Explained((*names, *rest), dict.fromkeys(known, 0.0), fit, names, True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(augmentation, "explain", lambda *_: said)
+        patched.setattr(augmentation, "recovered", lambda _, truths, *__: {n: float(n in names) for n in truths})
+        return explanation(trained_with(seen), found, known, seed=0)
+
+
+RIVAL = Candidate(normalisation="mean 0, std 1")
+
+
+def test_what_is_prepared_as_its_card_says_is_not_accused_where_another_preparation_is_alike() -> None:
+    said = alike(Candidate("mirrored"), RIVAL, Candidate("mirrored"))
+    assert said.part.findings[0].word == "consistent" and f"so would: {RIVAL.name}." in said.part.findings[0].reading
+    assert said.best == Candidate("mirrored")
+    accused = alike(Candidate("mirrored"), RIVAL)
+    assert accused.part.findings[0].word == "not consistent" and accused.best is None
+    assert accused.part.figures["augmentation"] == "preprocessing"
+    far = alike(Candidate("mirrored"), RIVAL, Candidate("mirrored"), card_fit=2.6)
+    assert far.part.findings[0].word == far.part.figures["augmentation"] == "undecided" and far.best is None
+
+
+@pytest.mark.parametrize(
+    ("rivals", "figure"),
+    [
+        ((Candidate("mirrored"),), "crops with mirrored borders"),
+        ((Candidate("mirrored"), Candidate("black")), "undecided"),
+        ((Candidate("mirrored"), Candidate("mirrored", "cutmix")), "undecided"),
+        ((Candidate("mirrored"), RIVAL), "undecided"),
+    ],
+)
+def test_what_fail_if_reads_is_undecided_where_several_augmentations_are_alike(
+    rivals: tuple[Candidate, ...], figure: str
+) -> None:
+    said = alike(Candidate("mirrored"), *rivals)
+    crops = said.part.findings[1]
+    assert said.part.figures["augmentation"] == figure
+    assert crops.word != "undecided" or figure == "undecided"
+    assert "scores rank candidates" in crops.evidence
+
+
+def test_a_rival_that_is_never_named_is_called_so() -> None:
+    crops = alike(Candidate("mirrored"), Candidate("mirrored")).part.findings[1]
+    assert crops.reading.endswith("Planted statistics of no crops are never named: such images do not show them.")

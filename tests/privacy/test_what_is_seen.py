@@ -33,7 +33,7 @@ def drawn(rng: np.random.Generator, true: float, n: int) -> Estimate:
 def test_an_auc(n: int) -> None:
     rng = np.random.default_rng(0)
     lucky = min((e for e in (drawn(rng, 0.5, n) for _ in range(60)) if e.high >= 0.5), key=lambda e: e.value)
-    for reading in (_loss(lucky, NULL, None, 0.0, 0.0).reading, _blind(lucky).reading):
+    for reading in (_loss(lucky, NULL, None, "", 0.0).reading, _blind(lucky, "").reading):
         seen = np.mean([drawn(rng, stated(reading), n).low > 0.5 for _ in range(200)])
         assert seen > 0.94
 

@@ -92,7 +92,13 @@ class LeakageFolder(OutputFolder):
         write_json(self._cell(name, "json"), {**figures, "tensors": sorted(tensors or ())})
 
     def figures(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = read_json(self._cell(name, "json"))
+        file = self._cell(name, "json")
+        try:
+            found = read_json(file)
+        except ValueError as error:
+            raise ValueError(f"output: {error}; remove it, and go on with --resume") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"output: {file} is no cell of a study; remove it, and go on with --resume")
         return found
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:

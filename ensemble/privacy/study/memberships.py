@@ -146,7 +146,7 @@ def membership_findings(cells: Cells, arms: Mapping[str, Attacked]) -> list[Find
     stress = _stressed(cells)
     fired = bool(stress) and all(row["fires"] for row in stress)
     # the stress case is of the loss: of other attacks nothing is planted; and what misses its mark may still see
-    word = lower_bound_word(value.low, 0.5, null, True if fired and best == "loss" else None)
+    word = lower_bound_word(value.low, 0.5, null, (fired and best == "loss") or None)
     least = f"{min(row['loss_auc'] for row in stress):.2f}" if stress else ""
     return [
         Finding(

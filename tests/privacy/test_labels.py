@@ -1,0 +1,50 @@
+"""Labels that may be others than the network's are not called a network that knows nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_networks import CARD, textured
+
+from ensemble.data.labelled import LabelledImages
+from ensemble.privacy.labels import by_order, doubt
+from ensemble.privacy.members import membership
+
+NAMELESS = replace(CARD, class_names=())
+
+
+class Brightest(torch.nn.Module):
+    """The class is the channel that is brightest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 20 * x.mean((2, 3))
+
+
+def members(shift: int, names: tuple[str, ...] = ("x", "y", "z"), seed: int = 1) -> LabelledImages:
+    images = textured(120, seed)
+    right = Brightest()(images.float() / 255 - torch.tensor(CARD.mean)[:, None, None]).argmax(1)
+    return LabelledImages(images, (right + shift) % 3, names)
+
+
+def test_labels_by_order_are_doubted_where_the_network_is_not_right_about_them() -> None:
+    net = Brightest().eval()
+    card = replace(NAMELESS, std=(1.0, 1.0, 1.0))
+    assert not doubt(net, card, members(0))
+    assert doubt(net, card, members(1)).startswith("The network is right about 0.0% of the members")
+    named = replace(card, class_names=("x", "y", "z"))
+    assert not doubt(net, named, members(1)) and not doubt(net, card, members(1, ("0", "1", "2")))
+    assert by_order(card, ("x", "y", "z")) and not by_order(named, ("x", "y", "z"))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_what_takes_labels_is_not_tested_then(shift: int) -> None:
+    net, card = Brightest().eval(), replace(NAMELESS, std=(1.0, 1.0, 1.0))
+    sets = members(shift), members(shift, seed=2)
+    part = membership(net, card, *sets, None, None, None, 0, lambda text: None, doubt(net, card, sets[0]))
+    finding = part.findings[1]
+    assert (finding.word == "not tested") == ("loss_auc" not in part.figures) == (not part.scores) == (shift == 1)
+    assert ("do the labels fit?" in finding.reading) == (shift == 1)
+    assert ("120 members and 120 others; accuracy 100.0% and 100.0%" in finding.evidence) == (shift == 0)
+    assert "120 members and 120 others" in part.findings[0].evidence
