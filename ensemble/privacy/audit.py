@@ -265,10 +265,8 @@ def _sentences(findings: Sequence[Finding]) -> tuple[str, ...]:
     """Four: what is shown; what is indicated, or not as is said; what is as is said, or not seen; what is open."""
 
     def asked(*words: str) -> str:
-        found = [
-            (f.question, " (blind here)" if "blind here" in f.reading else "") for f in findings if f.word in words
-        ]
-        return "; ".join(f"“{question}”{why}" for question, why in found)
+        found = [f for f in findings if f.word in words]
+        return "; ".join(f"“{f.question}”{' (blind here)' if 'blind here' in f.reading else ''}" for f in found)
 
     def answered(*words: str) -> str:
         found = [(f.question, f.reading.partition(". ")[0].rstrip(".")) for f in findings if f.word in words]

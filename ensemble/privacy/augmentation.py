@@ -50,8 +50,11 @@ def explained_by(
 ) -> Explanation:
     """The part on preprocessing, crops, mixes and a claim, from reference images uint8 (N, 3, H, W)."""
     tried: list[Candidate | Claimed] = [*candidates(card)]
+    trains = ""
     if claim is not None:
-        tried.append(Claimed(claim, model_card(claim.model)))
+        model = model_card(claim.model)
+        trains = model.name if model.name != card.name else ""
+        tried.append(Claimed(claim, model))
     found = {}
     for k, candidate in enumerate(tried, start=1):
         mark(f"re-estimating statistics, {k} of {len(tried)}: {candidate.name}")
@@ -63,11 +66,10 @@ def explained_by(
     if not layers:
         raise ValueError(f"reference: {card.name} has constant inputs at every BatchNorm layer, whatever the image")
     known = {c.name: c for c in tried if isinstance(c, Candidate)}
-    trains = "" if claim is None else model_card(claim.model).name
     return explanation(
         *(stored(net, layers), found, known, seed),
         constant=tuple(sorted(constant)),
-        trains=trains if trains != card.name else "",
+        trains=trains,
     )
 
 
