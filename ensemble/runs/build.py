@@ -81,6 +81,8 @@ class PlacedEnsemble:
     placement: Placement
     files: Mapping[str, str]
     """The plan's."""
+    all_files: Mapping[str, str]
+    """The plan's."""
 
     @property
     def weights(self) -> dict[str, str]:
@@ -153,7 +155,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             zip(profiles, recipe.teachers, costs, teachers, plan.measurements, digests, strict=True)
         )
     ]
-    return PlacedEnsemble(tuple(placed), placement, plan.files)
+    return PlacedEnsemble(tuple(placed), placement, plan.files, plan.all_files)
 
 
 def _tap(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:

@@ -169,7 +169,7 @@ def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
     same = not _differences(saved, planned) and _iterations(saved) == _iterations(planned)
     summary = folder.read_summary()
     same = same and summary.get("in_memory") == list(plan.in_memory)
-    same = same and not changed(summary.get("files", {}), plan.files)
+    same = same and not changed(summary.get("files", {}), plan.all_files)
     return same and saved.get("verifiers") == planned["verifiers"]
 
 

@@ -46,6 +46,7 @@ def finish(here: Replica, folder: DatasetFolder, wanted: Wanted, verifiers: Veri
         "class_names": list(plan.class_names),
         "per_class": _per_class(plan, wanted),
         "teachers": _teachers(here, folder, rows, wanted),
+        "files": dict(here.ensemble.all_files),
     }
     if verifiers:
         read = {name: _verified(here, *judge, folder, rows) for name, judge in verifiers.items()}

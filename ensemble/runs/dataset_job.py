@@ -51,9 +51,9 @@ class DatasetJob:
         """
         if not self.resume or not self.folder.finished:
             return False
-        if (begun := self.folder.begun()) is not None and changed(begun.weights, self.plan.files):
-            return False
         manifest, rows = self.folder.read_manifest(), self.folder.rows()
+        if changed(manifest.get("files", {}), self.plan.all_files):
+            return False
         listed = [batch for batch in rows if self.folder.is_there(batch)]
         judges = {name: judge.get("model") for name, judge in manifest.get("verifiers", {}).items()}
         asked = dict(zip(self.plan.verifier_names, self.plan.recipe.verifiers, strict=True))

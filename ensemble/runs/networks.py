@@ -16,6 +16,7 @@ from models import (
     Assumed,
     ModelCard,
     create_model,
+    files_of,
     has_lazy_layers,
     model_card,
     network_logits,
@@ -58,6 +59,10 @@ class Networks:
             return self.in_memory[name]
         _check_not_in_memory(name)
         return create_model(name)
+
+    def files(self, name: str) -> list[str]:
+        """Where its weights and what is said of them are read from; none where no file is named."""
+        return [] if name in self.in_memory else [str(file) for file in files_of(name)]
 
     def taught(self, judge: str, teachers: Iterable[str]) -> bool:
         """Whether the network `judge` has the weights of one of the teachers, whatever name each goes by.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ensemble.config.kinds import Kind
 from ensemble.image.files import is_picture
 from ensemble.machine.files import user_path
 from ensemble.recipe import Runtime
@@ -63,9 +62,9 @@ def changed(before: Mapping[str, str | None], now: Mapping[str, str]) -> list[st
     return [name for name, digest in now.items() if before.get(name) not in (None, digest)]
 
 
-def file_digests(kinds: Iterable[Kind]) -> dict[str, str]:
-    """The SHA-256 of each file or folder of pictures that these read, by a name with its path, as it was written."""
-    return {f"{_CONTENTS}{file}": _digest(user_path(file)) for kind in kinds for file in kind.files_read()}
+def file_digests(files: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of each file or folder of pictures, by a name with its path, as it was written."""
+    return {f"{_CONTENTS}{file}": _digest(user_path(file)) for file in files}
 
 
 def _digest(path: Path) -> str:

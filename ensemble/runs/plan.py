@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,11 +76,20 @@ class Plan:
         modules = [f"{name} was a module in memory, {digest}" for name, digest in self.networks.digests.items()]
         return (*modules, *(f"the term {term.name} was given in memory" for term in self.live_terms))
 
-    @property
+    @cached_property
     def files(self) -> dict[str, str]:
         """Digests of the files beside the networks' that decide the images, as they are now (`file_digests`)."""
         image = self.recipe.image
-        return file_digests((image.parameterization, image.start, *self.formulation.terms))
+        kinds = (image.parameterization, image.start, *self.formulation.terms)
+        return file_digests(file for kind in kinds for file in kind.files_read())
+
+    @cached_property
+    def all_files(self) -> dict[str, str]:
+        """Those, and of the files that teachers and verifiers are read from, by which a finished run is known again."""
+        names = [*(entry.model for entry in self.recipe.teachers), *self.recipe.verifiers]
+        statistics = [entry.statistics for entry in self.recipe.teachers if entry.statistics is not None]
+        of_networks = (file for name in names for file in self.networks.files(name))
+        return self.files | file_digests([*of_networks, *statistics])
 
     def with_runtime(self, **changes: Any) -> Plan:
         """The same plan where what is resolved while the run begins is changed."""

@@ -161,7 +161,7 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any]) -> Re
     continued = here.history.notes()
     summary |= read | {"warnings": warnings_of(plan, done, here.first_losses), "continued": continued}
     summary["in_memory"] = list(plan.in_memory)
-    summary["files"] = dict(here.ensemble.files)
+    summary["files"] = dict(here.ensemble.all_files)
     if here.partial:
         summary["stopped"] = True
     summary["wall_seconds"] = here.told().wall_seconds

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ensemble import invert, prefer
 from ensemble.config.kinds import Kind
@@ -14,8 +17,11 @@ from ensemble.image.feature_inverter import FeatureInverter
 from ensemble.image.generator import Generator
 from ensemble.image.maco import Maco
 from ensemble.image.start import FromFolder, FromImage
+from ensemble.machine.progress import SilentProgress
 from ensemble.objectives.activation import Activation
+from ensemble.runs.dataset_job import dataset_job
 from ensemble.runs.origin import Origin, file_digests
+from models import create_model
 
 SHORT = {"iterations": 2, "progress": False, "device": "cpu", "precision": "fp32"}
 
@@ -35,11 +41,11 @@ def test_every_kind_says_which_file_it_reads(reading, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"as it was")
     kind: Kind = reading(str(file))
-    began = Origin(file_digests([kind]), {}, 1)
-    began.check_weights(file_digests([kind]), "run")
+    began = Origin(file_digests(kind.files_read()), {}, 1)
+    began.check_weights(file_digests(kind.files_read()), "run")
     file.write_bytes(b"otherwise")
     with pytest.raises(ValueError, match=rf"resume: the contents of {file} are not those that the run began with"):
-        began.check_weights(file_digests([kind]), "run")
+        began.check_weights(file_digests(kind.files_read()), "run")
 
 
 @pytest.mark.parametrize("change", ["written", "added", "removed", "renamed"])
@@ -47,9 +53,9 @@ def test_a_folder_is_its_pictures_names_and_contents(change: str, tmp_path: Path
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     first.write_bytes(b"1")
     second.write_bytes(b"2")
-    before = file_digests([FromFolder(str(tmp_path))])
+    before = file_digests(FromFolder(str(tmp_path)).files_read())
     (tmp_path / "notes.txt").touch()
-    assert file_digests([FromFolder(str(tmp_path))]) == before
+    assert file_digests(FromFolder(str(tmp_path)).files_read()) == before
     match change:
         case "written":
             first.write_bytes(b"3")
@@ -59,7 +65,7 @@ def test_a_folder_is_its_pictures_names_and_contents(change: str, tmp_path: Path
             second.unlink()
         case _:
             first.rename(tmp_path / "c.png")
-    assert file_digests([FromFolder(str(tmp_path))]) != before
+    assert file_digests(FromFolder(str(tmp_path)).files_read()) != before
 
 
 @pytest.mark.parametrize("iterations", [2, 3])
@@ -85,3 +91,72 @@ def test_a_changed_picture_to_start_from_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(ValueError, match=r"the contents of .*start.png are not those"):
             invert(["resnet20_cifar"], image=start, resume=True, **settings)
+
+
+def _save(file: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    net, _ = create_model("resnet20_cifar:width=0.25@random")
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(0.01 * torch.rand(()))
+    save_file(net.state_dict(), file)
+
+
+def test_a_finished_run_is_known_by_the_files_of_its_networks(tmp_path: Path) -> None:
+    """Nothing is loaded where all are as they were; where one is not, the run says so or reads its images anew."""
+    teacher, judge, out = tmp_path / "teacher.safetensors", tmp_path / "judge.safetensors", tmp_path / "out"
+    said = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    for seed, file in enumerate((teacher, judge)):
+        _save(file, seed)
+        file.with_suffix(".yaml").write_text(yaml.safe_dump(said))
+    named = [f"resnet20_cifar:width=0.25@{file}" for file in (teacher, judge)]
+
+    def again(**more: object):
+        return invert([named[0]], verifiers=named[1], targets=["cat"], output=out, **more, **SHORT)  # type: ignore[arg-type]
+
+    again()
+    before = (out / "summary.json").stat().st_mtime_ns
+    again(resume=True)
+    assert (out / "summary.json").stat().st_mtime_ns == before
+    first = load_file(out / "logits.safetensors")
+
+    _save(judge, 5)
+    again(resume=True)
+    read = load_file(out / "logits.safetensors")
+    (teachers, other) = sorted(read)
+    assert [bool((read[name] == first[name]).all()) for name in (teachers, other)] == [True, False]
+
+    teacher.with_suffix(".yaml").write_text(yaml.safe_dump(said | {"mean": [0.5] * 3}))
+    with pytest.raises(ValueError, match=r"mean or std of resnet20_cifar:width=0\.25 are not those"):
+        again(resume=True)
+    teacher.with_suffix(".yaml").write_text(yaml.safe_dump(said))
+    again(resume=True)
+    _save(teacher, 6)
+    with pytest.raises(ValueError, match=r"weights, .* of resnet20_cifar:width=0\.25 are not those"):
+        again(resume=True)
+
+
+@pytest.mark.parametrize("change", ["weights", "start"])
+def test_a_finished_dataset_is_known_by_its_files(change: str, tmp_path: Path) -> None:
+    teacher, picture = tmp_path / "teacher.safetensors", tmp_path / "start.png"
+    _save(teacher, 0)
+    Image.new("RGB", (32, 32), (10, 10, 10)).save(picture)
+    recipe = {
+        "teachers": [{"model": f"resnet20_cifar:width=0.25,mean=0.5,std=0.5@{teacher}"}],
+        "stages": [{"iterations": 2}],
+    }
+    fields = {"image": {"start": {"kind": "image", "path": str(picture)}}, "runtime": {"device": "cpu"}}
+
+    def again(**more: bool):
+        return dataset_job(recipe, fields, (), tmp_path / "out", 4, **more)
+
+    again().run(0.0, SilentProgress())
+    assert again(resume=True).is_finished
+    if change == "weights":
+        _save(teacher, 1)
+    else:
+        Image.new("RGB", (32, 32), (200, 10, 10)).save(picture)
+    job = again(resume=True)
+    assert not job.is_finished
+    with pytest.raises(ValueError, match="are not those that the dataset began with"):
+        job.run(0.0, SilentProgress())
