@@ -28,10 +28,9 @@ def ended(
         with end_on_signals():
             return act()
     except KeyboardInterrupt as end:
-        by = f" by {end}" if isinstance(end, EndedAtOnce) and end.number != signal.SIGINT else ""
+        number = end.number if isinstance(end, EndedAtOnce) else signal.SIGINT
         again = f"the same command with --resume{_instead(options)} goes on from the last whole {unit}"
-        print(f"invert.py: interrupted{by}; {again}", file=sys.stderr)
-        return 128 + (end.number if isinstance(end, EndedAtOnce) else signal.SIGINT)
+        return _tell_interrupted(number, again)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -46,11 +45,16 @@ def tell_stopped(stop: Exception, options: argparse.Namespace) -> int:
     return 0
 
 
-def tell_unread(options: argparse.Namespace) -> int:
-    """A line of Ctrl-C while saved images were read; the exit code."""
+def tell_unread(number: int, options: argparse.Namespace) -> int:
+    """A line of a signal while saved images were read; the exit code."""
     again = f"the same command with --resume{_instead(options)} reads them"
-    print(f"invert.py: interrupted; the images are saved, and {again}", file=sys.stderr)
-    return 128 + signal.SIGINT
+    return _tell_interrupted(number, f"the images are saved, and {again}")
+
+
+def _tell_interrupted(number: int, what_is_kept: str) -> int:
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    print(f"invert.py: interrupted{by}; {what_is_kept}", file=sys.stderr)
+    return 128 + number
 
 
 def _instead(options: argparse.Namespace) -> str:

@@ -110,8 +110,8 @@ def run(options: argparse.Namespace) -> int:
         made = job.run(began, progress=True)
     except Interrupted as stop:
         return tell_stopped(stop, options)
-    except Unread:
-        return tell_unread(options)
+    except Unread as end:
+        return tell_unread(end.number, options)
     if made is not None:
         print_units(made, options.output)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from ensemble.api import carry_out, own_of, prepare
 from ensemble.machine.environment import launched_rank
+from ensemble.machine.launch import EndedAtOnce, end_on_signals
 from ensemble.machine.ranks import ProcessContext
 from ensemble.objectives.activation import Activation
 from ensemble.runs.folder import UNITS
@@ -38,7 +40,11 @@ _FURTHER = re.compile(r"objectives\[[1-9]")
 
 
 class Unread(KeyboardInterrupt):
-    """Ctrl-C while images are read that are saved."""
+    """A signal ended the reading of images that are saved."""
+
+    def __init__(self, end: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.number = end.number if isinstance(end, EndedAtOnce) else signal.SIGINT
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,19 +64,19 @@ class UnitsJob:
         """What `prefer` returns; its results are written.
 
         Raises Interrupted after a stop that was asked for, unless `keeps_partial` is to give what there is; Unread on
-        Ctrl-C once images are saved; ValueError where another run has taken the folder before they are read.
+        a signal once images are saved; ValueError where another run has taken the folder before they are read.
         """
         results = carry_out(self.job, began, progress, keeps_partial=keeps_partial)
         if results is None or launched_rank():
             return None
         self.readers.term = next(term for term in results.recipe.objectives if isinstance(term, Activation))
         try:
-            with held_for_all(self.job.folder, ProcessContext(0, 1, torch.device("cpu"))):
+            with end_on_signals(), held_for_all(self.job.folder, ProcessContext(0, 1, torch.device("cpu"))):
                 return self._read(results)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             if self.job.folder is None:
                 raise
-            raise Unread from None
+            raise Unread(end) from None
 
     def _read(self, results: Results) -> Preferred:
         """What is read of the images, or was: what is there is theirs, as going on removes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,22 @@ def test_what_was_read_of_units_is_kept_with_its_images_and_goes_with_them(run, 
     assert run(*command, "--resume", "--iterations", "12").code == 0 and not (out / "top_real.png").exists()
 
 
-def test_the_folder_is_held_while_units_are_read(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "interrupted; the"), (signal.SIGTERM, "interrupted by SIGTERM; the")]
+)
+def test_the_folder_is_held_while_units_are_read(
+    number: signal.Signals, told: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, read, holders = tmp_path / "out", job.read_preferred, []
 
     def interrupted(*given: Any) -> None:
         holders.append(holder(out))
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(job, "read_preferred", interrupted)
     ended = run(*COMMAND, "--units", "conv:0-1", "--output", out)
-    assert ended.code == 130 and "the images are saved, and the same command with --resume reads" in ended.errors[-1]
+    assert ended.code == 128 + number
+    assert f"{told} images are saved, and the same command with --resume reads" in ended.errors[-1]
     assert holders[0] is not None and "units.jsonl" not in names(out)
     monkeypatch.setattr(job, "read_preferred", read)
     assert run(*COMMAND, "--units", "conv:0-1", "--output", out, "--resume").code == 0 and len(rows(out)) == 2
