@@ -38,6 +38,19 @@ def test_labels_by_order_are_doubted_where_the_network_is_not_right_about_them()
     assert by_order(card, ("x", "y", "z")) and not by_order(named, ("x", "y", "z"))
 
 
+def test_two_classes_that_are_exchanged_among_many_are_told() -> None:
+    net, card = Brightest().eval(), replace(NAMELESS, std=(1.0, 1.0, 1.0))
+    fits = members(0)
+    assert int(fits.labels.bincount()[1:].min()) >= 6
+    many = torch.where(fits.labels[:, None] == 0, 200, 1)[:, 0]  # so that the two are a small part
+    images = fits.images.repeat_interleave(many, 0)
+    labels = torch.tensor([0, 2, 1])[fits.labels].repeat_interleave(many)
+    told = doubt(net, card, LabelledImages(images, labels, ("x", "y", "z")))
+    assert "reads y mostly as 2, z mostly as 1: do the labels fit?" in told and "9.1% of" not in told
+    few = torch.cat([(labels == c).nonzero()[:k, 0] for c, k in ((0, 40), (1, 5), (2, 5))])
+    assert not doubt(net, card, LabelledImages(images[few], labels[few], ("x", "y", "z")))
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_what_takes_labels_is_not_tested_then(shift: int) -> None:
     net, card = Brightest().eval(), replace(NAMELESS, std=(1.0, 1.0, 1.0))
