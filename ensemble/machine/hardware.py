@@ -46,6 +46,12 @@ def computes_in_bf16(device: torch.device) -> bool:
     return bool(_processor_has(*_NATIVE["bf16"]))
 
 
+def widest_is_avx2() -> bool:
+    """Whether this is an x86 processor on which torch and oneDNN compute with vectors of AVX2, and no wider ones."""
+    limit, own = onednn_limit(), torch.backends.cpu.get_cpu_capability()
+    return limit not in ("SSE41", "AVX") and (own == "AVX2" or (own == "AVX512" and limit.startswith("AVX2")))
+
+
 _WITHOUT_HALVES = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """oneDNN's limits below which it computes in neither bf16 nor fp16."""
 

@@ -1,4 +1,5 @@
-"""Convolutions in forms that CPUs compute faster: stems without their stride, depthwise ones by a kernel of our own."""
+"""Convolutions in forms that CPUs compute faster: stems without their stride, depthwise ones and those of 3 x 3 by
+kernels of our own."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ensemble.teachers.kernels import depthwise_conv
+from ensemble.teachers.kernels import (
+    BLOCK,
+    depthwise_conv,
+    gradient_filters,
+    winograd_conv,
+    winograd_filters,
+    winograd_pays,
+)
+
+_LARGEST = 512 * 512
+"""Channels in times channels out, up to which 3 x 3 convolutions are replaced."""
 
 
 class SpaceToDepthConv(nn.Module):
@@ -62,6 +73,24 @@ class Depthwise(nn.Module):
         return depthwise_conv(x, self.weight, self.bias, self.stride, (*rows, *columns))
 
 
+class Winograd(nn.Module):
+    """A convolution of 3 x 3 without stride, of 16 channels or a multiple: `winograd_conv`."""
+
+    filters: torch.Tensor
+    back: torch.Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.padding = int(conv.padding[0])
+        self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.register_buffer("filters", winograd_filters(self.weight), persistent=False)
+        self.register_buffer("back", gradient_filters(self.weight), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return winograd_conv(x, self.weight, self.bias, self.padding, self.filters, self.back)
+
+
 def _around(size: int, k: int, stride: int, padding: int | None) -> tuple[int, int]:
     """Padding before and behind a side; None is TensorFlow's `same`: ceil(size / stride) outputs."""
     if padding is not None:
@@ -110,13 +139,31 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     return gains and conv.groups == conv.in_channels == channels and int(conv.padding[0]) < k
 
 
+def _is_winograd(conv: nn.Conv2d) -> bool:
+    """Whether its form with fewer products pays, and filters of nine times its size are no burden to the memory."""
+    out, channels, k, _ = conv.weight.shape
+    plain = k == 3 and conv.stride[0] == 1 and conv.groups == 1 and int(conv.padding[0]) < k and not _is_same(conv)
+    whole = out % BLOCK == 0 and channels % BLOCK == 0
+    return plain and whole and out * channels <= _LARGEST and winograd_pays()
+
+
+def _replacement(conv: nn.Conv2d) -> nn.Module | None:
+    if _is_stem(conv):
+        return SpaceToDepthConv(conv)
+    if _is_depthwise(conv):
+        return Depthwise(conv)
+    return Winograd(conv) if _is_winograd(conv) else None
+
+
 def replace_convolutions(net: nn.Module) -> int:
-    """Replace strided stems of at most 4 channels and depthwise convolutions, in place; how many there were."""
+    """Replace strided stems of at most 4 channels, depthwise convolutions and those of 3 x 3, where it pays, in place;
+    how many there were.
+    """
     found = [(n, m) for n, m in net.named_modules(remove_duplicate=False) if n and _is_square(m)]
     count = 0
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
-        if _is_stem(conv) or _is_depthwise(conv):
-            net.set_submodule(name, SpaceToDepthConv(conv) if _is_stem(conv) else Depthwise(conv))
+        if (other := _replacement(conv)) is not None:
+            net.set_submodule(name, other)
             count += 1
     return count

@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ensemble.machine.rng import generator
-from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, has_hooks, replace_convolutions
+from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, Winograd, has_hooks, replace_convolutions
 from ensemble.teachers.copying import copied
 from ensemble.teachers.kernels import Activation, Form, activation_of
 from ensemble.teachers.observing import Beside, EmittingBatchNorm
@@ -90,7 +90,7 @@ def _observed(net: nn.Module, example: torch.Tensor, sink: list[torch.Tensor]) -
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = isinstance(module, nn.Conv2d | SpaceToDepthConv | Depthwise)
+        whole = isinstance(module, nn.Conv2d | SpaceToDepthConv | Depthwise | Winograd)
         return _emits(module) or whole or super().is_leaf_module(module, qualified_name)
 
 

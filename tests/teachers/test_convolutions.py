@@ -8,7 +8,8 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from ensemble.machine.hardware import can_compile
-from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, replace_convolutions
+from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, Winograd, replace_convolutions
+from ensemble.teachers.kernels import winograd
 from ensemble.teachers.teacher import Teacher
 from models import ModelCard, create_model
 
@@ -66,6 +67,34 @@ def test_depthwise(
     same_as(one, Depthwise(one), size, dtype, rtol)
 
 
+@pytest.fixture
+def wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor where it was measured to pay."""
+    if winograd.library() is None:
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr(winograd, "widest_is_avx2", lambda: True)
+
+
+@pytest.mark.usefixtures("wins")
+@pytest.mark.parametrize("size", [*range(1, 14), 32])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("channels, out", [(16, 16), (32, 48), (48, 16)])
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 4e-6), (torch.bfloat16, 1e-2)])
+def test_winograd(
+    size: int, padding: int, channels: int, out: int, dtype: torch.dtype, rtol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes a size or leaves it to torch; here it takes all."""
+    if size + 2 * padding < 3:
+        return
+    monkeypatch.setattr(winograd, "_halves", lambda rows, columns: True)
+    torch.manual_seed(0)
+    one = nn.Conv2d(channels, out, 3, 1, padding, bias=size % 2 == 0)
+    with torch.no_grad():  # weights that bf16 holds exactly
+        for value in one.parameters():
+            value.copy_(value.bfloat16())
+    same_as(one, Winograd(one), size, dtype, rtol)
+
+
 class Computed(nn.Conv2d):
     """A convolution of a class of its own may do anything."""
 
@@ -90,10 +119,19 @@ class Computed(nn.Conv2d):
         (nn.Conv2d(6, 6, 3, 1, 1, 2, groups=6), None),
         (nn.Conv2d(6, 6, 1, 1, groups=6), None),
         (nn.Conv2d(6, 12, 3, 2, 1, groups=6), None),
+        (nn.Conv2d(16, 48, 3, 1, 1), Winograd),
+        (nn.Conv2d(512, 512, 3, 1, 0), Winograd),
+        (nn.Conv2d(512, 528, 3, 1, 1), None),  # its filters would take much memory
+        (nn.Conv2d(16, 24, 3, 1, 1), None),
+        (nn.Conv2d(16, 16, 3, 2, 1), None),
+        (nn.Conv2d(16, 16, 5, 1, 2), None),
+        (nn.Conv2d(16, 16, 3, 1, 3), None),
+        (nn.Conv2d(32, 32, 3, 1, 1, groups=2), None),
         (Computed(3, 6, 3, 2, 1), None),
         (nn.utils.spectral_norm(nn.Conv2d(3, 6, 3, 2, 1)), None),
     ],
 )
+@pytest.mark.usefixtures("wins")
 def test_which_are_replaced(layer: nn.Conv2d, kind: type[nn.Module] | None) -> None:
     net = nn.Sequential(layer)
     assert replace_convolutions(net) == (kind is not None)
@@ -172,3 +210,54 @@ def test_depthwise_compiled_is_depthwise(padding: int | None) -> None:
     plain, compiled = one(x), torch.compile(one, fullgraph=True)(x)
     assert torch.equal(plain, compiled)
     assert torch.equal(*torch.autograd.grad(plain, x, dy), *torch.autograd.grad(compiled, x, dy))
+
+
+@pytest.mark.usefixtures("wins")
+def test_winograd_is_the_same_on_any_number_of_threads_and_of_images() -> None:
+    torch.manual_seed(0)
+    one = Winograd(nn.Conv2d(32, 32, 3, 1, 1))
+    x = torch.randn(5, 32, 14, 18, requires_grad=True)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            y = one(x)
+            found.append([y, *torch.autograd.grad(y, x, torch.ones_like(y))])
+    finally:
+        torch.set_num_threads(before)
+    singly = [one(x[i : i + 1]) for i in range(5)]
+    found.append([torch.cat(singly), *torch.autograd.grad(singly, x, [torch.ones_like(y) for y in singly])])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("wins")
+def test_where_winograd_would_not_halve_the_products_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_convolve", lambda *given: pytest.fail("the kernel was called"))
+    one = Winograd(nn.Conv2d(16, 16, 3, 1, 1))
+    for size in (1, 2, 5):
+        one(torch.randn(2, 16, size, size))
+    with pytest.raises(RuntimeError):  # torch's own words for an image smaller than the filter
+        Winograd(nn.Conv2d(16, 16, 3))(torch.randn(2, 16, 2, 9))
+    monkeypatch.setattr(winograd, "_convolve", lambda *given: torch.zeros(1))
+    assert all(one(torch.randn(2, 16, size, size)).numel() == 1 for size in (3, 4, 6, 7, 8, 32))
+
+
+def test_winograd_is_left_out_where_it_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "widest_is_avx2", lambda: False)
+    assert not replace_convolutions(nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1)))
+
+
+@pytest.mark.usefixtures("wins")
+@pytest.mark.parametrize("name, count", [("resnet20_cifar", 16), ("vgg16_bn_slim_cifar", 12), ("wrn16_2_cifar", 10)])
+def test_what_is_replaced_of_the_quickstarts_networks(name: str, count: int) -> None:
+    """All but stems, those with a stride and those of 1 x 1; the teacher says what it said."""
+    teacher = Teacher(name, *create_model(name))
+    view = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = teacher.observe(view)
+    teacher.rewrite()
+    after = teacher.observe(view)
+    assert sum(isinstance(module, Winograd) for module in teacher.net.modules()) == count
+    assert (after.logits - before.logits).norm() <= 1e-4 * before.logits.norm()
+    assert after.moments is not None and before.moments is not None
+    assert (after.moments - before.moments).norm() <= 1e-4 * before.moments.norm()

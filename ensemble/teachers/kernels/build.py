@@ -19,7 +19,7 @@ import torch
 from ensemble.machine.hardware import cpp_compiler, onednn_limit
 
 _FOLDER = Path(__file__).parent
-_SOURCES = [_FOLDER / name for name in ("moments.cpp", "depthwise.cpp")]
+_SOURCES = [_FOLDER / name for name in ("moments.cpp", "depthwise.cpp", "winograd.cpp")]
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno")
 
 
@@ -87,7 +87,9 @@ def _load(path: Path) -> ctypes.CDLL:
     loaded.forward.argtypes = [*kind, *[ctypes.c_void_p] * 7, *sizes]
     loaded.gradient.argtypes = [*kind, *[ctypes.c_void_p] * 9, *sizes]
     loaded.depthwise.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 10 + [ctypes.c_int]
-    loaded.forward.restype = loaded.gradient.restype = loaded.depthwise.restype = None
+    loaded.winograd.argtypes = [*[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 8, ctypes.c_int]
+    loaded.forward.restype = loaded.gradient.restype = loaded.depthwise.restype = loaded.winograd.restype = None
+    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [ctypes.c_int64] * 2, ctypes.c_int64
     return loaded
 
 
