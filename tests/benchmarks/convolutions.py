@@ -1,10 +1,12 @@
 """Convolutions and their gradient at the image: torch's own and the kernels', interleaved, medians.
 
-    python -m tests.benchmarks.convolutions [--only winograd] [--images 8] [--rounds 9] [--json FILE]
+    python -m tests.benchmarks.convolutions [--only winograd networks] [--images 8] [--rounds 9] [--json FILE]
 
 Depthwise layers are those of mobile networks at 160 pixels, and some that are left to torch, also in bf16 where the
 processor computes in it; 3 x 3 layers in Winograd's form those of CIFAR networks, with eight times the images, and of
-ImageNet's. Prints milliseconds and, of the depthwise kernel, GB/s of what must be read and written at least.
+ImageNet's. Networks are teachers with and without that form: logits, moments and their gradient at the image, and the
+memory that the filters take. Prints milliseconds and, of the depthwise kernel, GB/s of what must be read and written at
+least.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.machine import hardware
-from ensemble.teachers.kernels import depthwise_conv, gradient_filters, winograd_conv, winograd_filters
+from ensemble.teachers.convolutions import Winograd
+from ensemble.teachers.kernels import depthwise_conv, gradient_filters, winograd, winograd_conv, winograd_filters
+from ensemble.teachers.teacher import Teacher
+from models import create_model
 
 Forms = dict[str, Callable[[], torch.Tensor]]
 DEPTHWISE = (
@@ -36,6 +41,12 @@ WINOGRAD = (
     *((64, 56, 1), (128, 28, 1), (256, 14, 1), (512, 7, 1), (256, 56, 1), (512, 28, 1)),
 )
 """Channels, side, how many times the images."""
+NETWORKS = (
+    *(("resnet20_cifar", 100), ("vgg16_bn_slim_cifar", 100), ("wrn16_2_cifar", 100)),
+    *(("resnet18@random", 8), ("resnet50@random", 4), ("vgg16_bn@random", 2)),
+)
+"""Teachers, and how many images."""
+TABLES = ("depthwise", "winograd", "networks")
 CPU = torch.device("cpu")
 
 
@@ -92,6 +103,30 @@ def measured(x: torch.Tensor, forms: Forms, rounds: int) -> dict[str, float]:
     return found | {"bytes": float((x.numel() + dy.numel()) * x.dtype.itemsize)}
 
 
+def of_network(name: str, images: int, rounds: int) -> dict[str, float]:
+    """Seconds a step, and the MiB of the filters."""
+    pays = winograd.widest_is_avx2
+    teachers: dict[str, Teacher] = {}
+    for form in ("torch", "ours"):
+        winograd.widest_is_avx2 = (lambda on: lambda: on)(form == "ours")
+        teachers[form] = Teacher(name, *create_model(name))
+        teachers[form].rewrite()
+    winograd.widest_is_avx2 = pays
+    size = teachers["ours"].card.input_size
+    view = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def step(teacher: Teacher) -> Callable[[], object]:
+        def once() -> object:
+            seen = teacher.observe(view)
+            return torch.autograd.grad(seen.logits.sum() + seen.moments.sum(), view)
+
+        return once
+
+    filters = [module for module in teachers["ours"].net.modules() if isinstance(module, Winograd)]
+    held = sum(module.filters.nbytes + module.back.nbytes for module in filters)
+    return seconds({form: step(teacher) for form, teacher in teachers.items()}, rounds) | {"MiB": held / 2**20}
+
+
 KEYS = ("forward, torch", "forward, ours", "gradient, torch", "gradient, ours")
 
 
@@ -101,7 +136,7 @@ def _cells(found: dict[str, float]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("depthwise", "winograd"))
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
@@ -109,7 +144,7 @@ def main() -> None:
     hardware.set_up("fp32", CPU)
     rows: list[dict[str, Any]] = []
     precisions = ["fp32", *(["bf16"] if hardware.computes_in_bf16(CPU) else [])]
-    for precision in precisions if options.only != "winograd" else ():
+    for precision in precisions if "depthwise" in options.only else ():
         table = Table("channels", "side", "filter", "stride", *KEYS, "GB/s", title=f"{precision}, ms", box=None)
         for layer in DEPTHWISE:
             found = measured(*of_depthwise(layer, hardware.PRECISIONS[precision], options.images), options.rounds)
@@ -117,7 +152,7 @@ def main() -> None:
             speeds = [found["bytes"] / found[key] / 1e9 for key in KEYS if "ours" in key]
             table.add_row(*map(str, layer), *_cells(found), ", ".join(f"{speed:.0f}" for speed in speeds))
         Console(width=110).print(table)
-    if options.only != "depthwise":
+    if "winograd" in options.only:
         table = Table("images", "channels", "side", *KEYS, "times as fast", title="3 x 3, fp32, ms", box=None)
         for layer3 in WINOGRAD:
             found = measured(*of_winograd(layer3, options.images), options.rounds)
@@ -126,6 +161,16 @@ def main() -> None:
             channels, side, many = layer3
             sizes = map(str, (options.images * many, channels, side))
             table.add_row(*sizes, *_cells(found), ", ".join(f"{each:.2f}" for each in times))
+        Console(width=110).print(table)
+    if "networks" in options.only:
+        table = Table(
+            "network", "images", "torch", "ours", "times as fast", "filters, MiB", title="a step, ms", box=None
+        )
+        for name, images in NETWORKS:
+            found = of_network(name, images, options.rounds)
+            rows.append({"precision": "fp32", "network": name, "images": images, **found})
+            taken = [f"{found[form] * 1000:.0f}" for form in ("torch", "ours")]
+            table.add_row(name, str(images), *taken, f"{found['torch'] / found['ours']:.2f}", f"{found['MiB']:.0f}")
         Console(width=110).print(table)
     if options.json:
         about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "images": options.images}
