@@ -213,6 +213,18 @@ def test_depthwise_compiled_is_depthwise(padding: int | None) -> None:
 
 
 @pytest.mark.usefixtures("wins")
+def test_winograd_is_the_same_compiled() -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("nothing to compile with")
+    one = Winograd(nn.Conv2d(16, 32, 3, 1, 0))
+    x = torch.randn(2, 16, 10, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    plain, compiled = one(x), torch.compile(one, fullgraph=True)(x)
+    assert torch.equal(plain, compiled)
+    dy = torch.ones_like(plain)
+    assert torch.equal(*torch.autograd.grad(plain, x, dy), *torch.autograd.grad(compiled, x, dy))
+
+
+@pytest.mark.usefixtures("wins")
 def test_winograd_is_the_same_on_any_number_of_threads_and_of_images() -> None:
     torch.manual_seed(0)
     one = Winograd(nn.Conv2d(32, 32, 3, 1, 1))
