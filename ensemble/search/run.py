@@ -58,7 +58,7 @@ def search(
         if opened is None:
             opened = stack.enter_context(database(folder.database, folder.turn()))
         with folder.turn():
-            study = open_study(opened, settings.study, settings.metric.minimised, make_pruner(settings))
+            study = open_study(opened, settings.study, settings.metric.minimised)
         tasks = Tasks(study, worker)
         if (there := sum(task.ended for task in tasks.all())) > points:
             raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
@@ -67,7 +67,8 @@ def search(
         folder.go_on(finished=tasks.ended(points) >= points)
         value = Value(settings, folder, device, study, progress.message)
         here = _Search(settings, folder, points, progress, tasks, value)
-        study.sampler = make_sampler(settings, here.baseline, here.tasks.number)
+        study.sampler = make_sampler(settings, here.baseline, tasks.number)
+        study.pruner = make_pruner(settings, tasks.number)
         if tasks.ended(points) < points:
             _ = value.measure  # what it loads or makes is no part of a step's time
         with here.shown():

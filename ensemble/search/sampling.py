@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import optuna
@@ -60,6 +61,30 @@ class Numbered(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
+class Brackets(optuna.pruners.HyperbandPruner):
+    """Hyperband with brackets by the number of the point, in each of which a point counts once, so that a search which
+    is gone on with draws and breaks off the same.
+
+    Optuna's own go by the trial, of which a point that was left and done again has two, and begin with a report.
+    """
+
+    def __init__(self, seeds: int, number: Callable[[FrozenTrial], int]) -> None:
+        super().__init__(1, seeds)
+        self._number = number
+        self._numbers: dict[int, int] = {}
+
+    def _get_bracket_id(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        if not self._pruners:
+            self._try_initialization(study)
+        if trial.state == TrialState.FAIL:
+            return -1  # in none
+        if trial.number not in self._numbers:
+            self._numbers[trial.number] = self._number(trial)
+        point = copy(trial)
+        point.number = self._numbers[trial.number]
+        return super()._get_bracket_id(study, point)
+
+
 def make_sampler(settings: Settings, baseline: Mapping[str, Any], number: Callable[[FrozenTrial], int]) -> Numbered:
     """The sampler of a search; `baseline` are the values of point 0, as a study holds them."""
     grid = grid_of(settings) if settings.sampler == "grid" else []
@@ -90,10 +115,10 @@ def grid_of(settings: Settings) -> list[dict[str, Any]]:
     return [points[i] for i in order.tolist()]
 
 
-def make_pruner(settings: Settings) -> optuna.pruners.BasePruner:
+def make_pruner(settings: Settings, number: Callable[[FrozenTrial], int]) -> optuna.pruners.BasePruner:
     """What breaks a point off after one of its seeds."""
     if settings.pruner == "median":
         return optuna.pruners.MedianPruner()
     if settings.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(1, settings.seeds)
+        return Brackets(settings.seeds, number)
     return optuna.pruners.NopPruner()

@@ -216,13 +216,13 @@ def database(where: str | Path, turn: AbstractContextManager[None]) -> Iterator[
         storage.engine.dispose()
 
 
-def open_study(storage: Any, name: str, minimised: bool, pruner: optuna.pruners.BasePruner | None = None) -> Any:
+def open_study(storage: Any, name: str, minimised: bool) -> Any:
     """The study of a name, made where there is none."""
     return optuna.create_study(
         storage=storage,
         study_name=name,
         direction="minimize" if minimised else "maximize",
-        pruner=pruner or optuna.pruners.NopPruner(),
+        pruner=optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
 

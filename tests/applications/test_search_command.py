@@ -245,6 +245,28 @@ def test_bad_points_are_broken_off(run: Run, line: Any, tmp_path: Path) -> None:
     assert any(1 <= len(row["seeds"]) < 3 for row in rows(tmp_path / "hyper"))
 
 
+def test_hyperband_breaks_off_the_same_points_where_it_goes_on(
+    run: Run, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bracket is a point's and not a trial's, of which a point that was left and done again has two."""
+    how: list[Any] = ["--pruner", "hyperband", "--seeds", 3, "--sampler", "random"]
+    calls = 0
+
+    def struck(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return quick(*args)
+
+    monkeypatch.setattr("ensemble.search.value.made", struck)
+    assert run(*line("ended", *how, trials=10)).code == 130
+    assert run(*line("ended", *how, "--resume", trials=10)).code == 0
+    assert run(*line("whole", *how, trials=10)).code == 0
+    found = points(tmp_path / "whole")
+    assert points(tmp_path / "ended") == found and {len(row["seeds"]) for row in found} == {1, 3}
+
+
 @pytest.mark.usefixtures("fast")
 def test_a_recipe_outside_of_its_space_is_point_0(run: Run, line: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("image.parameterization.decay: {low: 1.2, high: 1.5}")
