@@ -62,7 +62,7 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """A search, or a part of one; what can be refused is refused before the folder is touched."""
-    from ensemble.search.checks import check_counts, check_installed, check_settings
+    from ensemble.search.checks import check_counts, check_installed, check_settings, files_of
 
     check_installed()
     check_counts(options.trials, options.seeds, options.confirm)
@@ -83,13 +83,14 @@ def run(options: argparse.Namespace) -> int:
     load_entry_points()
     settings, tried = _settings(options)
     check_settings(settings, tried, options.trials)
-    folder = SearchFolder(user_path(options.output))
+    folder, files = SearchFolder(user_path(options.output)), files_of(settings, tried)
 
     def act() -> Mapping[str, Any]:
         return search(
             settings,
             folder,
             choose_devices(settings.recipe.runtime.device)[0],
+            files=files,
             points=options.trials,
             confirmations=options.confirm,
             storage=options.storage,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
 
 from ensemble.data.labelled import LabelledImages
 from ensemble.recipe import Recipe
+from ensemble.runs.job import job
 from ensemble.runs.networks import Networks
 from ensemble.search.images import MOST_SEEDS
 from ensemble.search.metric import Kit
@@ -53,6 +55,14 @@ def check_settings(settings: Settings, tried: Sequence[Recipe], points: int) -> 
             raise ValueError(
                 f"--trials {points}: the grid and the recipe as it is are {size} points; give at most that"
             )
+
+
+def files_of(settings: Settings, tried: Sequence[Recipe]) -> dict[str, str]:
+    """Digests of the files that points are made from and judged by, as they are now."""
+    found: dict[str, str] = {}
+    for recipe in (settings.recipe, *tried):
+        found |= job(replace(recipe, verifiers=(settings.judge,)), None).plan.all_files
+    return found
 
 
 def _check_judge(judge: str, recipes: Sequence[Recipe]) -> None:

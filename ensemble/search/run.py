@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from ensemble.machine.errors import problems_of
 from ensemble.machine.progress import ProgressReporter
+from ensemble.runs.origin import changed
 from ensemble.search.confirmation import Confirmation, confirm
 from ensemble.search.folder import SearchFolder
 from ensemble.search.plot import plot
@@ -32,6 +33,7 @@ def search(
     folder: SearchFolder,
     device: torch.device,
     *,
+    files: Mapping[str, str],
     points: int,
     confirmations: int,
     storage: str | None,
@@ -41,11 +43,13 @@ def search(
 ) -> Mapping[str, Any]:
     """The summary of a search of so many points, all of which is in the folder and in the study.
 
-    `confirmations` are the seeds on which the best point is run again beside the baseline; 0: it is not. `storage` is
-    the URL of a database, by default one in the folder.
+    `files` are digests of what points are made from and judged by, by which a study is known again. `confirmations` are
+    the seeds on which the best point is run again beside the baseline; 0: it is not. `storage` is the URL of a
+    database, by default one in the folder.
 
-    Raises ValueError as `SearchFolder.check` does, where the database cannot be had, and where the recipe as it is
-    fails; KeyboardInterrupt where it was asked to stop: the study goes on from there.
+    Raises ValueError as `SearchFolder.check` does, where the database cannot be had, where a file is not what it was
+    when the study began, and where the recipe as it is fails; KeyboardInterrupt where it was asked to stop: the study
+    goes on from there.
     """
     folder.check(settings, resume=resume, overwrite=overwrite)
     if storage is None and not overwrite:
@@ -59,6 +63,7 @@ def search(
             opened = stack.enter_context(database(folder.database, folder.turn()))
         with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised)
+        _check_files(study, files)
         tasks = Tasks(study, worker)
         if (there := sum(task.ended for task in tasks.all())) > points:
             raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
@@ -76,6 +81,14 @@ def search(
             best = here.best
             said = here.confirmed(opened, best, confirmations, worker) if best is not None else None
             return here.finish(best, said)
+
+
+def _check_files(study: optuna.Study, now: Mapping[str, str]) -> None:
+    """ValueError where a file has other contents than when the study began: its points could not be compared."""
+    before = study.user_attrs.get("files", {})
+    if others := changed(before, now):
+        raise ValueError(f"resume: {', '.join(others)} are not those that the search began with; begin another one")
+    study.set_user_attr("files", before | dict(now))
 
 
 @dataclass

@@ -12,6 +12,7 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, Ended, end, environment, start, tree
 from PIL import Image
 from quick import quick
@@ -23,6 +24,7 @@ from ensemble.search.folder import SearchFolder
 from ensemble.search.images import made, seed_at
 from ensemble.search.settings import Settings, parse_metric
 from ensemble.search.space import point_of, read_space
+from models import create_model, load_plugin
 
 HERE = Path(__file__).parent
 PLUGINS = ["--plugin", HERE / "tiny.py", "--plugin", HERE / "brightness.py"]
@@ -265,6 +267,29 @@ def test_hyperband_breaks_off_the_same_points_where_it_goes_on(
     assert run(*line("whole", *how, trials=10)).code == 0
     found = points(tmp_path / "whole")
     assert points(tmp_path / "ended") == found and {len(row["seeds"]) for row in found} == {1, 3}
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("whose", ["judge", "teacher", "choice"])
+def test_files_that_changed_are_told(whose: str, run: Run, line: Any, tmp_path: Path) -> None:
+    file = tmp_path / "net.pth"
+    load_plugin(HERE / "tiny.py")
+    net = create_model("tiny_plain@random" if whose == "judge" else "tiny_a@random")[0]
+    torch.save(net.state_dict(), file)
+    if whose == "choice":
+        (tmp_path / "space.yaml").write_text(f"'teachers[0].model': [tiny_a@random, 'tiny_a@{file}']")
+    how = {
+        "judge": ["--judge", f"tiny_plain@{file}"],
+        "teacher": ["--set", f"teachers[0].model=tiny_a@{file}"],
+        "choice": [],
+    }[whose]
+    assert run(*line("out", *how, trials=1)).code == 0
+    before = points(tmp_path / "out")
+    torch.save({key: value + 1 for key, value in net.state_dict().items()}, file)
+    ended = run(*line("out", *how, "--resume", trials=2))
+    assert ended.code == 2 and len(ended.errors) == 1
+    assert f"the contents of {file} are not those that the search began with" in ended.errors[0]
+    assert points(tmp_path / "out") == before and (tmp_path / "out" / "summary.json").exists()
 
 
 @pytest.mark.usefixtures("fast")
