@@ -101,8 +101,13 @@ class Choice:
         return json.loads(trial.suggest_categorical(name, [json.dumps(value) for value in self.values]))
 
     def encoded(self, value: Any) -> str | None:
-        text = json.dumps(value)
-        return text if text in [json.dumps(one) for one in self.values] else None
+        """Of a number that a recipe holds as 1.0, the space may say 1."""
+        return next((json.dumps(one) for one in self.values if told_apart(one) == told_apart(value)), None)
+
+
+def told_apart(value: Any) -> str:
+    """A text that values of a recipe share where they are the same: 1 and 1.0 are, 1 and true are not."""
+    return json.dumps(json.loads(json.dumps(value), parse_int=float))
 
 
 def _whole(value: float) -> bool:

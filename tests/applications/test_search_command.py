@@ -17,6 +17,7 @@ from conftest import ROOT, Ended, end, environment, start, tree
 from PIL import Image
 from quick import quick
 
+from ensemble.applications.search import space_file
 from ensemble.config.yaml_files import load_yaml
 from ensemble.recipe import parse_recipe
 from ensemble.runs.recipes import load_recipe
@@ -300,6 +301,12 @@ def test_a_recipe_outside_of_its_space_is_point_0(run: Run, line: Any, tmp_path:
     assert values[0] == 1.0 and all(1.2 <= value <= 1.5 for value in values[1:])
 
 
+def test_a_choice_may_say_the_recipes_number_in_another_way() -> None:
+    space, recipe = read_space(space_file("loss_weights")), load_recipe("quickstart")
+    own = space.encoded(space.values_of(recipe))
+    assert own["objectives[1].weight"] == "1" and own["objectives[2].weight"] == "0.001"
+
+
 @pytest.mark.usefixtures("fast")
 def test_the_grid_is_gone_through_once(run: Run, line: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(
@@ -342,6 +349,7 @@ MISTAKES = [
     ("optimizer.lr: {low: -1, high: 1}", "optimizer.lr: must be positive, got -1.0"),
     ("ensemble.acting: [all, trun]", "did you mean 'turn'?"),
     ("optimizer.schedule: [cosine]", "a list of at least two values, all different"),
+    ("optimizer.lr: [1, 1.0]", "a list of at least two values, all different"),
     ("optimizer.schedule: cosine", "expected {low: .., high: ..} or a list of values"),
     ("best_every: [1, 2026-01-01]", "is no value of a recipe's"),
     ("'optimizer.lr=3': [1, 2]", "no path of a field"),

@@ -151,5 +151,7 @@ def test_values_of_a_range() -> None:
     assert Range(1.0, 4.0, int=True).probes == [1, 4] and Range(0.1, 0.5).probes == [0.1, 0.5]
     assert [Range(0.0, 1.0, step=0.25).encoded(value) for value in (0.5, 0.3, 2, True, "a")] == [0.5, *[None] * 4]
     assert Choice((True, 1, None)).encoded(1) == "1" and Choice((True, None)).encoded(1) is None
+    assert Choice((0.3, 1, [0, 0.9])).encoded(1.0) == "1"  # a recipe holds 1.0 where a space, and it, may say 1
+    assert Choice((0.3, 1, [0, 0.9])).encoded([0.0, 0.9]) == "[0, 0.9]"
     with pytest.raises(ConfigError, match="low"):
         Range(1.0, 1.0)
