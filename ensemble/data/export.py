@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ensemble.data.shards import told_apart
+from ensemble.image.files import is_clutter
 from ensemble.machine.files import leaving_no_empty
 
 _NEVER = re.compile(r"[/\\\x00-\x1f]")
@@ -60,11 +62,9 @@ def check_empty(folder: Path) -> None:
         raise ValueError(f"export: {folder} is a file; give a folder")
 
 
-def _folder_names(labels: Sequence[str]) -> list[str]:
+def _folder_names(labels: Sequence[str]) -> tuple[str, ...]:
     """A folder's name for each label; no two alike, and none that a reader of pictures passes over."""
-    names = [re.sub(r"^\.", "_", _NEVER.sub("_", label)).strip() or "_" for label in labels]
-    counts = Counter(names)
-    return [
-        name if counts[name] == 1 and len(name.encode()) < 200 else f"{name[:60]} ({index})"
-        for index, name in enumerate(names)
-    ]
+    names = [re.sub(r"^\.", "_", _NEVER.sub("_", label).strip()) or "_" for label in labels]
+    names = [f"_{name}" if is_clutter(name) else name for name in names]
+    short = [name if len(name.encode()) < 200 else f"{name[:60]} ({index})" for index, name in enumerate(names)]
+    return told_apart(short)

@@ -206,9 +206,12 @@ def test_an_empty_folder_is_exported_to(made: Made, tmp_path: Path) -> None:
 
 def test_names_of_classes() -> None:
     assert class_labels(["a", "b", "a"], 3) == ("a (0)", "b", "a (2)")
+    assert class_labels(["a", "a", "a (0)"], 3) == ("a (0) (0)", "a (1)", "a (0) (2)")
     assert class_labels([], 3) == ("0000", "0001", "0002")
     long = export._folder_names([".hidden", "x" * 300, "..", " "])
-    assert long == ["_hidden", "x" * 60 + " (1)", "_.", "_"]
+    assert long == ("_hidden", "x" * 60 + " (1)", "_.", "_")
+    alike = export._folder_names(["a/b", "a_b", "a_b (0)", " .hidden", "__MACOSX", "Thumbs.db"])
+    assert alike == ("a_b (0) (0)", "a_b (1)", "a_b (0) (2)", "_hidden", "___MACOSX", "_Thumbs.db")
 
 
 # ---- shards
