@@ -79,8 +79,6 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     from ensemble.runs.recipes import STUDENTS, read_recipe
 
     data = read_recipe(options.recipe, STUDENTS, "distillation") if options.recipe else {}
-    if options.labels:
-        data = apply_override(data, f"lesson.kind={options.labels}")
     given = {
         "dataset": options.dataset,
         "student": options.student,
@@ -91,13 +89,24 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     data = with_parts(
         data,
         schedule={"epochs": options.epochs},
-        lesson={"teachers": options.teacher},
+        lesson={"kind": options.labels, "teachers": options.teacher},
         test={"path": options.test, "split": options.test_split},
     )
+    if options.labels:
+        data["lesson"] = _of_its_kind(data["lesson"])
     for override in options.set:
         data = apply_override(data, override)
     _check(options, data)
     return data
+
+
+def _of_its_kind(lesson: Mapping[str, Any]) -> dict[str, Any]:
+    """The lesson without what only other kinds have: a recipe's temperature is that of stored and live labels alike."""
+    from ensemble.config.hints import keys
+    from ensemble.training.lessons import Lesson
+
+    others = {name for kind in Lesson.kinds.values() for name in keys(kind)} - {*keys(Lesson.kinds[lesson["kind"]])}
+    return {name: value for name, value in lesson.items() if name not in others}
 
 
 def _check(options: argparse.Namespace, data: dict[str, Any]) -> None:

@@ -271,6 +271,21 @@ def test_a_shipped_recipe_by_name(tmp_path: Path, dataset: Path) -> None:
     assert recipe["schedule"]["optimizer"] == "adamw" and recipe["schedule"]["epochs"] == 2
 
 
+@pytest.mark.parametrize("kind", ["{kind: live, ", "{"])
+@pytest.mark.parametrize("labels", ["stored", "live", "hard"])
+def test_a_recipes_temperature_is_that_of_all_soft_labels(
+    labels: str, kind: str, tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"student: {STUDENT}\ndataset: [{dataset}]\nlesson: {kind}temperature: 20}}\n")
+    words = line(tmp_path, dataset, "--recipe", str(recipe), "--labels", labels)
+    assert cli.main(words) == 0
+    lesson = load_yaml(tmp_path / "out/recipe.yaml")["lesson"]
+    assert (lesson["kind"], lesson.get("temperature")) == (labels, None if labels == "hard" else 20)
+    recipe.write_text(recipe.read_text().replace("temperature", "temprature"))
+    refused(words, "lesson.temprature: unknown key", capsys)
+
+
 def test_the_shipped_recipe_says_the_defaults() -> None:
     shipped = parse_distillation_recipe(load_yaml(ROOT / "recipes/distillation/cifar10.yaml"))
     assert shipped == DistillationRecipe("resnet20_cifar@random", ("results/set",))
