@@ -47,17 +47,18 @@ def distill(
     """The summary of the run, all of which is in `folder`.
 
     With `resume`, goes on from the folder's checkpoint; a finished run is left as it is, unless its test is another
-    now. Everything that can be checked is checked before what the folder holds is touched. Raises ValueError as
-    `TrainingFolder.check` does, where another run holds the folder, where datasets, student, teachers and real images
-    do not match, and where the loss is not finite.
+    now, and answers for no other images or teachers. Everything that can be checked is checked before what the folder
+    holds is touched. Raises ValueError as `TrainingFolder.check` does, where another run holds the folder, where
+    datasets, student, teachers and real images do not match, and where the loss is not finite.
     """
     folder.check(recipe, resume=resume, overwrite=overwrite)
     changed = folder.changes(recipe) if resume and folder.finished else None
     if changed == [] and not folder.has_checkpoint:
         return folder.read_summary()
     if changed is not None and all(is_below(path, ("dataset",)) for path in changed):
-        saved = folder.read_checkpoint()
-        if saved is not None and saved.get("dataset") == read_pool(recipe.dataset).digest:  # wherever it lies now
+        saved, pool = folder.read_checkpoint() or {}, read_pool(recipe.dataset)
+        same_images = saved.get("dataset") == pool.digest  # wherever they lie now
+        if same_images and not _others(recipe.lesson.digests(pool), saved):
             return folder.read_summary()
     with folder.held():
         display = FallingSilent(progress or SilentProgress())
@@ -87,7 +88,7 @@ def _distill(
             folder.check_goes_on()
         folder.check_kept(begins_from(recipe))
         folder.begin(recipe, overwrite=overwrite or resume)
-    elif others := [name for name, digest in weights.items() if saved.get("teachers", {}).get(name, digest) != digest]:
+    elif others := _others(weights, saved):
         raise ValueError(
             f"resume: weights, input size, mean or std of {', '.join(others)} are not those that the distillation "
             "began with"
@@ -132,6 +133,12 @@ def _distill(
     }
     folder.write_summary(summary)
     return summary
+
+
+def _others(weights: Mapping[str, str], saved: Mapping[str, Any]) -> list[str]:
+    """The teachers whose weights, or how they see images, are not those that the run began with."""
+    began = saved.get("teachers", {})
+    return [name for name, digest in weights.items() if began.get(name, digest) != digest]
 
 
 def _trained(

@@ -532,6 +532,10 @@ def test_weights_of_a_teacher_that_changed_are_not_gone_on_with(
     file.with_suffix(".yaml").unlink()
     assert cli.main([*words, "--resume"]) == 0
     assert list(summary_of(tmp_path)["teacher_weights"]) == [f"resnet20_cifar:width=0.25@{file}"]
+    torch.save(state | {"linear.bias": state["linear.bias"] + 1}, file)
+    refused([*words, "--resume"], "are not those that the distillation began with", capsys)
+    file.unlink()
+    assert cli.main([*words, "--resume"]) == 0
 
 
 def test_what_a_run_begins_from_is_not_replaced(
