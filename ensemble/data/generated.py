@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -91,11 +92,11 @@ class GeneratedImages(Dataset[Item]):
 
         p = mean over t of softmax(s z_t / (s_t T)), where z_t are teacher t's logits minus their mean over the classes
         of an image, s_t is their root mean square over all images and classes, and s the mean of all s_t: a teacher
-        that says everything louder than the others counts no more than they do. ValueError for T that is not positive,
-        and for a teacher that says the same everywhere.
+        that says everything louder than the others counts no more than they do. ValueError for T that is not positive
+        and finite, and for a teacher that says the same everywhere.
         """
-        if not temperature > 0:
-            raise ValueError(f"soft labels: the temperature must be positive, not {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"soft labels: the temperature must be positive and finite, not {temperature}")
         said = {name: self.logits(name).float() for name in self.teachers}
         factors = scales({name: deviation(z) for name, z in said.items()})
         scaled = [factors[name] * z for name, z in said.items()]

@@ -137,7 +137,7 @@ def test_a_louder_teacher_counts_no_more(made: Made) -> None:
     assert torch.allclose(found, torch.tensor([6.0, -2.0, -2.0, -2.0]).softmax(0).expand(13, 4))
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_is_positive(made: Made, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         GeneratedImages(made.folder).soft_labels(temperature)
