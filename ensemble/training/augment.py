@@ -151,4 +151,6 @@ def rectangle(height: int, width: int, area: float, rng: torch.Generator) -> tup
 def _beta(alpha: float, rng: torch.Generator) -> float:
     # Beta(a, a) as a ratio of gamma draws; torch's own sampler takes the global generator only.
     gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=rng)
+    if gammas.max() <= torch.finfo(gammas.dtype).tiny:  # both too small for a number, so one is far below the other
+        return float(torch.rand(1, generator=rng) < 0.5)
     return float(gammas[0] / gammas.sum())
