@@ -70,6 +70,11 @@ def prepare(recipe: DistillationRecipe) -> Student:
     if recipe.test is not None:
         made = {pool.data.class_names[i] for i in pool.data.labels.unique().tolist()}
         test_set = _real(recipe.test, recipe.test.split, card, made)
+        if recipe.diagnose and not test_set.split:
+            raise ValueError(
+                f"diagnose: {recipe.test.path} has no splits, so no training images beside those of the test; leave it "
+                "out, or give data with SPLIT/CLASS/FILE"
+            )
         real_set = _real(recipe.test, recipe.test.train, card, set(), _DIAGNOSED) if recipe.diagnose else None
     return Student(net, card, pool, test_set, real_set)
 

@@ -472,6 +472,14 @@ def test_real_images_of_the_classes_that_images_were_made_for(tmp_path: Path) ->
         prepare(parse_distillation_recipe(asked))
 
 
+def test_a_diagnosis_takes_a_split_of_training_images(
+    tmp_path: Path, dataset: Path, real: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line(tmp_path, dataset, "--diagnose", "--test", str(real / "test"))
+    refused(words, "has no splits, so no training images beside those of the test; leave it out", capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_trained_student_of_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = a_dataset(tmp_path / "set", names=(*CIFAR10_CLASSES[:9], "cow"))
     words = line(tmp_path, made, "--labels", "hard", "--student")
