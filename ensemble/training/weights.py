@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ensemble.data.labelled import LabelledImages
-from ensemble.machine.files import write_bytes, write_json
+from ensemble.machine.files import read_json, write_bytes, write_json
 from ensemble.training.reading import evaluate
 from models import NETWORK, ModelCard, WeightsFile, fit, sha256
 from models.edge_popup import compact, load_subnet, subnet_layers
@@ -84,6 +84,15 @@ def export_weights(
     }
     write_json(folder / f"{card.name}.json", record)
     return accuracy
+
+
+def check_free(folder: Path, name: str, command: str) -> None:
+    """ValueError where the bundled weights of this name in `folder` are not what this very command wrote."""
+    file = folder / f"{name}.safetensors"
+    record = read_json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else None
+    own = isinstance(record, dict) and record.get("command") == command
+    if (file.exists() or record is not None) and not own:
+        raise ValueError(f"export: {file} is another training's; give another folder, or move it away")
 
 
 def _rounded(net: nn.Module) -> dict[str, torch.Tensor]:

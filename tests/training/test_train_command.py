@@ -280,6 +280,24 @@ def test_export(tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[
     assert with_bundled(model_card("resnet20_cifar"), weights).weights["cifar10"].command == record["command"]
 
 
+def test_another_trainings_weights_are_not_replaced(
+    tmp_path: Path, cifar_like: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = ["--export", str(tmp_path / "weights")]
+    assert cli.main([*line(tmp_path, cifar_like), *export]) == 0
+    before, trained = contents(tmp_path / "weights"), contents(tmp_path / "out")
+    assert cli.main([*line(tmp_path, cifar_like), *export, "--resume"]) == 0
+    assert contents(tmp_path / "weights") == before
+    (tmp_path / "two").mkdir()
+    other = [*line(tmp_path / "two", cifar_like), *export, "--set", "seed=7"]
+    capsys.readouterr()
+    assert cli.main(other) == 2
+    assert "weights/resnet20_cifar.safetensors is another training's" in capsys.readouterr().err
+    assert contents(tmp_path / "weights") == before and not (tmp_path / "two/out").exists()
+    assert cli.main([*other, "--overwrite"]) == 0 and contents(tmp_path / "weights") != before
+    assert trained.keys() == contents(tmp_path / "out").keys()
+
+
 def test_a_finished_run_can_still_be_exported(tmp_path: Path, cifar_like: Path) -> None:
     (tmp_path / "one").mkdir()
     assert cli.main(line(tmp_path / "one", cifar_like, "--export", str(tmp_path / "one/weights"))) == 0
