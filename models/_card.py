@@ -83,6 +83,8 @@ class ModelCard:
                 raise ValueError(f"{self.name}: {key} is a list, not {value!r}")
             if not isinstance(value, tuple):
                 object.__setattr__(self, key, tuple(value))
+        if others := [name for name in self.class_names if not isinstance(name, str)]:
+            raise ValueError(f"{self.name}: class_names are strings, and {others[0]!r} is none; put them in quotes")
         if not all(isinstance(value, Real) and math.isfinite(value) for value in (*self.mean, *self.std)):
             raise ValueError(f"{self.name}: mean {self.mean} and std {self.std} need a finite number a channel")
         if not isinstance(self.input_size, Integral) or self.input_size < 1:

@@ -316,6 +316,7 @@ def test_copies_of_a_card_remember_what_was_assumed() -> None:
         ({"std": (float("inf"),) * 3}, "need a finite number a channel"),
         ({"mean": 0.5}, "mean is a list, not 0.5"),
         ({"class_names": "ab"}, "class_names is a list, not 'ab'"),
+        ({"class_names": range(3), "num_classes": 3}, "class_names are strings, and 0 is none; put them in quotes"),
         ({"num_classes": 2.5}, "num_classes is how many logits there are, not 2.5"),
         ({"num_classes": -1}, "num_classes is how many"),
     ],
