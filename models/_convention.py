@@ -92,10 +92,10 @@ def are_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def are_of_sigmoid(logits: torch.Tensor) -> bool:
-    """Whether these may be one probability each, which `network_logits` took for a logit."""
-    if logits.shape[1] != 2 or not torch.equal(logits[:, 0], -logits[:, 1]):
-        return False
-    return bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 0.5)).all())
+    """Whether a sigmoid may say these: a probability a class, or one that `network_logits` took for a logit."""
+    if logits.shape[1] == 2 and torch.equal(logits[:, 0], -logits[:, 1]):
+        return bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 0.5)).all())
+    return bool(((logits > 0) & (logits <= 1)).all()) and not bool(are_probabilities(logits))
 
 
 def log_of(probabilities: torch.Tensor) -> torch.Tensor:

@@ -102,8 +102,8 @@ def cautions(net: nn.Module, logits: torch.Tensor) -> list[str]:
     found = []
     if are_of_sigmoid(logits):
         found.append(
-            "it returns one number, between 0 and 1 for all that was tried; if it ends in a sigmoid, let it return the "
-            "logit"
+            "all that it returns lies between 0 and 1 for what was tried; if it ends in a sigmoid, let it return the "
+            "logits"
         )
     norms = ((name, module) for name, module in net.named_modules() if isinstance(module, _BatchNorm))
     if (layer := next((name or "itself" for name, module in norms if module.running_mean is None), None)) is not None:

@@ -1,5 +1,6 @@
 """Teachers at other view sizes: low-resolution stages run the network at low resolution."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -79,12 +80,11 @@ def test_a_network_that_takes_each_batchs_statistics_is_told():
     ]
 
 
-def test_one_number_that_may_be_of_a_sigmoid_is_told():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 1, bias=False))
+@pytest.mark.parametrize("classes", [1, 4])
+def test_what_may_be_of_a_sigmoid_is_told(classes: int):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, classes, bias=False))
     nn.init.constant_(net[1].weight, -0.02)
-    card = ModelCard("t", "test", 8, 1, (0.0,) * 3, (1.0,) * 3)
-    assert not Teacher("t", net, card).notes  # a logit, below 0
-    assert (
-        "if it ends in a sigmoid, let it return the logit"
-        in Teacher("t", nn.Sequential(net, nn.Sigmoid()), card).notes[0]
-    )
+    card = ModelCard("t", "test", 8, classes, (0.0,) * 3, (1.0,) * 3)
+    assert not Teacher("t", net, card).notes  # logits, below 0
+    (note,) = Teacher("t", nn.Sequential(net, nn.Sigmoid()), card).notes
+    assert "if it ends in a sigmoid, let it return the logits" in note
