@@ -244,6 +244,13 @@ def test_a_quiet_run_still_warns() -> None:
         invert([(net(0), CARD)], objectives=[{"kind": "cross_entropy", "weight": -1.0}], **OPTIONS)
 
 
+def test_a_run_that_goes_on_warns_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    for steps in (4, 6):
+        options = {**OPTIONS, "objectives": [{"kind": "cross_entropy", "weight": -1.0}], "iterations": steps}
+        results = invert([(net(0), CARD)], output=tmp_path, resume=True, **options)
+        assert any("own/cross_entropy did not fall" in text for text in results.summary["warnings"])
+
+
 def test_ctrl_c_gives_what_there_is(tmp_path: Path) -> None:
     calls = 0
 

@@ -43,6 +43,8 @@ class Checkpoints:
     """Digests of the teachers' weights and statistics, and of further files, by name."""
     told: Callable[[], History]
     """What the run did so far."""
+    first_losses: Mapping[int, Mapping[str, float]]
+    """The losses at trials' first steps, where they are known."""
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -75,6 +77,7 @@ class Checkpoints:
                     "ranks": self.context.world_size,
                     "versions": versions(self.context.device),
                     "history": self.told().plain(),
+                    "first_losses": dict(self.first_losses.get(self.trial, {})),
                 }
                 keep = KEPT if done is None else 1
                 save_checkpoint(self.folder, _prefix(self.trial), inversion.step, tensors | results, meta, keep)
@@ -123,6 +126,11 @@ class Restored:
         """What came out of a finished trial."""
         checkpoint = self.trials[trial]
         return TrialResults.from_tensors(checkpoint.tensors, checkpoint.meta["values"], checkpoint.step)
+
+    @property
+    def first_losses(self) -> dict[int, dict[str, float]]:
+        """The losses at each trial's first step, with which those at its end are compared."""
+        return {trial: checkpoint.meta.get("first_losses", {}) for trial, checkpoint in self.trials.items()}
 
     @property
     def told(self) -> list[tuple[Mapping[str, Any], int]]:

@@ -80,6 +80,7 @@ def run(
         clock=Clock(began),
         history=history,
         keeps_partial=keeps_partial,
+        first_losses=restored.first_losses,
     )
     if tensorboard is not None and replica.is_main:
         here.board = Board(tensorboard, plan)

@@ -85,7 +85,7 @@ class Replica:
     steps_done: int = 0
     """Over all trials of this replica, those before a resume too."""
     first_losses: dict[int, dict[str, float]] = field(default_factory=dict)
-    """The losses at a trial's first step, where this run took it."""
+    """The losses at a trial's first step."""
     pace: dict[str, float] = field(default_factory=dict)
     """What is shown beside the losses."""
 
@@ -120,9 +120,9 @@ def run_trial(here: Replica, trial: int) -> bool:
     plan, context = here.plan, here.context
     inversion = build_inversion(plan, here.ensemble, context, trial, _earlier(here))
     here.restored.restore(trial, inversion, context.device)
-    checkpoints = Checkpoints(
-        plan, None if here.folder is None else here.folder.checkpoints, context, trial, here.ensemble.weights, here.told
-    )
+    folder = None if here.folder is None else here.folder.checkpoints
+    weights, first_losses = here.ensemble.weights, here.first_losses
+    checkpoints = Checkpoints(plan, folder, context, trial, weights, here.told, first_losses)
     inversion.ask(stop=here.stop.asked)
     partial = False
     try:
