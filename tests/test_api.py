@@ -244,6 +244,17 @@ def test_a_quiet_run_still_warns() -> None:
         invert([(net(0), CARD)], objectives=[{"kind": "cross_entropy", "weight": -1.0}], **OPTIONS)
 
 
+def test_a_search_that_is_stopped_gives_the_best_points_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    objectives = [{"kind": "activation", "units": "conv:0"}]
+    options = {**OPTIONS, "iterations": 20, "stages": [{}], "optimizer": {"kind": "lbfgsb"}, "objectives": objectives}
+    options["image"] = {"parameterization": {"kind": "pixels"}}
+    with monkeypatch.context() as patched:
+        patched.setattr("ensemble.runs.trial.show", lambda here, trial, step: setattr(here.stop, "asked", True))
+        stopped = invert([(net(0), CARD)], **options)
+    shorter = invert([(net(0), CARD)], **{**options, "iterations": stopped.summary["steps"][0]})
+    assert stopped.summary["stopped"] and torch.equal(stopped.images, shorter.images)
+
+
 def test_a_run_that_goes_on_warns_as_an_uninterrupted_one(tmp_path: Path) -> None:
     for steps in (4, 6):
         options = {**OPTIONS, "objectives": [{"kind": "cross_entropy", "weight": -1.0}], "iterations": steps}

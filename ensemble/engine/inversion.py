@@ -131,6 +131,11 @@ class Inversion:
         )
         return self.loss.weights(acting)
 
+    def settle(self) -> None:
+        """After the last step, also where the caller leaves before its own: the best that the optimiser knows."""
+        if (own := self._image_optimizer) is not None:
+            own.settle()
+
     def result(self) -> torch.Tensor:
         """The best images measured, or the last where none was: (N, 3, H, W), RGB clipped to [0, 1]."""
         return self.guard.result()
@@ -157,8 +162,8 @@ class Inversion:
             self.guard.check(before)
         if (why := self._why_it_ends(index == len(self.stages) - 1, followed)) and not last:
             last, event = True, f"{why}: the run ends here"
-        if last and (own := self._image_optimizer) is not None:
-            own.settle()
+        if last:
+            self.settle()
         self.ended = last and self.step < self.iterations
         self._keep_best(index, local, last)
         save = due or (polled and exchanged.flag("save"))

@@ -136,6 +136,7 @@ def run_trial(here: Replica, trial: int) -> bool:
                 checkpoints.save(inversion)
             partial = stopped and here.keeps_partial
             if partial:
+                inversion.settle()
                 break
             if stopped:
                 raise Interrupted(
