@@ -143,7 +143,7 @@ def make_plan(
     models = [entry.model for entry in recipe.teachers]
     names = unique_names([STUDENT if entry.student else entry.model for entry in recipe.teachers])
     taught = [name.strip("<>") for name in recipe.verifiers if networks.taught(name, models)]
-    notes = [f"verifiers: {name} is a teacher, so it proves nothing" for name in taught]
+    notes = [f"warning: verifiers: {name} is a teacher, so it proves nothing" for name in taught]
     if formulation.memory and (wrong := [*recipe.looking_back("a term's memory")]):
         raise ValueError("; ".join(wrong))
     notes += _idle_statistics(files, measurements, formulation)

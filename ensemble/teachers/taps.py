@@ -155,7 +155,9 @@ def find_taps(name: str, net: nn.Module, taps: Sequence[Tap], run: Callable[[int
         if layer is None and (first := _first_name(own.layer, net)):
             raise ValueError(f"{name}: {tap.layer} is the same layer as {first}; write {first}, also for its calls")
         if layer is None and own != _SAID:
-            hint = did_you_mean(tap.layer, layers, f"invert.py --list-layers {name} shows them", most=3)
+            hint = did_you_mean(
+                tap.layer, layers, "invert.py --list-layers, with the network as you named it, shows them", most=3
+            )
             raise ValueError(f"{name} has no layer {tap.layer!r}; {hint}")
         if layer is not None and own.call > layer.calls:
             often = f"is called {layer.calls} time(s)" if layer.calls else "does not run in eval mode"

@@ -41,7 +41,7 @@ def test_a_verifier_with_a_teachers_weights_is_told() -> None:
     recipe = parse_recipe(default_recipe([CNN], 32) | {"verifiers": [f"{CNN}@cifar10", f"{CNN}@random"]})
     notes = make_plan(recipe, [torch.device("cpu")]).notes
     assert [note for note in notes if "proves nothing" in note] == [
-        f"verifiers: {CNN}@cifar10 is a teacher, so it proves nothing"
+        f"warning: verifiers: {CNN}@cifar10 is a teacher, so it proves nothing"
     ]
 
 

@@ -212,7 +212,10 @@ def test_channels_come_first_however_they_lie() -> None:
     ("tap", "message"),
     [
         (Tap("block.bm"), r"t has no layer 'block.bm'; did you mean 'block.bn'"),
-        (Tap("nowhere_at_all"), r"t has no layer 'nowhere_at_all'; invert.py --list-layers t shows them"),
+        (
+            Tap("nowhere_at_all"),
+            r"t has no layer 'nowhere_at_all'; invert.py --list-layers, with the network as you named it, shows them",
+        ),
         (Tap("block.conv", 3), r"t: block.conv#3: the layer is called 2 time\(s\)"),
         (Tap("idle"), r"t: idle: the layer does not run in eval mode"),
         (Tap("sub()", side="in"), r"of a function only what comes out can be had; leave out .in"),
