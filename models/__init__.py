@@ -13,8 +13,7 @@ from models._convention import (
 )
 from models._loading import NETWORK, WeightsFile, fit, sha256
 from models._plugins import add_plugin_table, load_entry_points, load_plugin
-from models._registry import create_model, list_models, model_card, untrained_model
-from models._said import files_of
+from models._registry import create_model, files_of, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
 from models._trial import cautions, check_reads, evaluating, has_lazy_layers, reason_of, retold, usable

@@ -13,6 +13,8 @@ from models._card import ModelCard
 _LUMINANCE = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in what a network of one channel sees (ITU-R BT.601)."""
 _LOGITS_KEYS = ("logits", "out")
+_ENOUGH = 8
+"""Different values that do not lie in 0..1 by chance."""
 
 
 def network_input(rgb: torch.Tensor, card: ModelCard) -> torch.Tensor:
@@ -95,7 +97,8 @@ def are_of_sigmoid(logits: torch.Tensor) -> bool:
     """Whether a sigmoid may say these: a probability a class, or one that `network_logits` took for a logit."""
     if logits.shape[1] == 2 and torch.equal(logits[:, 0], -logits[:, 1]):
         return bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 0.5)).all())
-    return bool(((logits > 0) & (logits <= 1)).all()) and not bool(are_probabilities(logits))
+    few = logits.unique().numel() < _ENOUGH  # which may lie there by chance
+    return not few and bool(((logits > 0) & (logits <= 1)).all()) and not bool(are_probabilities(logits))
 
 
 def log_of(probabilities: torch.Tensor) -> torch.Tensor:

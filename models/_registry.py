@@ -11,11 +11,13 @@ import fnmatch
 import hashlib
 import importlib
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +40,7 @@ from models._said import (
     warn_of_layout,
     warn_of_normalizer,
     warn_once,
+    yaml_card,
 )
 from models._spec import ModelSpec, convert_option, parse_spec
 from models._table import TABLE, Entry
@@ -159,6 +162,17 @@ def create_model(spec: str | ModelSpec) -> tuple[nn.Module, ModelCard]:
     warn_of_assumed(card, path if entry.published else None, resolved.layout)
     card = replace(card, weights={tag: record}, default_weights=tag)
     return net.float().eval().requires_grad_(False), card
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files that `create_model` reads because `spec` names them, and the YAML card, there or not."""
+    parsed = parse_spec(spec)
+    entry = _find(parsed)
+    own = {key: text for key, text in parsed.options.items() if key not in entry.options}
+    files = [Path(os.path.expanduser(own["class_names"]))] if "class_names" in own else []
+    if parsed.path is not None and parsed.weights not in _card(entry, _options(entry, parsed)).weights:
+        files += [parsed.path, yaml_card(parsed.path)]
+    return files
 
 
 def untrained_model(spec: str | ModelSpec, seed: int) -> tuple[nn.Module, ModelCard]:

@@ -13,7 +13,6 @@ import yaml
 from models._card import ModelCard
 from models._described import described, show
 from models._layouts import Layout
-from models._spec import parse_spec
 
 CARD_OPTIONS = ("input_size", "mean", "std", "class_names")
 """Options that every network has, unless its factory has one of the same name."""
@@ -24,12 +23,6 @@ _warned: set[str] = set()
 def yaml_card(path: Path) -> Path:
     """Where the YAML card of the weights file `path` lies: its last ending is replaced, net.pth has net.yaml."""
     return path.with_suffix(".yaml")
-
-
-def files_of(spec: str) -> tuple[Path, ...]:
-    """The weights file that a specification names and the YAML card beside it, there or not; () where it names none."""
-    path = parse_spec(spec).path
-    return () if path is None else (path, yaml_card(path))
 
 
 class _Loader(yaml.SafeLoader):

@@ -62,7 +62,7 @@ def arguments(p: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """A search, or a part of one; what can be refused is refused before the folder is touched."""
-    from ensemble.search.checks import check_counts, check_installed, check_settings, files_of
+    from ensemble.search.checks import check_counts, check_installed, check_settings, digests_of
 
     check_installed()
     check_counts(options.trials, options.seeds, options.confirm)
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     load_entry_points()
     settings, tried = _settings(options)
     check_settings(settings, tried, options.trials)
-    folder, files = SearchFolder(user_path(options.output)), files_of(settings, tried)
+    folder, files = SearchFolder(user_path(options.output)), digests_of(settings, tried)
 
     def act() -> Mapping[str, Any]:
         return search(

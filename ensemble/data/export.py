@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ensemble.data.shards import told_apart
+from ensemble.data.shards import distinct
 from ensemble.image.files import is_clutter
 from ensemble.machine.files import leaving_no_empty
 
@@ -67,4 +67,4 @@ def _folder_names(labels: Sequence[str]) -> tuple[str, ...]:
     names = [re.sub(r"^\.", "_", _NEVER.sub("_", label).strip()) or "_" for label in labels]
     names = [f"_{name}" if is_clutter(name) else name for name in names]
     short = [name if len(name.encode()) < 200 else f"{name[:60]} ({index})" for index, name in enumerate(names)]
-    return told_apart(short)
+    return distinct(short)

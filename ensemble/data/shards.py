@@ -112,12 +112,12 @@ def class_labels(class_names: Sequence[str], classes: int) -> tuple[str, ...]:
 
     Where classes have no names they are their indices, with zeros in front, so that they sort in their order.
     """
-    return told_apart(class_names) if class_names else tuple(f"{index:04d}" for index in range(classes))
+    return distinct(class_names) if class_names else tuple(f"{index:04d}" for index in range(classes))
 
 
-def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
     """The names, each with its index where others have it, too; again where one was called so already."""
     counts = Counter(names)
     if len(counts) == len(names):
         return tuple(names)
-    return told_apart([name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)])
+    return distinct([name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)])

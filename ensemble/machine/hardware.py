@@ -49,7 +49,9 @@ def computes_in_bf16(device: torch.device) -> bool:
 def widest_is_avx2() -> bool:
     """Whether this is an x86 processor on which torch and oneDNN compute with vectors of AVX2, and no wider ones."""
     limit, own = onednn_limit(), torch.backends.cpu.get_cpu_capability()
-    return limit not in ("SSE41", "AVX") and (own == "AVX2" or (own == "AVX512" and limit.startswith("AVX2")))
+    if limit.startswith("AVX2"):
+        return own in ("AVX2", "AVX512")
+    return limit not in ("SSE41", "AVX") and own == "AVX2" and not _processor_has("avx512f")
 
 
 _WITHOUT_HALVES = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")

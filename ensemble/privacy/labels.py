@@ -34,22 +34,25 @@ def doubt(net: nn.Module, card: ModelCard, members: LabelledImages) -> str:
     others = _read_as_others(reads, members)
     if hits >= n / 2 and clopper_pearson(hits, n)[0] > 1 / card.num_classes and not others:
         return ""
-    listed = "".join(f", {name} mostly as {number}" for name, number in others[:_LISTED])
-    listed += f" and {len(others) - _LISTED} more as others" if len(others) > _LISTED else ""
+    listed = [f"{name} mostly as {number}" for name, number in others[:_LISTED]]
+    listed += [f"{len(others) - _LISTED} more as others"] if len(others) > _LISTED else []
     return (
         f"The network is right about {hits / n:.1%} of the members, by labels that are the folders' order alone"
-        f"{', and reads' + listed.removeprefix(',') if listed else ''}: do the labels fit? To say which class is "
-        f"which, name the folders by the network's numbers, 0 to {card.num_classes - 1}."
+        f"{', and reads ' + ', '.join(listed) if listed else ''}: do the labels fit? To say which class is which, name "
+        f"the folders by the network's numbers, 0 to {card.num_classes - 1}."
     )
 
 
 def _read_as_others(reads: torch.Tensor, members: LabelledImages) -> list[tuple[str, int]]:
-    """The classes of which more than half is surely read as one other, with the number of that."""
-    found = []
-    for label, name in enumerate(members.class_names):
+    """The classes of which more than half is surely read as one other, with the number of that.
+
+    Not where the other's own images are read as itself: so a network does that confuses two, and labels fit.
+    """
+    sure: dict[int, int] = {}
+    for label in members.labels.unique().tolist():
         own = reads[members.labels == label]
-        if len(own):
-            most = int(own.mode().values)
-            if most != label and clopper_pearson(int((own == most).sum()), len(own))[0] > 0.5:
-                found.append((name, most))
-    return found
+        most = int(own.mode().values)
+        if clopper_pearson(int((own == most).sum()), len(own))[0] > 0.5:
+            sure[label] = most
+    others = {label: most for label, most in sure.items() if most != label and sure.get(most) != most}
+    return [(members.class_names[label], most) for label, most in others.items()]

@@ -19,6 +19,7 @@ from ensemble.machine.ranks import ProcessContext
 from ensemble.machine.rng import generator
 from ensemble.objectives.terms import Formulation
 from ensemble.recipe import Recipe, Stage
+from ensemble.runs.origin import file_digests
 from ensemble.runs.plan import Plan, own_columns, own_targets
 from ensemble.teachers.cost import count_cost
 from ensemble.teachers.measured import Measurement
@@ -80,9 +81,7 @@ class PlacedEnsemble:
     teachers: tuple[PlacedTeacher, ...]
     placement: Placement
     files: Mapping[str, str]
-    """The plan's."""
-    all_files: Mapping[str, str]
-    """The plan's."""
+    """Digests of the plan's."""
 
     @property
     def weights(self) -> dict[str, str]:
@@ -155,7 +154,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
             zip(profiles, recipe.teachers, costs, teachers, plan.measurements, digests, strict=True)
         )
     ]
-    return PlacedEnsemble(tuple(placed), placement, plan.files, plan.all_files)
+    return PlacedEnsemble(tuple(placed), placement, file_digests(plan.files))
 
 
 def _tap(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:

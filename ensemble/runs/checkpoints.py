@@ -18,7 +18,7 @@ from ensemble.machine.errors import MachineFailure
 from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.history import History
-from ensemble.runs.origin import NOT_THE_IMAGES, Origin, changed, versions
+from ensemble.runs.origin import NOT_THE_IMAGES, Origin, changed, file_digests, versions
 from ensemble.runs.plan import Plan
 from ensemble.runs.trial_results import TrialResults
 
@@ -177,7 +177,7 @@ def is_finished(plan: Plan, folder: ResultsFolder) -> bool:
     same = not _differences(saved, planned) and _iterations(saved) == _iterations(planned)
     summary = folder.read_summary()
     same = same and summary.get("in_memory") == list(plan.in_memory)
-    same = same and not changed(summary.get("files", {}), plan.all_files)
+    same = same and not changed(summary.get("files", {}), file_digests(plan.all_files))
     return same and saved.get("verifiers") == planned["verifiers"]
 
 

@@ -26,7 +26,7 @@ from ensemble.runs.checkpoints import Restored, compare_ranks, saved_runtime
 from ensemble.runs.dataset_end import Finished, finish
 from ensemble.runs.dataset_folder import BatchRow, Begun, DatasetFolder, Wanted
 from ensemble.runs.history import History
-from ensemble.runs.origin import versions
+from ensemble.runs.origin import file_digests, versions
 from ensemble.runs.plan import Plan, own_targets
 from ensemble.runs.prepare import agree_on_auto, notes_of, ready
 from ensemble.runs.results import recipe_text
@@ -78,6 +78,7 @@ def make_dataset(
         clock=Clock(began),
         history=History(),
         keeps_partial=False,
+        digests=file_digests(plan.all_files) if context.is_main else {},
     )
     try:
         missing = _open(here, context, folder, wanted, command, goes_on=found is not None)

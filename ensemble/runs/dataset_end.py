@@ -46,7 +46,7 @@ def finish(here: Replica, folder: DatasetFolder, wanted: Wanted, verifiers: Veri
         "class_names": list(plan.class_names),
         "per_class": _per_class(plan, wanted),
         "teachers": _teachers(here, folder, rows, wanted),
-        "files": dict(here.ensemble.all_files),
+        "files": dict(here.digests),
     }
     if verifiers:
         read = {name: _verified(here, *judge, folder, rows) for name, judge in verifiers.items()}

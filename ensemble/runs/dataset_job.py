@@ -20,7 +20,7 @@ from ensemble.runs.dataset import make_dataset
 from ensemble.runs.dataset_end import Finished
 from ensemble.runs.dataset_folder import DatasetFolder, Wanted
 from ensemble.runs.job import held_for_all
-from ensemble.runs.origin import changed
+from ensemble.runs.origin import changed, file_digests
 from ensemble.runs.plan import Plan, check_placement, make_plan
 from ensemble.runs.recipes import assembled, read_recipe
 
@@ -51,8 +51,9 @@ class DatasetJob:
         """
         if not self.resume or not self.folder.finished:
             return False
-        manifest, rows = self.folder.read_manifest(), self.folder.rows()
-        if changed(manifest.get("files", {}), self.plan.all_files):
+        manifest, rows, begun = self.folder.read_manifest(), self.folder.rows(), self.folder.begun()
+        known = (begun.weights if begun is not None else {}) | manifest.get("files", {})
+        if changed(known, file_digests(self.plan.all_files)):
             return False
         listed = [batch for batch in rows if self.folder.is_there(batch)]
         judges = {name: judge.get("model") for name, judge in manifest.get("verifiers", {}).items()}

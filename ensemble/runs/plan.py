@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from ensemble.machine.words import numbered
 from ensemble.objectives.terms import Formulation, Objective
 from ensemble.recipe import Recipe, TeacherEntry
 from ensemble.runs.networks import Networks
-from ensemble.runs.origin import file_digests
 from ensemble.runs.targets import batch_targets, drawn_targets, parse_shares, parse_targets, spread
 from ensemble.teachers.measured import Measurement, read_measurement
 from models import ModelCard, wordnet_numbers
@@ -76,20 +74,19 @@ class Plan:
         modules = [f"{name} was a module in memory, {digest}" for name, digest in self.networks.digests.items()]
         return (*modules, *(f"the term {term.name} was given in memory" for term in self.live_terms))
 
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """Digests of the files beside the networks' that decide the images, as they are now (`file_digests`)."""
+    @property
+    def files(self) -> list[str]:
+        """Those beside the networks' that decide the images."""
         image = self.recipe.image
         kinds = (image.parameterization, image.start, *self.formulation.terms)
-        return file_digests(file for kind in kinds for file in kind.files_read())
+        return [file for kind in kinds for file in kind.files_read()]
 
-    @cached_property
-    def all_files(self) -> dict[str, str]:
-        """Those, and of the files that teachers and verifiers are read from, by which a finished run is known again."""
+    @property
+    def all_files(self) -> list[str]:
+        """Those, and what teachers and verifiers are read from: where all are as they were, so is a finished run."""
         names = [*(entry.model for entry in self.recipe.teachers), *self.recipe.verifiers]
         statistics = [entry.statistics for entry in self.recipe.teachers if entry.statistics is not None]
-        of_networks = (file for name in names for file in self.networks.files(name))
-        return self.files | file_digests([*of_networks, *statistics])
+        return [*self.files, *(file for name in names for file in self.networks.files(name)), *statistics]
 
     def with_runtime(self, **changes: Any) -> Plan:
         """The same plan where what is resolved while the run begins is changed."""

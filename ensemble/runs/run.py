@@ -20,7 +20,7 @@ from ensemble.machine.ranks import ProcessContext
 from ensemble.runs.checkpoints import Restored, from_main, read_checkpoints, saved_runtime
 from ensemble.runs.folder import ResultsFolder
 from ensemble.runs.history import History
-from ensemble.runs.origin import Origin, versions
+from ensemble.runs.origin import Origin, file_digests, versions
 from ensemble.runs.plan import Plan, left_out, own_targets
 from ensemble.runs.prepare import agree_on_auto, notes_of, ready
 from ensemble.runs.results import Results, image_rows, recipe_text
@@ -81,6 +81,7 @@ def run(
         history=history,
         keeps_partial=keeps_partial,
         first_losses=restored.first_losses,
+        digests=file_digests(plan.all_files) if context.is_main else {},
     )
     if tensorboard is not None and replica.is_main:
         here.board = Board(tensorboard, plan)
@@ -162,7 +163,7 @@ def _results(here: Replica, verifiers: Verifiers, summary: dict[str, Any]) -> Re
     continued = here.history.notes()
     summary |= read | {"warnings": warnings_of(plan, done, here.first_losses), "continued": continued}
     summary["in_memory"] = list(plan.in_memory)
-    summary["files"] = dict(here.ensemble.all_files)
+    summary["files"] = dict(here.digests)
     if here.partial:
         summary["stopped"] = True
     summary["wall_seconds"] = here.told().wall_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -86,6 +86,8 @@ class Replica:
     """Over all trials of this replica, those before a resume too."""
     first_losses: dict[int, dict[str, float]] = field(default_factory=dict)
     """The losses at a trial's first step."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of all of the plan's files when this process began, on rank 0 of all."""
     pace: dict[str, float] = field(default_factory=dict)
     """What is shown beside the losses."""
 

@@ -12,6 +12,7 @@ from ensemble.data.labelled import LabelledImages
 from ensemble.recipe import Recipe
 from ensemble.runs.job import job
 from ensemble.runs.networks import Networks
+from ensemble.runs.origin import file_digests
 from ensemble.search.images import MOST_SEEDS
 from ensemble.search.metric import Kit
 from ensemble.search.settings import Settings
@@ -57,12 +58,10 @@ def check_settings(settings: Settings, tried: Sequence[Recipe], points: int) -> 
             )
 
 
-def files_of(settings: Settings, tried: Sequence[Recipe]) -> dict[str, str]:
-    """Digests of the files that points are made from and judged by, as they are now."""
-    found: dict[str, str] = {}
-    for recipe in (settings.recipe, *tried):
-        found |= job(replace(recipe, verifiers=(settings.judge,)), None).plan.all_files
-    return found
+def digests_of(settings: Settings, tried: Sequence[Recipe]) -> dict[str, str]:
+    """Of the files that points are made from and judged by, as they are now."""
+    plans = [job(replace(recipe, verifiers=(settings.judge,)), None).plan for recipe in (settings.recipe, *tried)]
+    return file_digests({file: None for plan in plans for file in plan.all_files})
 
 
 def _check_judge(judge: str, recipes: Sequence[Recipe]) -> None:

@@ -102,10 +102,10 @@ class Choice:
 
     def encoded(self, value: Any) -> str | None:
         """Of a number that a recipe holds as 1.0, the space may say 1."""
-        return next((json.dumps(one) for one in self.values if told_apart(one) == told_apart(value)), None)
+        return next((json.dumps(one) for one in self.values if canonical(one) == canonical(value)), None)
 
 
-def told_apart(value: Any) -> str:
+def canonical(value: Any) -> str:
     """A text that values of a recipe share where they are the same: 1 and 1.0 are, 1 and true are not."""
     return json.dumps(json.loads(json.dumps(value), parse_int=float))
 

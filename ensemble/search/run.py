@@ -63,7 +63,7 @@ def search(
             opened = stack.enter_context(database(folder.database, folder.turn()))
         with folder.turn():
             study = open_study(opened, settings.study, settings.metric.minimised)
-        _check_files(study, files)
+            _check_files(study, files)
         tasks = Tasks(study, worker)
         if (there := sum(task.ended for task in tasks.all())) > points:
             raise ValueError(f"trials: the study holds {there} points already; ask for at least as many")
@@ -88,7 +88,8 @@ def _check_files(study: optuna.Study, now: Mapping[str, str]) -> None:
     before = study.user_attrs.get("files", {})
     if others := changed(before, now):
         raise ValueError(f"resume: {', '.join(others)} are not those that the search began with; begin another one")
-    study.set_user_attr("files", before | dict(now))
+    if not now.keys() <= before.keys():
+        study.set_user_attr("files", before | dict(now))
 
 
 @dataclass

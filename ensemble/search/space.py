@@ -16,7 +16,7 @@ from ensemble.machine.files import user_path
 from ensemble.recipe import Recipe
 from ensemble.runs.job import job
 from ensemble.runs.recipes import assembled
-from ensemble.search.ranges import Asks, Choice, Range, told_apart
+from ensemble.search.ranges import Asks, Choice, Range, canonical
 
 Values = Mapping[str, Any]
 """Paths of fields and their values: what makes a point of the recipe."""
@@ -134,15 +134,15 @@ def _field(path: str, written: Any) -> Range | Choice:
         return parse(Range, written, path)
     if not isinstance(written, list):
         raise ConfigError([f"{path}: expected {{low: .., high: ..}} or a list of values, got {show(written)}"])
-    texts = [_told_apart(path, value) for value in written]
+    texts = [_canonical(path, value) for value in written]
     if len(set(texts)) < 2 or len(set(texts)) < len(texts):
         raise ConfigError([f"{path}: a choice is a list of at least two values, all different"])
     return Choice(tuple(written))
 
 
-def _told_apart(path: str, value: Any) -> str:
+def _canonical(path: str, value: Any) -> str:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):  # a date, which YAML knows, or infinity
         raise ConfigError([f"{path}: {show(value)} is no value of a recipe's"]) from None
-    return told_apart(value)
+    return canonical(value)

@@ -82,8 +82,8 @@ class Winograd(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.padding = int(conv.padding[0])
-        self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
         self.register_buffer("filters", winograd_filters(self.weight), persistent=False)
         self.register_buffer("back", gradient_filters(self.weight), persistent=False)
 
@@ -140,30 +140,33 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def _is_winograd(conv: nn.Conv2d) -> bool:
-    """Whether its form with fewer products pays, and filters of nine times its size are no burden to the memory."""
+    """Whether its form with fewer products pays in fp32; its filters take eight times the weight's memory more."""
     out, channels, k, _ = conv.weight.shape
     plain = k == 3 and conv.stride[0] == 1 and conv.groups == 1 and int(conv.padding[0]) < k and not _is_same(conv)
     whole = out % BLOCK == 0 and channels % BLOCK == 0
     return plain and whole and out * channels <= _LARGEST and winograd_pays()
 
 
-def _replacement(conv: nn.Conv2d) -> nn.Module | None:
+def _replacement(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Module | None:
     if _is_stem(conv):
         return SpaceToDepthConv(conv)
     if _is_depthwise(conv):
         return Depthwise(conv)
-    return Winograd(conv) if _is_winograd(conv) else None
+    return Winograd(conv) if dtype == torch.float32 and _is_winograd(conv) else None
 
 
-def replace_convolutions(net: nn.Module) -> int:
+def replace_convolutions(net: nn.Module, dtype: torch.dtype) -> int:
     """Replace strided stems of at most 4 channels, depthwise convolutions and those of 3 x 3, where it pays, in place;
-    how many there were.
+    how many there were. `dtype` is that in which the network is to compute.
     """
     found = [(n, m) for n, m in net.named_modules(remove_duplicate=False) if n and _is_square(m)]
     count = 0
+    others: dict[nn.Module, nn.Module | None] = {}
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
-        if (other := _replacement(conv)) is not None:
+        if conv not in others:  # under two names it is one
+            others[conv] = _replacement(conv, dtype)
+        if (other := others[conv]) is not None:
             net.set_submodule(name, other)
             count += 1
     return count

@@ -36,21 +36,23 @@ _FUNCTIONS: dict[Any, Form] = {
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
-def rewritten(net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch.Tensor]) -> nn.Module | None:
+def rewritten(
+    net: nn.Module, examples: Sequence[torch.Tensor], sink: list[torch.Tensor], dtype: torch.dtype
+) -> nn.Module | None:
     """A network that says what `net` says, faster; None where there is nothing to gain or it cannot be had.
 
     `f(bn(x))`, f an activation that the kernel knows, and `relu(bn(x) + residual)` become one call of the
-    EmittingBatchNorm each, where torch.fx can trace the network, and stems and depthwise convolutions are replaced
-    (`ensemble.teachers.convolutions`). Layers keep their names and their order of execution. `net` stays as it is and
-    shares its parameters with the result, but for replaced convolutions. None is also the answer where the result
-    differs from it: on each batch of `examples` (n, 3, H, H), logits, moments (in `sink`) and their gradients at the
-    batch are compared. `examples` and weights are at least fp32.
+    EmittingBatchNorm each, where torch.fx can trace the network, and stems, depthwise and 3 x 3 convolutions are
+    replaced where that pays in `dtype`, the network's later one (`ensemble.teachers.convolutions`). Layers keep their
+    names and their order of execution. `net` stays as it is and shares its parameters with the result, but for replaced
+    convolutions. None is also the answer where the result differs from it: on each batch of `examples` (n, 3, H, H),
+    logits, moments (in `sink`) and their gradients at the batch are compared. `examples` and weights are at least fp32.
     """
     shared = {id(tensor): tensor for tensor in [*net.parameters(), *net.buffers()]}
     try:
         expected = [_observed(net, example, sink) for example in examples]
         candidate = copied(net, {id(sink): sink, **shared})
-        replaced = replace_convolutions(candidate)
+        replaced = replace_convolutions(candidate, dtype)
         fused = _fuse_all(candidate, examples[0])
         if not replaced and fused is None:
             return None

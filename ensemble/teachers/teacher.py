@@ -315,7 +315,7 @@ class Teacher:
         kept = [self._sink, *self._replacements(), *self.net.parameters(), *self.net.buffers()]
         shared = {id(part): part for part in kept}
         keep = self._kept()
-        net = rewritten(_cast(copied(self.net, shared), self.wide, keep), examples, self._sink)
+        net = rewritten(_cast(copied(self.net, shared), self.wide, keep), examples, self._sink, self.dtype)
         if net is None:
             return
         keep |= {id(module) for module in net.modules() if isinstance(module, EmittingBatchNorm)}

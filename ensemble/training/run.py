@@ -21,7 +21,7 @@ from ensemble.training.folder import TrainingFolder
 from ensemble.training.loop import Progress, State, train
 from ensemble.training.reading import evaluate
 from ensemble.training.recipe import DataSpec, TrainingRecipe
-from ensemble.training.weights import Provenance, check_free, export_weights, save_weights
+from ensemble.training.weights import Provenance, check_own, export_weights, save_weights
 from models import ModelCard, check_reads, class_indices, create_model, parse_spec, sha256, untrained_model
 
 _FEW_STEPS = 200
@@ -75,7 +75,7 @@ def _train(
         _check_exportable(recipe.model)
         check_writable(export, "export")
         if not overwrite:
-            check_free(export, parse_spec(recipe.model).name, command)
+            check_own(export, parse_spec(recipe.model).name, Provenance(trained_on(recipe.data), command))
     net, card = build_network(recipe.model, recipe.seed)
     train_set, test_set = load_splits(recipe.data, card, recipe.augmentation.crop_padding)
     trained = replace(relabelled(card, train_set.class_names), input_size=recipe.data.size or card.input_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages
 from ensemble.machine.files import read_json, write_bytes, write_json
 from ensemble.training.reading import evaluate
-from models import NETWORK, ModelCard, WeightsFile, fit, sha256
+from models import NETWORK, ModelCard, WeightsFile, fit
 from models.edge_popup import compact, load_subnet, subnet_layers
 from models.pruned import METADATA, is_pruned
 
@@ -73,24 +74,25 @@ def export_weights(
     else:
         fit(rounded, written.tensors, card, str(file))
     accuracy = evaluate(rounded, card, test_set, device)
-    write_bytes(file, data)
     record = {
         "file": file.name,
-        "sha256": sha256(file),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "licence": LICENCE,
         "trained_on": provenance.trained_on,
         "accuracy": accuracy,
         "command": provenance.command,
     }
-    write_json(folder / f"{card.name}.json", record)
+    write_json(folder / f"{card.name}.json", record)  # first: it says whose a file is that a kill left out
+    write_bytes(file, data)
     return accuracy
 
 
-def check_free(folder: Path, name: str, command: str) -> None:
-    """ValueError where the bundled weights of this name in `folder` are not what this very command wrote."""
-    file = folder / f"{name}.safetensors"
-    record = read_json(folder / f"{name}.json") if (folder / f"{name}.json").is_file() else None
-    own = isinstance(record, dict) and record.get("command") == command
+def check_own(folder: Path, name: str, provenance: Provenance) -> None:
+    """ValueError where the bundled weights of this name in `folder` are there and their record says another origin."""
+    file, beside = (folder / f"{name}.{ending}" for ending in ("safetensors", "json"))
+    record = read_json(beside) if beside.is_file() else None
+    said = record if isinstance(record, dict) else {}
+    own = provenance.command and said.items() >= {**vars(provenance)}.items()
     if (file.exists() or record is not None) and not own:
         raise ValueError(f"export: {file} is another training's; give another folder, or move it away")
 

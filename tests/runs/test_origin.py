@@ -21,7 +21,7 @@ from ensemble.machine.progress import SilentProgress
 from ensemble.objectives.activation import Activation
 from ensemble.runs.dataset_job import dataset_job
 from ensemble.runs.origin import Origin, file_digests
-from models import create_model
+from models import create_model, files_of
 
 SHORT = {"iterations": 2, "progress": False, "device": "cpu", "precision": "fp32"}
 
@@ -134,6 +134,17 @@ def test_a_finished_run_is_known_by_the_files_of_its_networks(tmp_path: Path) ->
     _save(teacher, 6)
     with pytest.raises(ValueError, match=r"weights, .* of resnet20_cifar:width=0\.25 are not those"):
         again(resume=True)
+
+
+@pytest.mark.parametrize("name", ["classes", "tag"])
+def test_the_files_of_a_network_are_what_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "tag":
+        Path("cifar10").write_text("no weights: the card's own go before a file of that name")
+        assert files_of("resnet20_cifar@cifar10") == []
+    else:
+        Path("names.txt").write_text("\n".join("abcdefghij"))
+        assert files_of("resnet20_cifar:class_names=names.txt@random") == [Path("names.txt")]
 
 
 @pytest.mark.parametrize("change", ["weights", "start"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
+from ensemble.machine import hardware
 from ensemble.machine.hardware import can_compile
 from ensemble.teachers.convolutions import Depthwise, SpaceToDepthConv, Winograd, replace_convolutions
 from ensemble.teachers.kernels import winograd
@@ -76,23 +79,46 @@ def wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("wins")
-@pytest.mark.parametrize("size", [*range(1, 14), 32])
-@pytest.mark.parametrize("padding", [0, 1, 2])
-@pytest.mark.parametrize("channels, out", [(16, 16), (32, 48), (48, 16)])
-@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 4e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("size, padding", [(s, p) for s in (*range(1, 14), 32) for p in (0, 1, 2) if s + 2 * p > 2])
+@pytest.mark.parametrize("channels, out", [(16, 16), (32, 48), (48, 16), (128, 144)])
 def test_winograd(
-    size: int, padding: int, channels: int, out: int, dtype: torch.dtype, rtol: float, monkeypatch: pytest.MonkeyPatch
+    size: int, padding: int, channels: int, out: int, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel takes a size or leaves it to torch; here it takes all."""
-    if size + 2 * padding < 3:
-        return
     monkeypatch.setattr(winograd, "_halves", lambda rows, columns: True)
+    torch.set_num_threads(1 + size % 3)
     torch.manual_seed(0)
     one = nn.Conv2d(channels, out, 3, 1, padding, bias=size % 2 == 0)
+    same_as(one, Winograd(one), size, torch.float32, 4e-6)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("wins")
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.bfloat16, 1e-2)])
+def test_winograd_in_other_precisions_is_torchs(dtype: torch.dtype, rtol: float) -> None:
+    one = nn.Conv2d(16, 32, 3, 1, 1)
     with torch.no_grad():  # weights that bf16 holds exactly
         for value in one.parameters():
             value.copy_(value.bfloat16())
-    same_as(one, Winograd(one), size, dtype, rtol)
+    same_as(one, Winograd(one), 8, dtype, rtol)
+
+
+@pytest.mark.usefixtures("wins")
+def test_what_winograd_cannot_read_fails_as_torchs_does() -> None:
+    conv = nn.Conv2d(16, 16, 3, 1, 1)
+    with pytest.raises(RuntimeError, match="type"):
+        Winograd(conv).bfloat16()(torch.randn(2, 16, 8, 8))
+    with pytest.raises(RuntimeError, match="channels"):
+        Winograd(conv)(torch.randn(2, 32, 8, 8))
+    x = torch.randn(16, 8, 8)
+    torch.testing.assert_close(Winograd(conv)(x), conv(x))
+    assert Winograd(conv)(torch.randn(0, 16, 8, 8)).shape == (0, 16, 8, 8)
 
 
 class Computed(nn.Conv2d):
@@ -134,7 +160,7 @@ class Computed(nn.Conv2d):
 @pytest.mark.usefixtures("wins")
 def test_which_are_replaced(layer: nn.Conv2d, kind: type[nn.Module] | None) -> None:
     net = nn.Sequential(layer)
-    assert replace_convolutions(net) == (kind is not None)
+    assert replace_convolutions(net, torch.float32) == (kind is not None)
     assert type(net[0]) is (kind or type(layer))
 
 
@@ -224,20 +250,18 @@ def test_winograd_is_the_same_compiled() -> None:
     assert torch.equal(*torch.autograd.grad(plain, x, dy), *torch.autograd.grad(compiled, x, dy))
 
 
-@pytest.mark.usefixtures("wins")
-def test_winograd_is_the_same_on_any_number_of_threads_and_of_images() -> None:
+@pytest.mark.usefixtures("wins", "threads")
+@pytest.mark.parametrize("channels", [32, 128])
+def test_winograd_is_the_same_on_any_number_of_threads_and_of_images(channels: int) -> None:
     torch.manual_seed(0)
-    one = Winograd(nn.Conv2d(32, 32, 3, 1, 1))
-    x = torch.randn(5, 32, 14, 18, requires_grad=True)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            y = one(x)
-            found.append([y, *torch.autograd.grad(y, x, torch.ones_like(y))])
-    finally:
-        torch.set_num_threads(before)
-    singly = [one(x[i : i + 1]) for i in range(5)]
+    one = Winograd(nn.Conv2d(channels, 144, 3, 1, 1))
+    x = torch.randn(9, channels, 14, 18, requires_grad=True)
+    found = []
+    for count in (1, 2, 3, 7, 200):
+        torch.set_num_threads(count)
+        y = one(x)
+        found.append([y, *torch.autograd.grad(y, x, torch.ones_like(y))])
+    singly = [one(x[i : i + 1]) for i in range(len(x))]
     found.append([torch.cat(singly), *torch.autograd.grad(singly, x, [torch.ones_like(y) for y in singly])])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -257,7 +281,37 @@ def test_where_winograd_would_not_halve_the_products_it_is_torchs(monkeypatch: p
 
 def test_winograd_is_left_out_where_it_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "widest_is_avx2", lambda: False)
-    assert not replace_convolutions(nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1)))
+    assert not replace_convolutions(nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1)), torch.float32)
+
+
+@pytest.mark.usefixtures("wins")
+def test_winograd_is_for_fp32_and_one_for_a_layer_of_two_names() -> None:
+    conv = nn.Conv2d(16, 16, 3, 1, 1)
+    net = nn.ModuleDict({"one": conv, "same": conv})
+    assert not replace_convolutions(net, torch.bfloat16)
+    assert replace_convolutions(net, torch.float32) == 2 and net["one"] is net["same"]
+
+
+@pytest.mark.parametrize(
+    "capability, limit, wide, alone",
+    [
+        ("AVX2", "", False, True),
+        ("AVX512", "", True, False),
+        ("AVX2", "", True, False),  # torch's own limit, not oneDNN's
+        ("AVX512", "AVX2", True, True),
+        ("AVX2", "AVX2_VNNI", False, True),
+        ("AVX2", "AVX", False, False),
+        ("DEFAULT", "", False, False),
+        ("DEFAULT", "AVX2", False, False),
+    ],
+)
+def test_where_avx2_is_the_widest(
+    capability: str, limit: str, wide: bool, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(hardware, "_processor_has", lambda *flags: wide)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert hardware.widest_is_avx2() == alone
 
 
 @pytest.mark.usefixtures("wins")

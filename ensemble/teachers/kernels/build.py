@@ -28,7 +28,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None (with one warning) where it cannot be built."""
     compiler = cpp_compiler()
     if compiler is None:
-        warnings.warn("no C++ compiler found: moments are computed by plain torch operations, slower", stacklevel=2)
+        warnings.warn("no C++ compiler found: plain torch operations stand in for the kernels, slower", stacklevel=2)
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensemble_inversion"
     try:
@@ -89,7 +89,8 @@ def _load(path: Path) -> ctypes.CDLL:
     loaded.depthwise.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 10 + [ctypes.c_int]
     loaded.winograd.argtypes = [*[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 8, ctypes.c_int]
     loaded.forward.restype = loaded.gradient.restype = loaded.depthwise.restype = loaded.winograd.restype = None
-    loaded.winograd_scratch.argtypes, loaded.winograd_scratch.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    loaded.winograd_scratch.argtypes = [*[ctypes.c_int64] * 5, ctypes.c_int]
+    loaded.winograd_scratch.restype = ctypes.c_int64
     return loaded
 
 

@@ -16,9 +16,24 @@ static constexpr int ROWS = 12;  // for so many tiles: as many sums as there are
 static constexpr int ROWS = 6;
 #endif
 
-// How many tiles are in work at a time. Few, so that their values stay in the second cache; more where the filters are so
-// large that they come from memory each time.
-static inline int64_t together(int64_t channels, int64_t out) { return channels + out > 256 ? 48 : 12; }
+// How the tiles are shared out: `most` of them are in work at a time, by so many threads.
+struct Shares {
+  int64_t tiles, most, blocks, threads;
+
+  // Few tiles at a time, so that their values stay in the second cache; more where the filters are so large that they come
+  // from memory each time; and no more than there are for each thread.
+  Shares(int64_t tiles_, int64_t channels, int64_t out, int64_t threads_) : tiles(tiles_) {
+    static_assert(12 % ROWS == 0 && 48 % ROWS == 0, "products are of ROWS tiles");
+    const int64_t each = (tiles + threads_ - 1) / threads_, whole = (each + ROWS - 1) / ROWS * ROWS;
+    most = std::max<int64_t>(ROWS, std::min<int64_t>(whole, channels + out > 256 ? 48 : 12));
+    blocks = (tiles + most - 1) / most;
+    threads = std::max<int64_t>(1, std::min(blocks, threads_));
+  }
+};
+
+static inline int64_t tiles_of(int64_t images, int64_t out_height, int64_t out_width) {
+  return images * ((out_height + OUT - 1) / OUT) * ((out_width + OUT - 1) / OUT);
+}
 
 // From one of the 36 values to the next. A line more than they take: else they would all want the same lines of the cache.
 static inline int64_t plane(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
@@ -109,10 +124,24 @@ static inline void product(const float* v, const float* u, float* m, int64_t cha
     for (int k = 0; k < VECS; ++k) store(m + r * out + k * LANES, sum[r][k]);
 }
 
-// How many floats each thread needs for `winograd`.
-extern "C" int64_t winograd_scratch(int64_t channels, int64_t out) {
-  const int64_t tiles = together(channels, out);
-  return POINTS * (plane(tiles, channels) + plane(tiles, out));
+static inline int64_t own_scratch(const Shares& shares, int64_t channels, int64_t out) {
+  return POINTS * (plane(shares.most, channels) + plane(shares.most, out));
+}
+
+// How many floats `winograd` needs beside what it reads and writes.
+extern "C" int64_t winograd_scratch(int64_t images, int64_t out_height, int64_t out_width, int64_t channels, int64_t out,
+                                    int threads) {
+  const Shares shares(tiles_of(images, out_height, out_width), channels, out, threads);
+  return shares.threads * own_scratch(shares, channels, out);
+}
+
+// Whether this was built with the vectors that it is measured with.
+extern "C" int winograd_has_vectors() {
+#ifdef __AVX2__
+  return 1;
+#else
+  return 0;
+#endif
 }
 
 // x (images, height, width, channels) to y (images, out_height, out_width, out), with `before` zeros above and left of x.
@@ -121,15 +150,17 @@ extern "C" void winograd(const float* x, const float* u, const float* bias, floa
                          int64_t height, int64_t width, int64_t out_height, int64_t out_width, int64_t channels,
                          int64_t out, int64_t before, int threads) {
   const int64_t down = (out_height + OUT - 1) / OUT, across = (out_width + OUT - 1) / OUT;
-  const int64_t tiles = images * down * across, most = together(channels, out), blocks = (tiles + most - 1) / most;
+  const Shares shares(tiles_of(images, out_height, out_width), channels, out, threads);
+  const int64_t tiles = shares.tiles, most = shares.most;
   const int64_t from_value = plane(most, channels), to_value = plane(most, out);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int thread = 0; thread < threads; ++thread) {
-    float* v = scratch + thread * winograd_scratch(channels, out);
+#pragma omp parallel for num_threads(shares.threads) schedule(static)
+  for (int64_t thread = 0; thread < shares.threads; ++thread) {
+    float* v = scratch + thread * own_scratch(shares, channels, out);
     float* m = v + POINTS * from_value;
-    std::fill(v, m, 0.0f);  // of the last block, tiles that there are not
-    for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; ++block) {
+    const int64_t begin = shares.blocks * thread / shares.threads, end = shares.blocks * (thread + 1) / shares.threads;
+    for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * most, count = std::min(most, tiles - first);
+      if (count < most) std::fill(v, m, 0.0f);  // numbers also where there are no tiles
       for (int64_t t = 0; t < count; ++t) {
         const int64_t tile = first + t, row = tile / across % down * OUT - before, column = tile % across * OUT - before;
         const Places rows = inside(row, height), columns = inside(column, width);

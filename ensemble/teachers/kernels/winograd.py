@@ -21,8 +21,9 @@ _G_TIMES_24 = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 
 
 
 def winograd_pays() -> bool:
-    """Whether there is the kernel and it was measured to be faster: on x86 with AVX2, and no wider vectors."""
-    return widest_is_avx2() and library() is not None
+    """Whether there is the kernel, and built for what it was faster on: x86 with AVX2, and no wider vectors."""
+    kernels = library()
+    return kernels is not None and bool(kernels.winograd_has_vectors()) and widest_is_avx2()
 
 
 def winograd_filters(weight: torch.Tensor) -> torch.Tensor:
@@ -53,12 +54,18 @@ def winograd_conv(
 
     `filters` and `back` are the weight's `winograd_filters` and `gradient_filters`. Rounding is some five times that of
     the definition: where channels are 64 and values normal, the relative error is 2e-6 instead of 4e-7. Differentiable
-    once, in x alone. In another precision, on another device, and where tiles of 4 x 4 outputs would stand for less
-    than half of the products, it is torch's.
+    once, in x alone. In another precision, on another device, and where it would take more than half of the products,
+    as for sides of 1, 2 and 5, it is torch's.
     """
-    if takes(x) and x.dtype == torch.float32 and _halves(x.shape[2] + 2 * padding - 2, x.shape[3] + 2 * padding - 2):
+    if _fits(x, weight, bias, filters, back) and _halves(*(side + 2 * padding - 2 for side in x.shape[2:])):
         return _Winograd.apply(x, filters, back, bias, padding)
     return F.conv2d(x, weight, bias, 1, padding)
+
+
+def _fits(x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether the kernel may read these; of what does not go together torch says what is wrong."""
+    single = all(tensor is None or tensor.dtype == torch.float32 for tensor in (x, weight, *others))
+    return single and takes(x) and x.ndim == 4 and x.shape[1] == weight.shape[1]
 
 
 def _halves(rows: int, columns: int) -> bool:
@@ -92,11 +99,13 @@ def _convolve(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None,
     kernels = library()
     assert kernels is not None
     x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty(_outputs(x, filters, padding), memory_format=torch.channels_last)
-    channels, out, threads = x.shape[1], y.shape[1], torch.get_num_threads()
-    scratch = torch.empty(threads, kernels.winograd_scratch(channels, out))
+    size, threads = _outputs(x, filters, padding), torch.get_num_threads()
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    images, out, *sides = size
+    channels = x.shape[1]
+    scratch = x.new_empty(kernels.winograd_scratch(images, *sides, channels, out, threads))
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (x, filters, bias, y, scratch)]
-    kernels.winograd(*pointers, len(x), *x.shape[2:], *y.shape[2:], channels, out, padding, threads)
+    kernels.winograd(*pointers, images, *x.shape[2:], *sides, channels, out, padding, threads)
     return y
 
 
