@@ -147,15 +147,17 @@ def test_the_files_of_a_network_are_what_is_read(name: str, tmp_path: Path, monk
         assert files_of("resnet20_cifar:class_names=names.txt@random") == [Path("names.txt")]
 
 
-@pytest.mark.parametrize("change", ["weights", "start"])
+@pytest.mark.parametrize("change", ["weights", "start", "verifier"])
 def test_a_finished_dataset_is_known_by_its_files(change: str, tmp_path: Path) -> None:
-    teacher, picture = tmp_path / "teacher.safetensors", tmp_path / "start.png"
-    _save(teacher, 0)
+    teacher, judge, picture = (tmp_path / name for name in ("teacher.safetensors", "judge.safetensors", "start.png"))
+    for file in (teacher, judge):
+        _save(file, 0)
     Image.new("RGB", (32, 32), (10, 10, 10)).save(picture)
     recipe = {
         "teachers": [{"model": f"resnet20_cifar:width=0.25,mean=0.5,std=0.5@{teacher}"}],
         "stages": [{"iterations": 2}],
     }
+    recipe["verifiers"] = [f"resnet20_cifar:width=0.25,mean=0.5,std=0.5@{judge}"]
     fields = {"image": {"start": {"kind": "image", "path": str(picture)}}, "runtime": {"device": "cpu"}}
 
     def again(**more: bool):
@@ -163,11 +165,14 @@ def test_a_finished_dataset_is_known_by_its_files(change: str, tmp_path: Path) -
 
     again().run(0.0, SilentProgress())
     assert again(resume=True).is_finished
-    if change == "weights":
-        _save(teacher, 1)
+    if change != "start":
+        _save(teacher if change == "weights" else judge, 1)
     else:
         Image.new("RGB", (32, 32), (200, 10, 10)).save(picture)
     job = again(resume=True)
     assert not job.is_finished
+    if change == "verifier":  # it decides no image
+        assert job.run(0.0, SilentProgress()) is not None and again(resume=True).is_finished
+        return
     with pytest.raises(ValueError, match="are not those that the dataset began with"):
         job.run(0.0, SilentProgress())
