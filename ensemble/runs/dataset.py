@@ -78,7 +78,7 @@ def make_dataset(
         clock=Clock(began),
         history=History(),
         keeps_partial=False,
-        digests=file_digests(plan.all_files) if context.is_main else {},
+        digests={**ensemble.files, **file_digests(plan.files_of_networks)} if context.is_main else {},
     )
     try:
         missing = _open(here, context, folder, wanted, command, goes_on=found is not None)

@@ -83,10 +83,15 @@ class Plan:
 
     @property
     def all_files(self) -> list[str]:
-        """Those, and what teachers and verifiers are read from: where all are as they were, so is a finished run."""
+        """Those, and the networks': where all are as they were, so is a finished run."""
+        return [*self.files, *self.files_of_networks]
+
+    @property
+    def files_of_networks(self) -> list[str]:
+        """What teachers and verifiers are read from."""
         names = [*(entry.model for entry in self.recipe.teachers), *self.recipe.verifiers]
         statistics = [entry.statistics for entry in self.recipe.teachers if entry.statistics is not None]
-        return [*self.files, *(file for name in names for file in self.networks.files(name)), *statistics]
+        return [*(file for name in names for file in self.networks.files(name)), *statistics]
 
     def with_runtime(self, **changes: Any) -> Plan:
         """The same plan where what is resolved while the run begins is changed."""

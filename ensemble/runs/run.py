@@ -81,7 +81,7 @@ def run(
         history=history,
         keeps_partial=keeps_partial,
         first_losses=restored.first_losses,
-        digests=file_digests(plan.all_files) if context.is_main else {},
+        digests={**ensemble.files, **file_digests(plan.files_of_networks)} if context.is_main else {},
     )
     if tensorboard is not None and replica.is_main:
         here.board = Board(tensorboard, plan)

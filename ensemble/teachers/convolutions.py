@@ -140,19 +140,19 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def _is_winograd(conv: nn.Conv2d) -> bool:
-    """Whether its form with fewer products pays in fp32; its filters take eight times the weight's memory more."""
+    """Whether the kernel takes it; its filters take eight times the weight's memory more."""
     out, channels, k, _ = conv.weight.shape
     plain = k == 3 and conv.stride[0] == 1 and conv.groups == 1 and int(conv.padding[0]) < k and not _is_same(conv)
     whole = out % BLOCK == 0 and channels % BLOCK == 0
-    return plain and whole and out * channels <= _LARGEST and winograd_pays()
+    return plain and whole and out * channels <= _LARGEST
 
 
-def _replacement(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Module | None:
+def _replacement(conv: nn.Conv2d, winograd: bool) -> nn.Module | None:
     if _is_stem(conv):
         return SpaceToDepthConv(conv)
     if _is_depthwise(conv):
         return Depthwise(conv)
-    return Winograd(conv) if dtype == torch.float32 and _is_winograd(conv) else None
+    return Winograd(conv) if winograd and _is_winograd(conv) else None
 
 
 def replace_convolutions(net: nn.Module, dtype: torch.dtype) -> int:
@@ -160,12 +160,13 @@ def replace_convolutions(net: nn.Module, dtype: torch.dtype) -> int:
     how many there were. `dtype` is that in which the network is to compute.
     """
     found = [(n, m) for n, m in net.named_modules(remove_duplicate=False) if n and _is_square(m)]
+    winograd = dtype == torch.float32 and winograd_pays()
     count = 0
     others: dict[nn.Module, nn.Module | None] = {}
     for name, conv in found:
         assert isinstance(conv, nn.Conv2d)
         if conv not in others:  # under two names it is one
-            others[conv] = _replacement(conv, dtype)
+            others[conv] = _replacement(conv, winograd)
         if (other := others[conv]) is not None:
             net.set_submodule(name, other)
             count += 1

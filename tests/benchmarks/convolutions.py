@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -105,13 +106,10 @@ def measured(x: torch.Tensor, forms: Forms, rounds: int) -> dict[str, float]:
 
 def of_network(name: str, images: int, rounds: int) -> dict[str, float]:
     """Seconds a step, and the MiB of the filters."""
-    pays = winograd.widest_is_avx2
-    teachers: dict[str, Teacher] = {}
-    for form in ("torch", "ours"):
-        winograd.widest_is_avx2 = (lambda on: lambda: on)(form == "ours")
-        teachers[form] = Teacher(name, *create_model(name))
-        teachers[form].rewrite()
-    winograd.widest_is_avx2 = pays
+    teachers = {form: Teacher(name, *create_model(name)) for form in ("torch", "ours")}
+    for form, teacher in teachers.items():
+        with patch.object(winograd, "widest_is_avx2", return_value=form == "ours"):
+            teacher.rewrite()
     size = teachers["ours"].card.input_size
     view = torch.rand(images, 3, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
 
