@@ -41,7 +41,10 @@ class Origin:
         teachers = ", ".join(name for name in others if name not in files)
         of_teachers = [f"weights, statistics, input size, mean or std of {teachers}"] if teachers else []
         if others:
-            raise ValueError(f"resume: {' and '.join([*of_teachers, *files])} are not those that the {what} began with")
+            raise ValueError(
+                f"resume: {' and '.join([*of_teachers, *files])} are not those that the {what} began with; put those "
+                "back, or pass overwrite (--overwrite) instead to begin anew"
+            )
 
     def notes(self, now: Origin, what: str, runtime: Runtime) -> list[str]:
         """What the user should know before `what` goes on with other versions, or on another number of ranks."""

@@ -91,7 +91,7 @@ def _distill(
     elif others := _others(weights, saved):
         raise ValueError(
             f"resume: weights, input size, mean or std of {', '.join(others)} are not those that the distillation "
-            "began with"
+            "began with; put those back, or pass --overwrite instead to begin anew"
         )
     elif saved.get("dataset") != pool.digest:
         raise ValueError(
