@@ -76,15 +76,22 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
     """The recipe `data` with `fields` of it replaced, then `overrides` applied.
 
     `fields` may also hold `iterations` (steps in all; the stages keep their proportions, and the optimiser's waits but
-    those that an override sets) and fields of `runtime`.
+    those that are given beside it: an optimiser without stages, or by an override) and fields of `runtime`.
     Raises ConfigError with every mistake.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     total = given.pop("iterations", None)
+    if total is not None and (isinstance(total, bool) or not isinstance(total, int)):
+        raise ValueError(f"iterations: expected an integer, got {total!r}")
     runtime = {key: given.pop(key) for key in RUNTIME if key in given}
     plain: dict[str, Any] = {**data, **given}
     if runtime and isinstance(plain.get("runtime") or {}, Mapping):  # what else it is is told below
         plain["runtime"] = {**(plain.get("runtime") or {}), **runtime}
+    if total is not None and "stages" not in given and not any(text.startswith("stages") for text in overrides):
+        with suppress(ValueError):  # told below; waits that are given count in steps of the stages as they will be
+            scaled = to_plain(parse_recipe({**plain, "optimizer": data.get("optimizer", {})}).with_iterations(total))
+            plain = {**plain, "stages": scaled["stages"], "optimizer": given.get("optimizer", scaled["optimizer"])}
+            total = None
     for override in overrides:
         with suppress(ConfigError):  # mistakes are told below; an override may mend them
             plain = to_plain(parse_recipe(plain))  # all fields are there to be overridden
@@ -95,11 +102,7 @@ def assembled(data: Mapping[str, Any], fields: Mapping[str, Any], overrides: Seq
             f"images_per_class: image.batch_size says how many images there are, {recipe.image.batch_size}; set that, "
             "or leave it out (--set image.batch_size=null)"
         )
-    if total is None:
-        return recipe
-    if isinstance(total, bool) or not isinstance(total, int):
-        raise ValueError(f"iterations: expected an integer, got {total!r}")
-    return recipe.with_iterations(total, set_of_optimizer(overrides))
+    return recipe if total is None else recipe.with_iterations(total, set_of_optimizer(overrides))
 
 
 def set_of_optimizer(overrides: Sequence[str]) -> set[str]:

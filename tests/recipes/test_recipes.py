@@ -246,3 +246,20 @@ def test_nvlabs_batches() -> None:
         assert recipe.targets == read("nvlabs_setting2").targets
     assert read("nvlabs_setting2").image.batch_size == 152
     assert read("nvlabs_cifar10").image.batch_size == 256
+
+
+def test_waits_that_are_given_count_in_the_steps_of_the_run() -> None:
+    """A recipe of 40 steps made a tenth as long, or ten times: a warm-up beside that is meant as it is written."""
+    recipe = {"teachers": [{"model": "resnet20_cifar"}], "stages": [{"iterations": 40}], "optimizer": {"warmup": 20}}
+
+    def warmup(total: int, *overrides: str, **fields: object) -> int:
+        made = assembled(recipe, {**fields, "iterations": total}, overrides)
+        assert made.iterations == total
+        return made.optimizer.warmup
+
+    assert (warmup(4), warmup(400)) == (2, 20)
+    assert warmup(4, optimizer={"warmup": 3}) == warmup(4, "optimizer.warmup=3") == 3
+    assert warmup(400, optimizer={"warmup": 100}) == warmup(400, "optimizer.warmup=100") == 100
+    assert warmup(4, stages=[{"iterations": 40}]) == warmup(4, "stages=[{iterations: 40}]") == 2  # a whole recipe
+    with pytest.raises(ValueError, match="warmup: 100 steps are more than a stage's 40"):
+        warmup(40, "optimizer.warmup=100")
