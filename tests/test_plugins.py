@@ -113,14 +113,20 @@ def test_a_term_is_added_to_those_that_are_there(tmp_path: Path) -> None:
     assert [term.kind for term in found.objectives] == ["cross_entropy", "bn_matching", "tv", "whiteness"]
 
 
+def test_a_kind_much_like_another_is_a_plugins_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("teachers: [{model: resnet20_cifar}]\nobjectives: [{kind: tv2}]\n")
+    with pytest.raises(ValueError, match=r"did you mean 'tv'.*a plugin's comes with --plugin FILE"):
+        recipe_for(None, {}, [], tmp_path, resume=True)
+
+
 def test_a_run_that_goes_on_without_its_plugin_says_so(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("teachers: [{model: resnet20_cifar}]\nobjectives: [{kind: whiteness}]\n")
     with pytest.raises(
-        ValueError, match=r"unknown kind 'whiteness'.*if a plugin made the run, load it first"
+        ValueError, match=r"unknown kind 'whiteness'.*a plugin's comes with --plugin FILE, in Python by [^;]*$"
     ) as caught:
         recipe_for(None, {}, [], tmp_path, resume=True)
     assert "\n" not in str(caught.value)
     with pytest.raises(
-        ValueError, match=r"holds a dataset.*unknown kind 'whiteness'.*plugin made the run, load it first"
+        ValueError, match=r"holds a dataset.*unknown kind 'whiteness'.*a plugin's comes with --plugin FILE"
     ):
         DatasetFolder(tmp_path).read_recipe()

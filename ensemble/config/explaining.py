@@ -32,6 +32,9 @@ _LENGTHS = {
 }
 
 
+PLUGINS = "a plugin's comes with --plugin FILE, in Python by ensemble.load_plugin(FILE)"
+
+
 def explain(error: ValidationError, hint: Any, data: object, path: str) -> list[str]:
     """The lines for all that `error` found where `data` was read as `hint`; paths begin with `path`."""
     mistakes = [_located(details, hint, data) for details in error.errors(include_url=False)]
@@ -197,8 +200,9 @@ def _about_kind(mistake: _Mistake) -> str:
     kind = mistake.value["kind"]
     if near := did_you_mean(kind, kinds):
         return f"unknown kind {show(kind)}; {near}"
+    elsewhere = f"; {PLUGINS}" if isinstance(kind, str) else ""
     nameless = "".join(f"; class {name} has no kind: class {name}(.., kind=..)" for name in _nameless(family))
-    return f"unknown kind {show(kind)}; {nearest(kind, kinds, 'kinds')}{nameless}"
+    return f"unknown kind {show(kind)}; {nearest(kind, kinds, 'kinds')}{nameless or elsewhere}"
 
 
 def _nameless(family: type[Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ensemble.config.explaining import PLUGINS
 from ensemble.config.mistakes import ConfigError, did_you_mean
 from ensemble.config.overrides import apply_override
 from ensemble.config.parsing import to_plain
@@ -131,9 +132,7 @@ def _command_of(data: Mapping[str, Any]) -> str:
 def in_one_line(error: ConfigError) -> str:
     """What is wrong with a recipe that a run wrote; where a kind is unknown, a plugin may be what is missing."""
     said = "; ".join(error.problems)
-    if "unknown kind" not in said:
-        return said
-    return f"{said}; if a plugin made the run, load it first (--plugin FILE; in Python ensemble.load_plugin(FILE))"
+    return f"{said}; {PLUGINS}" if "unknown kind" in said and PLUGINS not in said else said
 
 
 def is_known_model(name: str) -> bool:

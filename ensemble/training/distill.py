@@ -14,6 +14,7 @@ from torch import nn
 
 from ensemble.config.overrides import is_below
 from ensemble.data.labelled import LabelledImages
+from ensemble.data.tree import few
 from ensemble.machine import hardware
 from ensemble.machine.files import read_json_lines
 from ensemble.machine.progress import FallingSilent, ProgressReporter, SilentProgress
@@ -106,6 +107,10 @@ def _distill(
         f"{recipe.student} learns from {len(pool.data)} generated images, {recipe.lesson.kind} labels{by}; "
         "a step is one epoch"
     )
+    if student.unmade:
+        progress.message(
+            f"warning: test: no image was made for {few(student.unmade)}; the accuracy is of these classes, too"
+        )
     progress.start(recipe.schedule.epochs, 0 if saved is None else saved["epoch"])
     try:
         kept = {"dataset": pool.digest, "pruned": dict(student.lost), "teachers": dict(weights)}

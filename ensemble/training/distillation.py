@@ -12,7 +12,7 @@ from ensemble.config.checked import Checked
 from ensemble.config.parsing import parse
 from ensemble.training.augment import Augmentation
 from ensemble.training.cut import Cut
-from ensemble.training.lessons import Lesson, Live
+from ensemble.training.lessons import Lesson, Live, Soft
 from ensemble.training.recipe import RunRecipe
 from ensemble.training.schedule import Schedule
 
@@ -75,6 +75,8 @@ class DistillationRecipe(RunRecipe):
         for name in ("test_every", "diagnose"):
             if getattr(self, name) and self.test is None:
                 yield f"{name}: there is nothing to test on; give real images, as --test DATA"
+        if self.schedule.label_smoothing and isinstance(self.lesson, Soft) and not self.lesson.hard_weight:
+            yield "schedule.label_smoothing: soft labels are not smoothed; leave it out, or give lesson.hard_weight"
 
 
 def parse_distillation_recipe(data: dict[str, Any]) -> DistillationRecipe:

@@ -37,6 +37,14 @@ class Student:
     lost: Mapping[str, Any] = field(default_factory=dict)
     """What pruning took."""
 
+    @property
+    def unmade(self) -> set[str]:
+        """Classes that it is tested on and that no image was made for."""
+        if self.test_set is None:
+            return set()
+        tested, made = (set(data.labels.unique().tolist()) for data in (self.test_set, self.pool.data))
+        return {self.test_set.class_names[i] for i in tested - made}
+
 
 def prepare(recipe: DistillationRecipe) -> Student:
     """The student, the images and the test images, with the classes in one order, which the student's card says.

@@ -99,7 +99,10 @@ def test_defined_is_registered() -> None:
 
 def test_a_class_between_reads_its_own_kinds() -> None:
     assert parse(Drawing, {"round": {"kind": "circle", "radius": 2}}).round == Circle(2.0)
-    assert problems({"round": {"kind": "square-1"}}) == ["round.kind: unknown kind 'square-1'; valid kinds: circle"]
+    assert problems({"round": {"kind": "square-1"}}) == [
+        "round.kind: unknown kind 'square-1'; valid kinds: circle; a plugin's comes with --plugin FILE, in Python by "
+        "ensemble.load_plugin(FILE)"
+    ]
     assert problems({"round": {}}) == ["round.kind: missing; valid kinds: circle"]
 
 

@@ -12,6 +12,7 @@ from config_examples import Adam, Double, Lbfgs, Optimizer, Plain, Run, Term, ru
 from pydantic import Field
 
 from ensemble.config.checked import Checked
+from ensemble.config.explaining import PLUGINS
 from ensemble.config.mistakes import ConfigError
 from ensemble.config.parsing import parse, to_plain
 from ensemble.config.yaml_files import dump_yaml, load_text
@@ -153,13 +154,13 @@ def test_accepted(key: str, value: object, expected: object) -> None:
         ({"optimizer": {"kind": None}}, "optimizer.kind: unknown kind null; valid kinds: adam, lbfgs"),
         ({"optimizer": {"lr": 1}}, "optimizer.kind: missing; valid kinds: adam, lbfgs"),
         ({"optimizer": "adam"}, "optimizer: expected a mapping, got 'adam'"),
-        ({"norm": {"kind": "adam"}}, "norm.kind: unknown kind 'adam'; valid kinds: double, plain"),
+        ({"norm": {"kind": "adam"}}, "norm.kind: unknown kind 'adam'; valid kinds: double, plain; " + PLUGINS),
         ({"norm": 5}, "norm: expected a mapping or null, got 5"),
         (
             {"norm": {"kind": "double", "outer": {"inner": {}}}},
             "norm.outer.inner: unknown key; valid keys: kind, scale",
         ),
-        ({"plain": {"kind": "double"}}, "plain.kind: unknown kind 'double'; valid kinds: plain"),
+        ({"plain": {"kind": "double"}}, "plain.kind: unknown kind 'double'; valid kinds: plain; " + PLUGINS),
         ({"plain": "nnoe"}, "plain: expected a mapping or 'none', got 'nnoe'; did you mean 'none'?"),
         ({"plain": {"scale": "x"}}, "plain.scale: expected a number, got 'x'"),
         ({"norm": Term()}, "norm: expected a mapping or null, got Term(weight=1.0, layers=())"),

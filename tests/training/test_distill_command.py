@@ -401,6 +401,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--epochs", "x"], "argument --epochs: invalid int value"),
         (["--set", "schedule.batch_size=21"], "20 images are fewer than one batch of 21; set schedule.batch_size"),
         (["--set", "schedule.batch_size=21", "--test", "nowhere"], "set schedule.batch_size to 20 or less"),
+        (["--set", "schedule.label_smoothing=0.1"], "schedule.label_smoothing: soft labels are not smoothed; leave"),
         (["--set", "epochs=2"], "epochs: unknown key; did you mean 'schedule.epochs'?"),
         (["--set", "lesson.temprature=2"], "lesson.temprature: unknown key; did you mean 'temperature'?"),
         (["--set", "augmentation={mixup: 1, cutmix: 1}"], "mixup and cutmix exclude each other"),
@@ -451,6 +452,18 @@ def test_real_images_of_other_classes(
     (real_images(tmp_path / "half") / "train").rename(tmp_path / "half/elsewhere")
     refused([*words, str(tmp_path / "half"), "--diagnose"], "train", capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_no_image_was_made_for_are_told(
+    tmp_path: Path, real: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, targets = pictures(20, 0, CIFAR10_CLASSES)
+    few = targets < 8  # no ship and no truck
+    logits = {"first": torch.zeros(int(few.sum()), 10)}
+    made = write_dataset(tmp_path / "set", images[few], targets[few], CIFAR10_CLASSES, logits)
+    words = line(tmp_path, made, "--labels", "hard", "--test", str(real), "--set", "schedule.batch_size=4")
+    assert cli.main(words) == 0
+    assert "warning: test: no image was made for ship, truck; the accuracy is of these" in capsys.readouterr().out
 
 
 def test_real_images_of_the_classes_that_images_were_made_for(tmp_path: Path) -> None:
