@@ -133,16 +133,20 @@ class Live(Soft, kind="live"):
     """
 
     def begin(self, pool: Pool, card: ModelCard, schedule: Schedule, device: torch.device) -> Teaching:
-        if len(card.mean) != 3:
-            raise ValueError(f"lesson: {card.name} sees luminance, its teachers colours; ask for --labels stored")
         networks = [_network(name, pool, device) for name in self.names(pool)]
+        channels = len(card.mean)
+        if others := [each.name for each in networks if len(each.card.mean) > channels]:
+            raise ValueError(
+                f"lesson: {card.name} sees luminance, its teacher {others[0]} colours; give teachers that see it, "
+                "too, or --set lesson.kind=stored"
+            )
         alone = len(networks) == 1  # its reach cancels
         factors = scales({each.name: 1.0 if alone else _reach(each, pool) for each in networks})
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (card.mean, card.std))
         precision = schedule.settled(device).precision
 
         def told_of(batch: torch.Tensor, mixed: MixedLabels) -> torch.Tensor:
-            rgb = batch * std + mean
+            rgb = (batch * std + mean).expand(-1, 3, -1, -1)  # a luminance is that of the grey of so much
             logits = {each.name: each.read(rgb, precision) for each in networks}
             return self.target(self.pooled(logits, factors))
 

@@ -22,7 +22,8 @@ from ensemble.training.loop import train
 from ensemble.training.pool import Pool, Source, read_pool
 from ensemble.training.reading import recalibrate_bn
 from ensemble.training.schedule import Schedule
-from models import ModelCard, create_model, model_card, network_input
+from models import ModelCard, create_model, model_card, network_input, register_model
+from models._table import TABLE
 from models.cifar import CIFAR10_CLASSES
 
 CPU = torch.device("cpu")
@@ -294,9 +295,27 @@ def test_a_teacher_that_sees_images_otherwise_than_it_did_is_none() -> None:
         Live().begin(replace(pool_of({}), teachers={"first": other}), CARD, FP32, CPU)
 
 
-def test_a_student_of_luminance_is_not_taught_live() -> None:
-    with pytest.raises(ValueError, match="student sees luminance, its teachers colours; ask for --labels stored"):
-        Live().begin(pool_of({A: said(0)}), replace(CARD, mean=(0.5,), std=(0.2,)), FP32, CPU)
+def test_a_student_of_luminance_is_taught_live_by_teachers_that_see_no_more() -> None:
+    """As what is left of a pruned network is by the whole one."""
+    grey = replace(CARD, mean=(0.5,), std=(0.2,))
+    views = VIEWS[:, :1]
+
+    @register_model(replace(grey, name="grey_teacher", mean=(0.4,), std=(0.3,)))
+    def grey_teacher() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+
+    try:
+        pool = replace(pool_of({}), teachers={"first": Source("grey_teacher@random", None, CIFAR10_CLASSES)})
+        told = Live(temperature=2.0).begin(pool, grey, FP32, CPU)(STUDENT, views, PLAIN)
+        net, _ = create_model("grey_teacher@random")
+    finally:
+        TABLE.pop("grey_teacher", None)
+    z = net((views * 0.2 + 0.5 - 0.4) / 0.3)
+    expected = 4 * F.kl_div((STUDENT / 2).log_softmax(1), (z / 2).softmax(1), reduction="batchmean")
+    torch.testing.assert_close(told[0], expected)
+    torch.testing.assert_close(told[1], z.argmax(1))
+    with pytest.raises(ValueError, match=rf"student sees luminance, its teacher {A} colours; .*lesson\.kind=stored"):
+        Live().begin(pool_of({A: said(0)}), grey, FP32, CPU)
 
 
 def test_lessons_are_kinds() -> None:
