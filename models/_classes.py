@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ from models._wordnet import wordnet_numbers
 def class_indices(card: ModelCard, names: Sequence[str]) -> dict[str, int]:
     """The index of each of the network's classes by its names: its own, WordNet's, or the number itself.
 
-    Its own also as `names` spell them: in another case, or with `_` or `-` for a space. WordNet's only where `names`
-    have such; numbers, 0 to classes - 1, where all of `names` are numbers and none is a class's own name.
+    Its own also as `names` spell them: in another case, accents and letters apart, or with `_` or `-` for a space.
+    WordNet's only where `names` have such; numbers, 0 to classes - 1, where all of `names` are numbers and none is a
+    class's own name.
     """
     named = {name: index for index, name in reversed(list(enumerate(card.class_names)))}
     if named.keys().isdisjoint(names) and all(name.isdecimal() and name.isascii() for name in names):
@@ -33,4 +35,5 @@ def as_many_in_order(card: ModelCard, names: Sequence[str]) -> bool:
 
 
 def _spelled_plainly(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    """NFC, for some systems store the letters of a folder's name and their accents apart."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()

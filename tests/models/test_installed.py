@@ -159,6 +159,7 @@ def test_folders_may_spell_names_otherwise():
     known = class_indices(card, ("Fire_Truck", "t shirt", "a-b"))
     assert (known["Fire_Truck"], known["t shirt"]) == (0, 1) and "a-b" not in known  # which of the two?
     assert not as_many_in_order(card, ("fire_truck", "x", "y", "z"))
+    assert class_indices(replace(card, class_names=("b", "M\xfcll", "c", "d")), ("Mu\u0308ll",))["Mu\u0308ll"] == 1
 
 
 def test_names_that_say_nothing_stand_in_their_order():
