@@ -26,6 +26,11 @@ def test_a_text_that_is_a_name_is_no_number() -> None:
     assert parse_shares({"2": 3.0, "0": 1.0}, 4, names) == {2: 3.0, 0: 1.0}
 
 
+def test_a_name_with_accents_apart_from_their_letters_is_that_name() -> None:
+    for known, said in (("Mu\u0308ll", "M\xfcll"), ("M\xfcll", "mu\u0308ll")):
+        assert parse_targets([said], 2, ("ball", known)) == (1,)
+
+
 def test_two_classes_of_one_name_are_told_apart_by_their_indices() -> None:
     with pytest.raises(ValueError, match=r"classes 1 and 3 are all called 'crane'; give the index"):
         parse_targets(["crane"], 4, NAMES)
