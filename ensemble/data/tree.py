@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,10 +75,11 @@ def find(
                 continue
             if tree.same(child.place) in above:  # a link to a folder that holds it
                 continue
-            rest = others.setdefault(child.name, [])
+            label = unicodedata.normalize("NFC", child.name)  # some systems store accents apart from their letters
+            rest = others.setdefault(label, [])
             for name, file in _below(tree, child.place, f"{inside}{child.name}", path, above=above):
                 if is_picture(file.name):
-                    found.append((child.name, name, file.place))
+                    found.append((label, name, file.place))
                 else:
                     rest.append(file.name)
     if layout == "pictures":

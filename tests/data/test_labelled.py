@@ -442,6 +442,15 @@ def test_a_link_to_a_folder_above_its_class_ends_there(tmp_path: Path) -> None:
     assert_clean(path)
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_accents_apart_from_their_letters_make_no_other_class(kind: str, tmp_path: Path) -> None:
+    together, apart = "M\u00fcll", "Mu\u0308ll"
+    path = make(tmp_path / "data", kind, {f"a/{together}/0.png": png(1), f"b/{apart}/0.png": png(2)})
+    splits = {split: load_images(path, split) for split in ("a", "b")}
+    assert {data.class_names for data in splits.values()} == {(together,)}
+    check_same_classes(path, splits)
+
+
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:
     content = {name: data for name, data in files().items() if not name.startswith("test/dog")}
     path = make(tmp_path, "folder", content | {"test/emu/0.png": png(0), "test/ant/0.png": png(0)})
