@@ -44,13 +44,16 @@ class Record:
     """(N,) each image's own part of the loss; None where a term or a prior ties images together."""
     per_teacher: torch.Tensor
     """(acting teachers, terms + 1): each term unweighted, then the accuracy."""
+    unread: frozenset[str] = frozenset()
+    """Teachers whose passes stopped before they said anything: they have no accuracy."""
 
     def values(self) -> dict[str, float]:
-        """`loss`, `prior`, `<teacher>/<term>` (unweighted) and `<teacher>/accuracy`."""
+        """`loss`, `prior`, `<teacher>/<term>` (unweighted) and, but of the unread, `<teacher>/accuracy`."""
         result = {"loss": float(self.total), "prior": float(self.prior)}
-        for name, row in zip(self.names, self.per_teacher.tolist(), strict=True):
-            for term, value in zip((*self.terms, "accuracy"), row, strict=True):
-                result[f"{name}/{term}"] = value
+        for name, (*losses, accuracy) in zip(self.names, self.per_teacher.tolist(), strict=True):
+            result |= {f"{name}/{term}": value for term, value in zip(self.terms, losses, strict=True)}
+            if name not in self.unread:
+                result[f"{name}/accuracy"] = accuracy
         return result
 
 
@@ -156,7 +159,7 @@ class EnsembleLoss:
         for cell in self.cells:
             seen[cell.teacher].append((cell, self._run(cell, view[cell.start : cell.stop], whole=True)[1]))
         record, _ = self._losses(self._exchange.close(self.reduce), weights, view.shape[2])
-        record = _with_prior(record, self.formulation.prior_loss(view))
+        record = replace(_with_prior(record, self.formulation.prior_loss(view)), unread=frozenset())
         logits, moments = {}, {}
         for t, member in enumerate(self.members):
             said = [(cell, observation.logits) for cell, observation in seen[t]]
@@ -353,7 +356,8 @@ class EnsembleLoss:
         zero = torch.zeros_like(total)
         parts_alone = [part for part in alone if part is not None]
         per_image = torch.stack(parts_alone).sum(0) if len(parts_alone) == len(alone) else None
-        return Record(total.detach(), zero, names, self.formulation.names, per_image, per_teacher), at_sums
+        unread = frozenset(self.members[t].name for t in weights if self.members[t].profile.stops)
+        return Record(total.detach(), zero, names, self.formulation.names, per_image, per_teacher, unread), at_sums
 
     def _prior(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.formulation.priors:

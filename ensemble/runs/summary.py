@@ -155,7 +155,7 @@ def _acting(plan: Plan, trial: int) -> list[str]:
 def _comparable(plan: Plan, first: Mapping[str, float]) -> dict[str, float]:
     """The losses of a first step that can be compared with those at the end, where all teachers are read."""
     kept = {key: value for key, value in first.items() if key != "prior" and not key.endswith("/accuracy")}
-    if not all(f"{name}/accuracy" in first for name in plan.names):
+    if not {*plan.names} <= {key.rpartition("/")[0] for key in first}:
         kept.pop("loss", None)
     return kept
 

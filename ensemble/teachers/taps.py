@@ -75,7 +75,8 @@ class Taps:
         self._calls: Counter[str] = Counter()
         self._stops = False
         self._inside: list[str] = []
-        self._waits = _SAID in self.wanted
+        self.waits = _SAID in self.wanted
+        """Whether what the network says is wanted, too: a pass goes on to its end."""
         self._operations = {tap.layer for tap in self.wanted if tap.layer.endswith("()")}
         for layer in {tap.layer for tap in self.wanted} - self._operations - {_SAID.layer}:
             module = net.get_submodule(layer)
@@ -117,7 +118,7 @@ class Taps:
         found = first_tensor(value) if tap in self.wanted else None
         if found is not None:
             self._caught[tap] = found.clone()
-            if self._stops and not self.missing and not self._waits:
+            if self._stops and not self.missing and not self.waits:
                 raise _Caught
 
     def _entering(self, layer: str) -> Callable[..., None]:

@@ -52,6 +52,8 @@ class Profile:
     """It is no teacher: images are to part it from them."""
     taps: Mapping[Tap, Tapped] = field(default_factory=dict)
     """What is tapped, at its own input size."""
+    stops: bool = False
+    """A pass ends at the last tap, before the logits, where not the whole is asked for."""
     columns: tuple[int, ...] | None = None
     """Where the first teacher's classes are among its logits, -1 for those that are not; None: in the same order."""
 
@@ -251,7 +253,8 @@ class Teacher:
     def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
         """What every rank knows of it; `layers` are factors of its BN layers."""
         tapped = {tap: layout for tap, (layout, _) in self._tapped.items()}
-        return Profile(self.name, self.card, self.statistics, layers or {}, self.feature_size, taps=tapped)
+        features, stops = self.feature_size, self._stops
+        return Profile(self.name, self.card, self.statistics, layers or {}, features, taps=tapped, stops=stops)
 
     def tap(self, taps: Sequence[Tap], *, alone: bool) -> None:
         """Observe these values, too. `alone`: nothing else is read but at the end, so a pass stops at the last of them.
@@ -270,7 +273,8 @@ class Teacher:
             ):
                 self.layers[name] = restored(self.net, layer, self._sink)
         own = find_taps(self.name, self.net, taps, run)
-        self._taps, self._stops = Taps(self.net, list(own.values())), alone
+        self._taps = Taps(self.net, list(own.values()))
+        self._stops = alone and not self._taps.waits
         with torch.no_grad(), self._taps.catching(stops=False):
             logits = run(2)[0]
             if self._taps.missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -252,6 +253,28 @@ def test_a_batch_of_units_is_as_one_by_one() -> None:
         for x in (torch.full((3, 3, 8, 8), 0.5, dtype=torch.float64), together.double())
     )
     assert bool((after - before)[[0, 1], [2, 5]].min() > 0.05)
+
+
+@pytest.mark.parametrize(
+    ("units", "terms", "said"),
+    [("conv:2", (), False), ("logits:1", (), True), ("conv:2", ({"kind": "cross_entropy"},), True)],
+)
+def test_passes_that_stop_before_the_logits_have_no_accuracy(
+    units: str, terms: tuple, said: bool, tmp_path: Path
+) -> None:
+    results = invert(
+        [(Net().eval(), CARD)],
+        objectives=[{"kind": "activation", "units": units}, *terms],
+        targets=[0],
+        iterations=2,
+        output=tmp_path / "run",
+        record_every=1,
+        progress=False,
+    )
+    assert results is not None
+    assert all("accuracy" in read for read in results.summary["teachers"].values())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [any(key.endswith("/accuracy") for key in row) for row in rows] == [said] * 2
 
 
 def test_images_that_a_unit_prefers_least() -> None:
