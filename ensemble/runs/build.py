@@ -112,9 +112,7 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
         teacher = Teacher(name, net, card, dtype=dtype, device=context.device, measured=measurement)
         for stage in recipe.stages:
             teacher.admit(stage.size or plan.size, plan.size)
-        if any(term.reads_features for term in plan.formulation.teacher_terms):
-            teacher.emit_features()
-        _tap(teacher, replace(teacher.profile(), student=entry.student), plan.formulation)
+        _observe_more(teacher, replace(teacher.profile(), student=entry.student), plan.formulation)
         teachers.append(teacher)
         costs.append(count_cost(teacher))
         known = plan.networks.digests.get(entry.model) or (card.loaded and card.loaded.sha256)
@@ -157,9 +155,11 @@ def build_ensemble(plan: Plan, context: ProcessContext, world_size: int | None =
     return PlacedEnsemble(tuple(placed), placement, file_digests(plan.files))
 
 
-def _tap(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:
+def _observe_more(teacher: Teacher, profile: Profile, formulation: Formulation) -> None:
     """Let the teacher observe what its terms ask for beside logits and moments."""
     terms = [term for term in formulation.teacher_terms if term.reads(profile)]
+    if any(term.reads_features for term in terms):
+        teacher.emit_features()
     taps = [tap for term in terms for tap in term.needs(profile)]
     if taps:
         teacher.tap(taps, alone=all(term.reads_taps_alone for term in terms))

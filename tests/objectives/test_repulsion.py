@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ensemble import invert
 from ensemble.objectives.repulsion import Repulsion
 from ensemble.objectives.terms import Features, Slice, Totals
 from ensemble.teachers.teacher import Observation, Profile, Teacher
@@ -104,6 +105,22 @@ def test_a_network_without_a_last_layer_is_refused_in_one_line() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match=r"t: features need a network that ends in an nn\.Linear"):
         Teacher("t", net, CARD).emit_features()
+
+
+def test_a_student_without_a_last_layer_is_let_in_as_nothing_reads_its_features() -> None:
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    results = invert(
+        [{"model": (teacher, CARD)}, {"model": (student, CARD), "student": True}],
+        objectives=[{"kind": "repulsion", "memory": 2}, {"kind": "competition"}],
+        targets=[0],
+        images_per_class=2,
+        trials=2,
+        iterations=1,
+        progress=False,
+    )
+    assert results is not None
+    assert len(results.images) == 4
 
 
 def test_it_falls() -> None:
