@@ -71,12 +71,14 @@ def file_digests(files: Iterable[str]) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Of a folder's pictures, names and contents; "unreadable" where there is none: who reads it tells."""
+    """Of a folder's pictures, names and contents; a word where nothing can be read: who has to read it tells."""
     try:
         if not path.is_dir():
             return sha256(path)
         files = sorted(file for file in path.iterdir() if is_picture(file.name) and not file.is_dir())
         return hashlib.sha256("".join(f"{file.name!a} {sha256(file)}\n" for file in files).encode()).hexdigest()
+    except FileNotFoundError:
+        return "not there"
     except OSError:
         return "unreadable"
 

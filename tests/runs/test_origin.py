@@ -176,3 +176,7 @@ def test_a_finished_dataset_is_known_by_its_files(change: str, tmp_path: Path) -
         return
     with pytest.raises(ValueError, match="are not those that the dataset began with"):
         job.run(0.0, SilentProgress())
+
+
+def test_a_file_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
+    assert list(file_digests([str(tmp_path / "card.yaml")]).values()) == ["not there"]
