@@ -21,6 +21,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -151,4 +152,4 @@ def _print(summary: Mapping[str, Any], folder: Path) -> None:
     print(f"{folder}: {summary['points']} points ({states}) by {summary['metric']}")
     print("\n".join(summary["said"]))
     if summary["best"] is not None:
-        print(f"python invert.py --recipe {folder / 'best.yaml'} --output DIR")
+        print(f"python invert.py --recipe {shlex.quote(str(folder / 'best.yaml'))} --output DIR")

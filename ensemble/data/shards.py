@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         if (folder / SHARDS).is_dir():
-            command = f"python invert.py dataset --output {folder} --resume"
+            command = f"python invert.py dataset --output {shlex.quote(str(folder))} --resume"
             raise ValueError(f"{folder} holds a dataset that is not finished; {command} goes on with it")
         raise ValueError(f"{folder} holds no dataset; give the folder of a finished invert.py dataset")
     manifest = read_json(file)

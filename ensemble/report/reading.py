@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,7 +124,7 @@ def read_run(name: str) -> Run:
     recipe, summary = folder.read_recipe(), folder.read_summary()
     if summary == {}:
         raise ValueError(
-            f"{name} holds no finished run; go on with it, by --output {name} --resume, and report it then"
+            f"{name} holds no finished run; go on with it, by --output {shlex.quote(name)} --resume, and report it then"
         )
     label = os.fsencode(name).decode("utf-8", "replace")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,8 @@ def command(run: Run) -> str:
     kept = run.summary.get("command")
     if isinstance(kept, list):
         return " ".join(map(str, kept))
-    return str(kept) if kept else f"python invert.py --recipe {run.label}/recipe.yaml --output NEW_FOLDER"
+    recipe = shlex.quote(f"{run.label}/recipe.yaml")
+    return str(kept) if kept else f"python invert.py --recipe {recipe} --output NEW_FOLDER"
 
 
 def notes(run: Run) -> list[tuple[str, str]]:

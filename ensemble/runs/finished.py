@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,8 @@ class FinishedRun:
         images, targets = folder.read_images()
         if not folder.finished:
             raise ValueError(
-                f"{name} holds no finished run; go on with it, by --output {name} --resume, and judge it then"
+                f"{name} holds no finished run; go on with it, by --output {shlex.quote(name)} --resume, and judge it "
+                "then"
             )
         if not all(row.get("of_class", True) for row in folder.read_rows(UNITS)):
             raise ValueError(

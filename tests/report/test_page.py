@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +26,7 @@ from ensemble.objectives.competition import Competition
 from ensemble.recipe import TeacherEntry
 from ensemble.report.page import page, percent
 from ensemble.report.reading import _own_names, read_run
-from ensemble.report.tables import _facts
+from ensemble.report.tables import _facts, command
 from ensemble.report.thumbnails import data_uris, maps, shown_width, side_of
 from ensemble.runs.folder import ResultsFolder
 
@@ -334,6 +335,11 @@ def test_without_names_logits_or_layers(tmp_path: Path) -> None:
         (folder / name).unlink()
     text = page([read_run(str(folder))])
     assert "class 1" in text and "No layer was compared" in text
+
+
+def test_the_command_of_a_folder_with_a_space_is_one_a_shell_takes(tmp_path: Path) -> None:
+    run = read_run(str(make(tmp_path / "my run")))
+    assert shlex.split(command(run))[-3:] == [f"{tmp_path / 'my run'}/recipe.yaml", "--output", "NEW_FOLDER"]
 
 
 def test_the_command_that_is_kept_is_shown(tmp_path: Path) -> None:
