@@ -29,20 +29,22 @@ class Hash(Protocol):
 @dataclass(frozen=True)
 class LabelledImages:
     """`images` uint8 (N, 3, H, W), RGB; `labels` int64 (N,), indices into `class_names`; `split`, if any; `there`, how
-    many there were where they were loaded, of which these may have been drawn."""
+    many there were where they were loaded, of which these may have been drawn; `files`, CLASS/FILE of each, if any."""
 
     images: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     split: str = ""
     there: int = 0
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: torch.Tensor | slice) -> LabelledImages:
         """These images alone, with the same classes."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        files = tuple(self.files[i] for i in torch.arange(len(self))[index].tolist()) if self.files else ()
+        return replace(self, images=self.images[index], labels=self.labels[index], files=files)
 
     def hash_into(self, digest: Hash) -> None:
         """Feeds the images and their labels."""
@@ -109,9 +111,9 @@ def load_images(
     images = torch.empty(len(decoded), 3, height, width, dtype=torch.uint8)
     for image, (_, _, pixels) in zip(images, decoded, strict=True):
         image.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-    return LabelledImages(
-        images, torch.tensor([index[name] for name, _, _ in decoded]), class_names, split, there or len(decoded)
-    )
+    labels = torch.tensor([index[name] for name, _, _ in decoded])
+    files = tuple("/".join(filter(None, names)) for *names, _ in decoded)
+    return LabelledImages(images, labels, class_names, split, there or len(decoded), files)
 
 
 def any_images(

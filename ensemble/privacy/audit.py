@@ -126,6 +126,7 @@ def audit(given: Given, mark: Callable[[str], None] = lambda text: None) -> Cont
         pictures=drawn.rows,
         untested=tuple(untested),
         scores=scores,
+        scored=(pair[0].files, pair[1].files) if pair is not None else ((), ()),
         seconds=time.perf_counter() - began,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ class Content:
     seconds: float
     scores: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Of members and of others, by attack."""
+    scored: tuple[Sequence[str], Sequence[str]] = ((), ())
+    """The files of these images, where they have any."""
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +76,12 @@ def data(content: Content, command: str, versions: str) -> dict[str, Any]:
 
 
 def scores(content: Content) -> str:
-    """attack,set,image,score: one line an image and attack; images are numbered as they were drawn."""
+    """attack,set,image,score: one line an image and attack; images by CLASS/FILE, else by their number."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["attack", "set", "image", "score"])
     for attack, sets in content.scores.items():
-        for name, values in zip(("members", "non-members"), sets, strict=True):
-            writer.writerows([attack, name, i, f"{float(value):.6g}"] for i, value in enumerate(values))
+        for name, values, files in zip(("members", "non-members"), sets, content.scored, strict=True):
+            shown = [os.fsencode(file).decode("utf-8", "replace") for file in files] or range(len(values))
+            writer.writerows([attack, name, i, f"{float(value):.6g}"] for i, value in zip(shown, values, strict=True))
     return stream.getvalue()

@@ -72,6 +72,7 @@ def test_an_audit_with_everything(run, data: Path, tmp_path: Path) -> None:
     if figures["loss_auc"] is not None:
         assert {row["attack"] for row in rows} >= {"loss", "lira", "rmia"}
     assert {row["set"] for row in rows} <= {"members", "non-members"}
+    assert all((data / ("train" if row["set"] == "members" else "test") / row["image"]).is_file() for row in rows)
 
     refused = run("audit", *NET, "--output", out)
     assert refused.code == 2 and "--overwrite" in refused.errors[0]

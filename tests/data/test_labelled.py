@@ -169,6 +169,14 @@ def test_grey_of_16_bits_is_scaled_and_photos_are_upright(tmp_path: Path) -> Non
         assert images[0, channel].tolist() == values.tolist() == images[1, channel].flip(0, 1).tolist()
 
 
+@pytest.mark.parametrize("kind", ("folder", "zip"))
+def test_files_are_told_of_whatever_images_are_taken(kind: str, tmp_path: Path) -> None:
+    data = load_images(make(tmp_path, kind, files()), "test")
+    assert data.files == ("bird/0.png", "bird/1.png", "cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    some = data.subset(torch.tensor([4, 1])), data.subset(slice(3, None, 2)), data.subset(data.labels == 1)
+    assert [part.files for part in some] == [data.files[4:0:-3], data.files[3::2], data.files[2:4]]
+
+
 def test_a_size_crops_the_middle(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8)
     (tmp_path / "test/cat").mkdir(parents=True)
