@@ -71,8 +71,11 @@ def test_inception_is_the_score_by_the_judge() -> None:
 
 def test_few_images_for_an_inception_score_are_told() -> None:
     images = torch.rand(20, 3, 8, 8, generator=generator(0, "images"))
-    with pytest.warns(UserWarning, match=r"20 images a point the score is too small by about 5%"):
-        parse_metric("inception").measure(kit())(images, torch.zeros(20, dtype=torch.long), 0)
+    score = parse_metric("inception").measure(kit())
+    with pytest.warns(UserWarning, match=r"20 images a point the score is too small by about 5%") as told:
+        for seed in range(3):
+            score(images, torch.zeros(20, dtype=torch.long), seed)
+    assert len(told) == 1
 
 
 def test_distance_is_that_of_gaussians_in_the_judges_features(tmp_path: Path) -> None:
