@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 from markupsafe import Markup
 
+from ensemble.machine.words import readable
 from ensemble.privacy.content import Content, plain
 from ensemble.privacy.findings import FIXED, SCHEMA_VERSION, WORDS
 from ensemble.report.thumbnails import data_uris
@@ -82,6 +82,6 @@ def scores(content: Content) -> str:
     writer.writerow(["attack", "set", "image", "score"])
     for attack, sets in content.scores.items():
         for name, values, files in zip(("members", "non-members"), sets, content.scored, strict=True):
-            shown = [os.fsencode(file).decode("utf-8", "replace") for file in files] or range(len(values))
+            shown = [*map(readable, files)] or range(len(values))
             writer.writerows([attack, name, i, f"{float(value):.6g}"] for i, value in zip(shown, values, strict=True))
     return stream.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from ensemble.data.shards import is_dataset
 from ensemble.image.pictures import checked_batch
 from ensemble.machine.files import user_path
+from ensemble.machine.words import readable
 from ensemble.runs.folder import AGREEMENT, METRICS, PER_IMAGE, PER_LAYER, RECIPE, SUMMARY, UNITS, ResultsFolder
 from ensemble.runs.plan import STUDENT, unique_names
 
@@ -126,7 +126,7 @@ def read_run(name: str) -> Run:
         raise ValueError(
             f"{name} holds no finished run; go on with it, by --output {shlex.quote(name)} --resume, and report it then"
         )
-    label = os.fsencode(name).decode("utf-8", "replace")
+    label = readable(name)
     try:
         images, targets = checked_batch(images, targets, ())
     except ValueError:

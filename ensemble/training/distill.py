@@ -107,10 +107,8 @@ def _distill(
         f"{recipe.student} learns from {len(pool.data)} generated images, {recipe.lesson.kind} labels{by}; "
         "a step is one epoch"
     )
-    if student.unmade:
-        progress.message(
-            f"warning: test: no image was made for {few(student.unmade)}; the accuracy is of these classes, too"
-        )
+    if unmade := student.unmade:
+        progress.message(f"warning: test: no image was made for {few(unmade)}; the accuracy is of these classes, too")
     progress.start(recipe.schedule.epochs, 0 if saved is None else saved["epoch"])
     try:
         kept = {"dataset": pool.digest, "pruned": dict(student.lost), "teachers": dict(weights)}
