@@ -21,6 +21,7 @@ from torch.serialization import safe_globals
 
 from models._card import ModelCard
 from models._checkpoint import COUNTER, check_values, tensors_of
+from models._spec import WEIGHTS_SUFFIXES
 
 NETWORK = "network"
 """Key of a safetensors file's metadata: the name of the network that the weights are of."""
@@ -44,8 +45,7 @@ def read_weights(path: Path) -> WeightsFile:
     NumPy's numbers) is read as empty objects.
     Raises ValueError where the file is missing, is no weights file, or would need pickled code.
     """
-    if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist")
+    _check_is_file(path)
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
     else:
@@ -62,8 +62,7 @@ def read_card(path: Path) -> dict[str, Any]:
     Its tensors are not read. Raises ValueError where the file is missing, is not what its ending says, or where
     the entry is not a JSON object.
     """
-    if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist")
+    _check_is_file(path)
     if path.suffix != ".safetensors":
         return {}
     with _opened(path) as file:
@@ -75,6 +74,15 @@ def read_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"{path}: the metadata `card` is not a JSON object")
     return card
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        held = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
+        such = f", such as {path / held[0]}" if held else ""
+        raise ValueError(f"weights file {path} is a folder; give a file in it{such}")
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(os.path.expanduser(path)).resolve()
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(f"plugin {path} {'is not a .py file' if path.is_file() else 'does not exist'}")
+        raise ValueError(f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}")
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
     module_name = f"_plugin_{path.stem}_{digest}"
     if module_name in _loaded_files:

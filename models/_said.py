@@ -101,7 +101,7 @@ def _parsed(name: str, key: str, text: str) -> Any:
 
 def _lines(file: Path, where: str) -> list[str]:
     if not file.is_file():
-        raise ValueError(f"{where}: {file} does not exist; give a text file with the name of a class a line")
+        raise ValueError(f"{where}: {file} is not a file; give a text file with the name of a class a line")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError:

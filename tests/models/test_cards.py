@@ -201,7 +201,7 @@ def test_of_one_channel_a_card_says_one_number(tmp_path: Path, table, silence) -
         ("std=0.5/0/0.5", "std must be a positive number for each channel"),
         ("std=-1", "std must be a positive number for each channel"),
         ("input_size=1.5,std=0", "input_size must be a positive whole number, got '1.5'; std must be"),
-        ("class_names=none.txt", "class_names: .*none.txt does not exist; give a text file"),
+        ("class_names=none.txt", "class_names: .*none.txt is not a file; give a text file"),
         ("class_names=empty.txt", "empty.txt, line 1: expected the name of a class"),
         ("class_names=gap.txt", "gap.txt, line 2: expected the name of a class"),
         ("class_names=bytes.txt", "bytes.txt is not UTF-8 text"),

@@ -177,6 +177,15 @@ def test_no_weights_files(tmp_path: Path, name: str, content: bytes | None, mess
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_for_a_weights_file_is_told_with_a_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; give a file in it$"):
+        create_model(f"resnet20_cifar@{tmp_path}")
+    for name in ("a.txt", "weights.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"is a folder; give a file in it, such as {tmp_path}/weights.safetensors$"):
+        create_model(f"resnet20_cifar@{tmp_path}")
+
+
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"a": 1}}])
 def test_no_state_dict(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "net.pth")
