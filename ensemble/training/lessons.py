@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,6 +69,10 @@ class Soft(Lesson):
     average: Average = "probabilities"
     """Of several teachers."""
     hard_weight: NonNegativeFloat = 0.0
+
+    def rules(self) -> Iterator[str]:
+        if self.divergence == "mse" and not self.scale:
+            yield "scale: there is no T² in a squared difference; leave it out, or take divergence kl"
 
     def target(self, logits: torch.Tensor) -> torch.Tensor:
         """What the student is to say, of z; mixed images are told the mean of theirs, by their shares."""
