@@ -129,6 +129,8 @@ class Teacher:
         if self.statistics is not None and levels:
             self.statistics.calibrate(levels)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
+        with torch.no_grad():
+            self.observe(self._examples()[0])
 
     def _examples(self) -> list[torch.Tensor]:
         """Batches of two views: noise around grey, and noise of all grey levels."""
@@ -247,8 +249,12 @@ class Teacher:
                 raise
             del self._input_sizes[view_size]
             return
-        if self.statistics is not None and statistics is not None:
-            self.statistics.add(view_size, statistics)
+        if self.statistics is None:
+            return
+        if statistics is None or statistics.keys != self.statistics.keys:  # other layers run at that size
+            del self._input_sizes[view_size]
+            return
+        self.statistics.add(view_size, statistics)
 
     def profile(self, layers: Mapping[str, float] | None = None) -> Profile:
         """What every rank knows of it; `layers` are factors of its BN layers."""
@@ -359,12 +365,20 @@ class Teacher:
     def observe(self, view: torch.Tensor, *, whole: bool = False) -> Observation:
         """What the teacher makes of `view` (n, 3, H, H), RGB in [0, 1], resized to the input size for views of H.
 
-        A pass that stops at taps alone has logits and moments of zeros, unless the `whole` is asked for.
+        A pass that stops at taps alone has logits and moments of zeros, unless the `whole` is asked for. ValueError
+        where layers with statistics run once more or less than on one image.
         """
         if self._taps is None:
             logits, moments, features = self._run(view)
-            return Observation(logits, moments, features)
-        return self._with_taps(view, self._taps, stops=self._stops and not whole)
+            seen = Observation(logits, moments, features)
+        else:
+            seen = self._with_taps(view, self._taps, stops=self._stops and not whole)
+        if seen.moments.shape[1] != self.channels:
+            raise ValueError(
+                f"{self.name}: its layers with statistics run more or fewer times on {len(view)} images than on one; "
+                "let each see the whole batch at once"
+            )
+        return seen
 
     def _with_taps(self, view: torch.Tensor, taps: Taps, stops: bool) -> Observation:
         seen: tuple[torch.Tensor, ...] = ()

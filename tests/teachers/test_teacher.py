@@ -27,6 +27,18 @@ class _OneSizeOnly(_Convolutional):
         return self.linear(self.bn(self.conv(x)).relu().flatten(1))
 
 
+class _InParts(_Convolutional):
+    """Runs on parts of so many images, or of so many rows."""
+
+    def __init__(self, dim, most):
+        super().__init__()
+        self.dim, self.most = dim, most
+
+    def forward(self, x):
+        outs = [super(_InParts, self).forward(part) for part in x.split(self.most, self.dim)]
+        return torch.cat(outs) if self.dim == 0 else torch.stack(outs).mean(0)
+
+
 def _teacher(net):
     torch.manual_seed(0)
     card = ModelCard("tiny", "tiny", input_size=16, num_classes=2, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -61,6 +73,21 @@ def test_a_network_of_one_size_sees_the_view_enlarged():
     teacher.admit(view_size=8, image_size=16)
     assert teacher.statistics.at(8) is teacher.statistics
     assert teacher.observe(torch.rand(1, 3, 8, 8, dtype=torch.float64)).logits.shape == (1, 2)
+
+
+def test_a_network_that_runs_fewer_layers_on_a_smaller_view_sees_it_enlarged():
+    teacher = _teacher(_InParts(2, 8))
+    teacher.admit(view_size=8, image_size=16)
+    assert teacher.statistics.at(8) is teacher.statistics
+    assert teacher.observe(torch.rand(3, 3, 8, 8, dtype=torch.float64)).moments.shape == (2, teacher.channels)
+
+
+def test_a_network_whose_layers_run_image_by_image_is_refused():
+    with pytest.raises(ValueError, match="more or fewer times on 2 images than on one; let each see the whole batch"):
+        _teacher(_InParts(0, 1))
+    teacher = _teacher(_InParts(0, 2))
+    with pytest.raises(ValueError, match="on 4 images"):
+        teacher.observe(torch.rand(4, 3, 16, 16, dtype=torch.float64))
 
 
 def test_the_network_passed_in_stays_as_it_was():
