@@ -238,18 +238,22 @@ def check_values(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     for key, value in tensors.items():
         if (kind := _unusual(value)) is not None:
             raise ValueError(f"{source}: {key} is {kind}; save the network in fp32, as dense tensors")
-        if value.is_floating_point() and not (finite := value.float().isfinite()).all():
-            bad = value.float()[~finite]
-            kind = "NaN" if bool(bad.isnan().all()) else "infinite" if bool(bad.isinf().all()) else "NaN and infinite"
+        if (held := unfit_values(key, value)) is not None:
             raise ValueError(
-                f"{source}: {key} holds {kind} values ({bad.numel()} of {value.numel()});"
-                " no image can be made with such a network; take another checkpoint"
+                f"{source}: {key} holds {held}; no image can be made with such a network; take another checkpoint"
             )
-        if key.endswith("running_var") and bool((below := value.float() < 0).any()):
-            raise ValueError(
-                f"{source}: {key} holds {int(below.sum())} variances below 0; the file is damaged or not of this"
-                " network, take another checkpoint"
-            )
+
+
+def unfit_values(key: str, value: torch.Tensor) -> str | None:
+    """What no network can work with among a tensor's values in fp32: NaN, infinite ones, variances below 0."""
+    if not value.is_floating_point():
+        return None
+    if not (finite := value.float().isfinite()).all():
+        bad = value.float()[~finite]
+        kind = "NaN" if bool(bad.isnan().all()) else "infinite" if bool(bad.isinf().all()) else "NaN and infinite"
+        return f"{kind} values ({bad.numel()} of {value.numel()})"
+    below = int((value.float() < 0).sum()) if key.endswith("running_var") else 0
+    return f"variances below 0 ({below} of {value.numel()})" if below else None
 
 
 def _unusual(value: torch.Tensor) -> str | None:

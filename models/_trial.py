@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from models._card import ModelCard
+from models._checkpoint import unfit_values
 from models._convention import are_of_sigmoid, network_input, network_logits
 
 
@@ -80,6 +81,10 @@ def usable(name: str, net: nn.Module) -> nn.Module:
             )
     if any(part.device.type == "meta" for part in (*net.parameters(), *net.buffers())):
         raise ValueError(f"{name} is on the device meta, where weights have no values; load them first")
+    for key, value in (*net.named_parameters(), *net.named_buffers()):
+        known = isinstance(value, nn.Parameter) or key.endswith(("running_mean", "running_var"))  # masks hold -inf
+        if known and not is_lazy(value) and (held := unfit_values(key, value.detach())) is not None:
+            raise ValueError(f"{name}: {key} holds {held}; no image can be made with such a network")
     return net
 
 

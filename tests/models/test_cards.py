@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -358,6 +360,11 @@ def test_a_network_that_could_be_quantised_and_is_not_is_taken() -> None:
     assert usable("net", net) is net
 
 
+def test_a_mask_of_minus_infinity_is_no_damage() -> None:
+    net = holding("conv.weight", 0.0)
+    assert usable("net", net) is net
+
+
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_probabilities_are_told_from_logits(classes: int, dtype: torch.dtype) -> None:
@@ -371,6 +378,14 @@ def test_probabilities_are_told_from_logits(classes: int, dtype: torch.dtype) ->
 
 def fails(num_classes: int = 10) -> nn.Module:
     raise RuntimeError("no licence")
+
+
+def holding(key: str, value: float) -> nn.Module:
+    """A network with this value among the tensor's, and a mask of -inf."""
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm2d(4), flat=nn.Flatten()))
+    net.register_buffer("mask", torch.full((2, 2), -math.inf))
+    net.state_dict()[key].view(-1)[0] = value
+    return net
 
 
 def plain(num_classes: int = 10) -> nn.Module:
@@ -392,6 +407,13 @@ def plain(num_classes: int = 10) -> nn.Module:
         ("no_net", lambda num_classes=10: None, "expected a torch.nn.Module, got NoneType"),
         ("unsettled_net", lambda num_classes=10: nn.Sequential(nn.LazyConv2d(4, 9)), "the network cannot be made"),
         ("meta_net", lambda num_classes=10: plain(num_classes).to("meta"), "on the device meta"),
+        ("nan_net", lambda num_classes=10: holding("conv.weight", math.nan), r"conv.weight holds NaN values \(1 of 12"),
+        ("hot_net", lambda num_classes=10: holding("bn.running_mean", math.inf), "bn.running_mean holds infinite"),
+        (
+            "odd_net",
+            lambda num_classes=10: holding("bn.running_var", -1),
+            "bn.running_var holds variances below 0",
+        ),
     ],
 )
 def test_networks_that_cannot_be_used_are_told_in_one_line(
