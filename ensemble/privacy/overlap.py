@@ -1,4 +1,4 @@
-"""Sets of images that are to be apart: what is in two of them would answer for the network."""
+"""Sets of images that are to be apart: what is in two of them, or twice in one, would answer for the network."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ Images = LabelledImages | None
 def apart(reference: Images, members: Images, others: Images) -> tuple[Images, Images, Images, list[str]]:
     """The sets without the images that are in two of them, bit by bit, and what was left out, in words.
 
-    Members and non-members lose what they share; the reference loses what is in either: non-members that are near the
-    reference by being in it would make members seem far. ValueError where members and non-members share a tenth.
+    Each image counts once. Members and non-members lose what they share; the reference loses what is in either:
+    non-members that are near the reference by being in it would make members seem far. ValueError where members and
+    non-members share a tenth.
     """
-    found = {name: data for name, data in (("members", members), ("non-members", others)) if data is not None}
-    keys = {name: list(_keys(data)) for name, data in found.items()}
     said = []
+    given = (("members", members), ("non-members", others), ("reference images", reference))
+    found = {name: data for name, data in given if data is not None}
+    for name, data in found.items():
+        found[name] = once(data)
+        if repeated := len(data) - len(found[name]):
+            which = plural(repeated, name.removesuffix("s"))
+            said.append(f"{which} that {'repeats' if repeated == 1 else 'repeat'} another")
+    reference = found.pop("reference images", None)
+    keys = {name: list(_keys(data)) for name, data in found.items()}
     if len(found) == 2:
         both = set(keys["members"]) & set(keys["non-members"])
-        count = {name: sum(key in both for key in own) for name, own in keys.items()}
-        twice = f"{plural(count['members'], 'member')} and {plural(count['non-members'], 'non-member')}"
-        if max(count.values()) > _MOST * min(map(len, keys.values())):
+        twice = f"{plural(len(both), 'member')} and {plural(len(both), 'non-member')}"
+        if len(both) > _MOST * min(map(len, keys.values())):
             raise ValueError(f"--members, --non-members: {twice} are in both; give sets that are apart")
         if both:
             said.append(f"{twice} that are in both")
@@ -41,6 +48,14 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
             said.append(f"{plural(shared, 'reference image')} that {'is' if shared == 1 else 'are'} in either")
             reference = _without(reference, own, known)
     return reference, found.get("members"), found.get("non-members"), said
+
+
+def once(data: LabelledImages) -> LabelledImages:
+    """The first of each image: of one that is there twice a network may learn the one and not the other."""
+    first: dict[bytes, int] = {}
+    for i, key in enumerate(_keys(data)):
+        first.setdefault(key, i)
+    return data if len(first) == len(data) else data.subset(torch.tensor([*first.values()]))
 
 
 def _keys(data: LabelledImages) -> Iterator[bytes]:

@@ -54,3 +54,10 @@ def test_a_stressed_network_learns_what_the_pool_has() -> None:
     made = bank(120)
     members, others = made.stress_sets(0)
     assert made.recipe.stress.images == 500 and made.by_heart == len(members) == len(others) == 73
+
+
+def test_an_image_that_is_there_twice_is_in_the_pool_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies would be a network's members and non-members at once."""
+    again = labelled(60, 0).subset(torch.arange(120) % 60)
+    monkeypatch.setattr("ensemble.privacy.study.bank.load_images", lambda *_, **__: again)
+    assert len(Bank(parse_leakage_recipe(RECIPE)).pool) == 60

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -312,13 +314,23 @@ def test_what_two_sets_share_is_left_out_or_refused() -> None:
     assert said == [
         "5 members and 5 non-members that are in both", "30 reference images that are in either",
     ]  # fmt: skip
-    again = LabelledImages(torch.cat([few.images, a.images[:1]]), torch.zeros(106, dtype=torch.long), CARD.class_names)
-    assert apart(a.subset(slice(6, 7)), a, again)[3] == [
-        "5 members and 6 non-members that are in both", "1 reference image that is in either",
+    assert apart(a.subset(slice(6, 7)), a, few)[3] == [
+        "5 members and 5 non-members that are in both", "1 reference image that is in either",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="--members, --non-members: 90 members and 90 non-members are in both"):
         apart(None, a, a.subset(slice(90)))
     assert apart(a, None, None) == (a, None, None, [])
+
+
+def test_an_image_that_is_there_twice_counts_once() -> None:
+    """Else a network of the recipe could learn the one and not the other, and an interval count both."""
+    a, b, c = (labelled(textured(100, seed), seed) for seed in (1, 2, 3))
+    twice = replace(a, images=a.images.repeat(2, 1, 1, 1), labels=a.labels.repeat(2))
+    more = replace(b, images=b.images[[*range(100), 7]], labels=b.labels[[*range(100), 7]])
+    reference, members, others, said = apart(twice, more, c)
+    assert reference is not None and members is not None and others is not None
+    assert torch.equal(members.images, b.images) and torch.equal(reference.images, a.images) and others is c
+    assert said == ["1 member that repeats another", "100 reference images that repeat another"]
 
 
 def test_below_chance_is_no_all_clear() -> None:

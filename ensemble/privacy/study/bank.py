@@ -13,6 +13,7 @@ from torch import nn
 from ensemble.data.labelled import LabelledImages, check_same_classes, load_images
 from ensemble.machine.rng import generator
 from ensemble.privacy.moments import bn_layers
+from ensemble.privacy.overlap import once
 from ensemble.privacy.study.canaries import mislabelled
 from ensemble.privacy.study.recipe import LeakageRecipe
 from ensemble.privacy.training import learned
@@ -64,7 +65,7 @@ class Bank:
 
     @cached_property
     def _drawn(self) -> tuple[LabelledImages, torch.Tensor]:
-        found = load_images(self.recipe.data.path, self.recipe.data.train, self.size, at_most=self.recipe.pool)
+        found = once(load_images(self.recipe.data.path, self.recipe.data.train, self.size, at_most=self.recipe.pool))
         return mislabelled(self._shuffled(found, "pool"), self.recipe.canaries, self.recipe.seed)
 
     @property
