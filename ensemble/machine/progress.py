@@ -23,7 +23,7 @@ class ProgressReporter(Protocol):
     """What shows a run's progress. `close` ends the display and may be called at any time, also twice."""
 
     def start(self, total: int, resumed_at: int = 0) -> None:
-        """The run has `total` steps, of which the first `resumed_at` were done before."""
+        """Begins anew with `total` steps, of which the first `resumed_at` were done before, and without values."""
 
     def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Step `step`, counted from 0, is done; `values` only where this step was recorded."""
@@ -118,6 +118,7 @@ class PlainProgress:
 
     def start(self, total: int, resumed_at: int = 0) -> None:
         self._total, self._done, self._shown = total, resumed_at, resumed_at
+        self._values = {}
         self._shown_at = time.monotonic()
         if resumed_at:
             self.message(f"resumed at step {resumed_at} of {total}")
@@ -172,7 +173,7 @@ class TerminalProgress:
         self._task = self._progress.add_task("", total=None, losses="", visible=False)
 
     def start(self, total: int, resumed_at: int = 0) -> None:
-        self._progress.reset(self._task, total=total, completed=resumed_at, visible=True)
+        self._progress.reset(self._task, total=total, completed=resumed_at, visible=True, losses="")
         self._progress.start()
         if resumed_at:
             self.message(f"resumed at step {resumed_at} of {total}")
@@ -206,6 +207,7 @@ class NotebookProgress:
 
     def start(self, total: int, resumed_at: int = 0) -> None:
         self._total, self._done, self._began_at_step = total, resumed_at, resumed_at
+        self._values = {}
         self._began = time.monotonic()
         self._show()
 

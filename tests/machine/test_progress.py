@@ -135,3 +135,22 @@ def test_values_of_an_earlier_step_are_told_as_such() -> None:
     first, second = stream.getvalue().splitlines()
     assert first.endswith("loss 0.5") and "at step" not in first
     assert second.endswith("at step 1:  loss 0.5")
+
+
+def test_a_new_start_forgets_the_values_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search's last metric is not that of its confirmation."""
+    handle, display = Handle(), types.ModuleType("IPython.display")
+    display.HTML, display.display = str, lambda text, display_id: handle
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    plain, terminal = io.StringIO(), io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=120, color_system=None)
+    for reporter in (PlainProgress(plain, interval=0.0), TerminalProgress(console), NotebookProgress(interval=0)):
+        reporter.start(12)
+        reporter.step(11, {"metric": 30.77})
+        reporter.start(8)
+        reporter.step(1)
+        reporter.close()
+    assert "metric" not in plain.getvalue().splitlines()[-1]
+    assert "metric" not in next(line for line in reversed(terminal.getvalue().splitlines()) if "2/8" in line)
+    assert "metric" not in handle.shown
