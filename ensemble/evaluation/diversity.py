@@ -31,4 +31,4 @@ def diversity(features: Features, labels: np.ndarray | torch.Tensor) -> float:
         pairs += len(group) * (len(group) - 1) // 2
     if not pairs:
         raise ValueError("diversity needs a class with at least two images")
-    return float(1 - cosines / pairs)
+    return float(max(1 - cosines / pairs, 0.0))  # repeated images can round below it

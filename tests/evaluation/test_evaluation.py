@@ -386,6 +386,11 @@ def test_diversity_by_hand():
     assert diversity(np.ones((4, 3)), torch.zeros(4)) == pytest.approx(0)
 
 
+def test_diversity_of_repeated_images_is_not_below_zero():
+    rows = np.random.default_rng(0).random((50, 64))
+    assert all(0 <= diversity(np.repeat(row[None], 6, 0), np.zeros(6)) < 1e-12 for row in rows)
+
+
 def test_diversity_against_loops():
     x, labels = points(13, 12, 4), np.arange(12) % 3
     pairs = [(i, j) for i in range(12) for j in range(i) if labels[i] == labels[j]]
