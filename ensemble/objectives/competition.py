@@ -40,6 +40,10 @@ class Competition(TeacherTerm, kind="competition"):
     temperature: PositiveFloat = 3.0
     """T, of both networks."""
 
+    @property
+    def falls(self) -> bool:
+        return self.divergence != "masked"  # an image on which they part leaves the sum, which rises by it
+
     def check(self, teachers: Sequence[Profile]) -> None:
         first = teachers[0].card
         for teacher in teachers:

@@ -129,6 +129,11 @@ class TeacherTerm(Objective):
         """Whether it asks how far batches of real images are from a layer's statistics."""
         return False
 
+    @property
+    def falls(self) -> bool:
+        """Whether its loss at the end, beside that of the first step, says how well it went."""
+        return True
+
     def reads(self, teacher: Profile) -> bool:
         """Whether it is asked about that one: about a student only where it compares."""
         return self.compares or not teacher.student

@@ -154,8 +154,11 @@ def _acting(plan: Plan, trial: int) -> list[str]:
 
 def _comparable(plan: Plan, first: Mapping[str, float]) -> dict[str, float]:
     """The losses of a first step that can be compared with those at the end, where all teachers are read."""
-    kept = {key: value for key, value in first.items() if key != "prior" and not key.endswith("/accuracy")}
-    if not {*plan.names} <= {key.rpartition("/")[0] for key in first}:
+    terms = zip(plan.formulation.names, plan.formulation.teacher_terms, strict=True)
+    rising = {name for name, term in terms if not term.falls}
+    left_out = {"accuracy", *rising}
+    kept = {key: value for key, value in first.items() if key != "prior" and key.rpartition("/")[2] not in left_out}
+    if rising or not {*plan.names} <= {key.rpartition("/")[0] for key in first}:
         kept.pop("loss", None)
     return kept
 
