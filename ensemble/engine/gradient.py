@@ -44,14 +44,17 @@ class Record:
     """(N,) each image's own part of the loss; None where a term or a prior ties images together."""
     per_teacher: torch.Tensor
     """(acting teachers, terms + 1): each term unweighted, then the accuracy."""
+    students: frozenset[str] = frozenset()
+    """Networks that do not teach: no term is a loss of theirs."""
     unread: frozenset[str] = frozenset()
-    """Teachers whose passes stopped before they said anything: they have no accuracy."""
+    """Networks whose passes stopped before they said anything: they have no accuracy."""
 
     def values(self) -> dict[str, float]:
-        """`loss`, `prior`, `<teacher>/<term>` (unweighted) and, but of the unread, `<teacher>/accuracy`."""
+        """`loss`, `prior`, `<teacher>/<term>` (unweighted) and, but of the unread, `<network>/accuracy`."""
         result = {"loss": float(self.total), "prior": float(self.prior)}
         for name, (*losses, accuracy) in zip(self.names, self.per_teacher.tolist(), strict=True):
-            result |= {f"{name}/{term}": value for term, value in zip(self.terms, losses, strict=True)}
+            if name not in self.students:
+                result |= {f"{name}/{term}": value for term, value in zip(self.terms, losses, strict=True)}
             if name not in self.unread:
                 result[f"{name}/accuracy"] = accuracy
         return result
@@ -356,8 +359,11 @@ class EnsembleLoss:
         zero = torch.zeros_like(total)
         parts_alone = [part for part in alone if part is not None]
         per_image = torch.stack(parts_alone).sum(0) if len(parts_alone) == len(alone) else None
+        students = frozenset(self.members[t].name for t in weights if self.members[t].profile.student)
         unread = frozenset(self.members[t].name for t in weights if self.members[t].profile.stops)
-        return Record(total.detach(), zero, names, self.formulation.names, per_image, per_teacher, unread), at_sums
+        terms = self.formulation.names
+        record = Record(total.detach(), zero, names, terms, per_image, per_teacher, students, unread)
+        return record, at_sums
 
     def _prior(self, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.formulation.priors:

@@ -74,7 +74,7 @@ def test_the_gradient_is_plain_torchs(student: object, cells: list[Cell], option
         expected = plain(view, network, weights)
         assert float((gradient - expected).norm() / expected.norm()) < 1e-9
         values = record.values()
-        assert values["t2/bn_matching"] == values["t2/cross_entropy"] == values["t2/competition"] == 0
+        assert {key for key in values if key.startswith("t2/")} == {"t2/accuracy"}
         assert 0 <= values["t2/accuracy"] <= 1
 
 
