@@ -243,7 +243,7 @@ class _Trial:
             return
         x = inputs[0] if inputs else None
         if not isinstance(x, torch.Tensor) or x.ndim < 2 or not x.is_floating_point():
-            self.trouble = "its input is no tensor (N, C, ...) of floating-point numbers"
+            self.trouble = "its input is no tensor (N, C, ...) of floating-point numbers, or passed by its name"
             return
         if x.numel() % self.images:
             self.trouble = "its input does not grow with the batch"
