@@ -71,6 +71,8 @@ class Soft(Lesson):
     hard_weight: NonNegativeFloat = 0.0
 
     def rules(self) -> Iterator[str]:
+        if len({*self.teachers}) < len(self.teachers):
+            yield "teachers: one is named twice and would count once; name each once"
         if self.divergence == "mse" and not self.scale:
             yield "scale: there is no T² in a squared difference; leave it out, or take divergence kl"
 

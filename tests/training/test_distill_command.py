@@ -403,6 +403,7 @@ def test_a_folder_of_a_training_run_is_not_ours(
         (["--set", "schedule.batch_size=21", "--test", "nowhere"], "set schedule.batch_size to 20 or less"),
         (["--set", "schedule.label_smoothing=0.1"], "schedule.label_smoothing: soft labels are not smoothed; leave"),
         (["--set", "lesson.divergence=mse", "--set", "lesson.scale=false"], "lesson.scale: there is no T² in a"),
+        (["--labels", "stored", "--teacher", "one", "--teacher", "one"], "lesson.teachers: one is named twice"),
         (["--set", "epochs=2"], "epochs: unknown key; did you mean 'schedule.epochs'?"),
         (["--set", "lesson.temprature=2"], "lesson.temprature: unknown key; did you mean 'temperature'?"),
         (["--set", "augmentation={mixup: 1, cutmix: 1}"], "mixup and cutmix exclude each other"),
