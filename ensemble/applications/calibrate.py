@@ -46,7 +46,7 @@ def arguments(p: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """What can be refused is refused before the images are read."""
+    """A file, a number or a network that cannot be taken is refused before the images are read."""
     file = file_of(options, ".safetensors")
     if options.images < 2:
         raise ValueError(f"--images {options.images}: give at least two, a thousand are plenty")
