@@ -12,7 +12,7 @@ from models._convention import (
     network_logits,
 )
 from models._loading import NETWORK, WeightsFile, fit, sha256
-from models._plugins import add_plugin_table, load_entry_points, load_plugin, plugin_digests
+from models._plugins import add_plugin_table, load_entry_points, load_plugin
 from models._registry import create_model, files_of, list_models, model_card, untrained_model
 from models._spec import ModelSpec, parse_spec
 from models._table import register_model
@@ -47,7 +47,6 @@ __all__ = [
     "network_input",
     "network_logits",
     "parse_spec",
-    "plugin_digests",
     "reason_of",
     "register_model",
     "retold",

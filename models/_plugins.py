@@ -18,7 +18,6 @@ GROUP = "ensemble_inversion.models"
 
 _tables: list[Callable[[], AbstractContextManager[set[str]]]] = [undone_on_error]
 _loaded_files: dict[str, tuple[str, ...]] = {}
-_digests: dict[str, str] = {}
 _loaded_entry_points: set[str] = set()
 
 
@@ -42,8 +41,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     path = Path(os.path.expanduser(path)).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"plugin {path} {'is not a .py file' if path.exists() else 'does not exist'}")
-    text = path.read_bytes()
-    digest = hashlib.sha256(str(path).encode() + b"\0" + text).hexdigest()[:16]
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
     module_name = f"_plugin_{path.stem}_{digest}"
     if module_name in _loaded_files:
         return _loaded_files[module_name]
@@ -58,13 +56,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
         del sys.modules[module_name]
         raise ValueError(f"plugin {path}{_line(error, path)}: {type(error).__name__}: {_text(error)}") from error
     _loaded_files[module_name] = tuple(name for names in registered for name in sorted(names))
-    _digests[path.name] = hashlib.sha256(text).hexdigest()[:16]
     return _loaded_files[module_name]
-
-
-def plugin_digests() -> dict[str, str]:
-    """The first 16 digits of the SHA-256 of each file that was loaded, by its name, as it was when it last ran."""
-    return dict(_digests)
 
 
 def load_entry_points() -> None:

@@ -15,7 +15,7 @@ from ensemble.image.files import is_picture
 from ensemble.machine.files import user_path
 from ensemble.recipe import Runtime
 from ensemble.teachers.kernels.build import library
-from models import plugin_digests, sha256
+from models import sha256
 
 NOT_THE_IMAGES = ("runtime", "checkpoint", "record_every", "verifiers")
 """Parts of a recipe that do not decide which images come out."""
@@ -49,10 +49,9 @@ class Origin:
     def notes(self, now: Origin, what: str, runtime: Runtime) -> list[str]:
         """What the user should know before `what` goes on with other versions, or on another number of ranks."""
         found = []
-        names = changed(self.versions, now.versions)
-        others = [f"{name} {self.versions[name]} -> {now.versions[name]}" for name in names]
+        others = [f"{k} {self.versions.get(k)} -> {v}" for k, v in now.versions.items() if self.versions.get(k) != v]
         if others:
-            found.append(f"the {what} began with other versions, its images may differ: {', '.join(others)}")
+            found.append(f"the {what} began with other versions, its images may differ in bits: {', '.join(others)}")
         if runtime.reproducible == "placement" and now.ranks != self.ranks:
             found.append(
                 f"the {what} began on {self.ranks} ranks a batch and goes on on {now.ranks}: its images are those of "
@@ -85,8 +84,7 @@ def _digest(path: Path) -> str:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Versions of what decides the images, down to the compiled kernel where the device is a CPU, and the digests of
-    plugins' files: a network's code is in them, and no digest of its weights tells."""
+    """Versions of what decides the images, down to the compiled kernel where the device is a CPU."""
     found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "timm", "numpy", "ensemble-inversion"):
         try:
@@ -96,4 +94,4 @@ def versions(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":
         kernel = library()
         found["kernel"] = Path(kernel._name).stem if kernel is not None else "none"
-    return found | {f"plugin {name}": digest for name, digest in plugin_digests().items()}
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,9 @@ from ensemble.image.maco import Maco
 from ensemble.image.start import FromFolder, FromImage
 from ensemble.machine.progress import SilentProgress
 from ensemble.objectives.activation import Activation
-from ensemble.recipe import Runtime
 from ensemble.runs.dataset_job import dataset_job
-from ensemble.runs.origin import Origin, file_digests, versions
-from models import create_model, files_of, load_plugin
+from ensemble.runs.origin import Origin, file_digests
+from models import create_model, files_of
 
 SHORT = {"iterations": 2, "progress": False, "device": "cpu", "precision": "fp32"}
 
@@ -182,16 +180,3 @@ def test_a_finished_dataset_is_known_by_its_files(change: str, tmp_path: Path) -
 
 def test_a_file_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
     assert list(file_digests([str(tmp_path / "card.yaml")]).values()) == ["not there"]
-
-
-def test_a_plugin_whose_file_has_changed_is_told(tmp_path: Path) -> None:
-    """Its networks' code is in no digest of their weights."""
-    file = tmp_path / "mine.py"
-    file.write_text("width = 1\n")
-    load_plugin(file)
-    began = Origin({}, versions(torch.device("cpu")), 1)
-    assert not began.notes(replace(began, versions=versions(torch.device("cpu"))), "run", Runtime())
-    file.write_text("width = 2\n")
-    load_plugin(file)
-    (note,) = began.notes(replace(began, versions=versions(torch.device("cpu"))), "run", Runtime())
-    assert note.startswith("the run began with other versions") and "plugin mine.py " in note
