@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
 
@@ -27,13 +27,14 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
     said = []
     given = (("members", members), ("non-members", others), ("reference images", reference))
     found = {name: data for name, data in given if data is not None}
+    keys = {}
     for name, data in found.items():
-        found[name] = once(data)
-        if repeated := len(data) - len(found[name]):
+        first = _first(data)
+        found[name], keys[name] = _only(data, first), [*first]
+        if repeated := len(data) - len(first):
             which = plural(repeated, name.removesuffix("s"))
             said.append(f"{which} that {'repeats' if repeated == 1 else 'repeat'} another")
-    reference = found.pop("reference images", None)
-    keys = {name: list(_keys(data)) for name, data in found.items()}
+    reference, own = found.pop("reference images", None), keys.pop("reference images", [])
     if len(found) == 2:
         both = set(keys["members"]) & set(keys["non-members"])
         twice = f"{plural(len(both), 'member')} and {plural(len(both), 'non-member')}"
@@ -43,7 +44,7 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
             said.append(f"{twice} that are in both")
             found = {name: _without(data, keys[name], both) for name, data in found.items()}
     if reference is not None and found:
-        own, known = list(_keys(reference)), set().union(*keys.values())
+        known = set().union(*keys.values())
         if shared := sum(key in known for key in own):
             said.append(f"{plural(shared, 'reference image')} that {'is' if shared == 1 else 'are'} in either")
             reference = _without(reference, own, known)
@@ -52,14 +53,19 @@ def apart(reference: Images, members: Images, others: Images) -> tuple[Images, I
 
 def once(data: LabelledImages) -> LabelledImages:
     """The first of each image: of one that is there twice a network may learn the one and not the other."""
+    return _only(data, _first(data))
+
+
+def _first(data: LabelledImages) -> dict[bytes, int]:
+    """Where each image stands first, by its digest, in their order."""
     first: dict[bytes, int] = {}
-    for i, key in enumerate(_keys(data)):
-        first.setdefault(key, i)
+    for i, image in enumerate(data.images):
+        first.setdefault(hashlib.sha256(image.contiguous().numpy()).digest(), i)
+    return first
+
+
+def _only(data: LabelledImages, first: Mapping[bytes, int]) -> LabelledImages:
     return data if len(first) == len(data) else data.subset(torch.tensor([*first.values()]))
-
-
-def _keys(data: LabelledImages) -> Iterator[bytes]:
-    return (hashlib.sha256(image.contiguous().numpy()).digest() for image in data.images)
 
 
 def _without(data: LabelledImages, keys: list[bytes], left_out: set[bytes]) -> LabelledImages:
