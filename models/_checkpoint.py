@@ -245,8 +245,8 @@ def check_values(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 def unfit_values(key: str, value: torch.Tensor) -> str | None:
-    """What no network can work with among a tensor's values in fp32: NaN, infinite ones, variances below 0."""
-    if not value.is_floating_point():
+    """What no network can work with among a plain tensor's values in fp32: NaN, infinite ones, variances below 0."""
+    if not value.is_floating_point() or _unusual(value) is not None:
         return None
     if not (finite := value.float().isfinite()).all():
         bad = value.float()[~finite]

@@ -78,8 +78,8 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
-        held = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
-        such = f", such as {path / held[0]}" if held else ""
+        held = [file for suffix in WEIGHTS_SUFFIXES for file in sorted(path.glob(f"*{suffix}"))]
+        such = f", such as {held[0]}" if held else ""
         raise ValueError(f"weights file {path} is a folder; give a file in it{such}")
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")

@@ -365,6 +365,12 @@ def test_a_mask_of_minus_infinity_is_no_damage() -> None:
     assert usable("net", net) is net
 
 
+def test_a_sparse_weight_is_taken() -> None:
+    net = plain()
+    net[1].weight = nn.Parameter(net[1].weight.detach().to_sparse())
+    assert usable("net", net) is net
+
+
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_probabilities_are_told_from_logits(classes: int, dtype: torch.dtype) -> None:

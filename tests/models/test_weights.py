@@ -180,7 +180,7 @@ def test_no_weights_files(tmp_path: Path, name: str, content: bytes | None, mess
 def test_a_folder_for_a_weights_file_is_told_with_a_file_in_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a folder; give a file in it$"):
         create_model(f"resnet20_cifar@{tmp_path}")
-    for name in ("a.txt", "weights.safetensors"):
+    for name in ("a.txt", "checkpoint.pt", "weights.safetensors"):  # as training leaves them
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"is a folder; give a file in it, such as {tmp_path}/weights.safetensors$"):
         create_model(f"resnet20_cifar@{tmp_path}")
