@@ -130,7 +130,7 @@ class Teacher:
             self.statistics.calibrate(levels)
         self.channels = 0 if self.statistics is None else len(self.statistics.mean)
         with torch.no_grad():
-            self.observe(self._examples()[0])
+            self.observe(self._examples()[0])  # so that it refuses before the run what differs from one image
 
     def _examples(self) -> list[torch.Tensor]:
         """Batches of two views: noise around grey, and noise of all grey levels."""
